@@ -1,0 +1,108 @@
+//! What a processor backend is: the contract between a machine and whatever executes its guest.
+//!
+//! ```text
+//!   vmm ── run(&dyn Io) ──> Vcpu          a callback for I/O: the processor never stops in the
+//!       <── Exit ──────────               middle of an instruction; a value for leaving the loop
+//!   any thread ── kick() ──> Kick         makes the current or the next run return Kicked
+//! ```
+//!
+//! [`Vcpu::run`] returns for reasons that somebody else has to decide about. Everything that the
+//! guest can do to devices arrives through [`Io`] on the processor's own thread. A guest that
+//! misbehaves is a value ([`Exit`]); a host that fails is an error ([`CpuError`]).
+//!
+//! No backend lives here, and this crate must never learn what a bus or a device is.
+//! Start reading at [`Vcpu`].
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use umbra_slots::Gpa;
+use umbra_x86::state::CpuState;
+
+/// The machine around a processor, as the processor sees it: addresses and bytes.
+///
+/// Called on the thread that is inside [`Vcpu::run`]. `data` is 1, 2, 4 or 8 bytes for memory and
+/// 1, 2 or 4 for ports, little endian, and may cross the end of a device: splitting is the
+/// callee's business.
+pub trait Io: Sync {
+    /// Reads guest-physical memory that is no RAM.
+    fn mmio_read(&self, gpa: Gpa, data: &mut [u8]);
+    /// Writes guest-physical memory that is no RAM, or is read-only.
+    fn mmio_write(&self, gpa: Gpa, data: &[u8]);
+    /// Reads a port.
+    fn port_read(&self, port: u16, data: &mut [u8]);
+    /// Writes a port.
+    fn port_write(&self, port: u16, data: &[u8]);
+}
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Exit {
+    /// Somebody called [`Kick::kick`].
+    Kicked,
+    /// The guest can make no progress any more (a triple fault; SDM vol. 3, 6.15).
+    Shutdown(Box<Crash>),
+}
+
+/// What is known about a guest that shut itself down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// Which exceptions led there, in words.
+    pub reason: String,
+    /// The registers at the instruction that could not be completed.
+    pub state: CpuState,
+    /// The last walk of the guest's page tables, one line a level, outermost first.
+    pub walk: Vec<String>,
+}
+
+/// The host or the backend failed; the guest is not to blame.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// The backend cannot work on this host.
+    #[error("the {backend} processor cannot run here: {reason}")]
+    Unsupported {
+        /// Which backend.
+        backend: &'static str,
+        /// What it lacks and what to do about it.
+        reason: String,
+    },
+    /// A system call of the host failed.
+    #[error("{call} failed")]
+    Host {
+        /// The call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// One virtual processor. It belongs to the thread that runs it.
+pub trait Vcpu: Send {
+    /// Executes the guest until something has to be decided outside.
+    ///
+    /// Blocks while the guest is halted. A [`Kick`] that came before the call, with no run in
+    /// progress, makes it return [`Exit::Kicked`] at once; one kick ends one run.
+    fn run(&mut self, io: &dyn Io) -> Result<Exit, CpuError>;
+
+    /// Returns the registers. Only between runs.
+    fn state(&self) -> CpuState;
+
+    /// Replaces the registers. Only between runs; what is not part of [`CpuState`] keeps its value.
+    fn set_state(&mut self, state: &CpuState) -> Result<(), CpuError>;
+
+    /// Returns the handle by which other threads interrupt [`Vcpu::run`].
+    fn kick_handle(&self) -> Arc<dyn Kick>;
+
+    /// Returns counters, named, for people to read.
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+/// Interrupts a run from another thread.
+pub trait Kick: Send + Sync {
+    /// Makes the run in progress, or else the next one, return [`Exit::Kicked`]. Never blocks.
+    fn kick(&self);
+}

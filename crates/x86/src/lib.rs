@@ -1,0 +1,49 @@
+//! The x86 manuals as types: control bits, page-table bits, exceptions, model-specific registers,
+//! and the architectural state of one processor. No behaviour.
+//!
+//! Names are those of the Intel SDM; each module says which chapter it transcribes. This crate
+//! knows no other crate of the workspace and must stay that way: it is the vocabulary in which
+//! the others talk to each other.
+//!
+//! Start reading at [`state::CpuState`].
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod cpuid;
+pub mod exception;
+pub mod msr;
+pub mod pte;
+pub mod state;
+
+pub use control::{cr0, cr4, efer, rflags};
+pub use exception::{Exception, PageFaultError, vector};
+
+use std::fmt;
+
+/// A guest linear address (SDM vol. 3, 3.1: after segmentation, before paging).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gva(pub u64);
+
+impl Gva {
+    /// Returns the address of the 4 KiB page that holds this address.
+    pub const fn page(self) -> Gva {
+        Gva(self.0 & !0xfff)
+    }
+
+    /// Returns the offset of this address in its 4 KiB page.
+    pub const fn page_offset(self) -> u64 {
+        self.0 & 0xfff
+    }
+}
+
+impl fmt::Display for Gva {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x}", self.0)
+    }
+}
+
+impl fmt::LowerHex for Gva {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::LowerHex::fmt(&self.0, f)
+    }
+}
