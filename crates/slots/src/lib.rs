@@ -1,6 +1,44 @@
 //! The guest-physical map: RAM slots, I/O windows, the generation, the dirty log.
-#![forbid(unsafe_code)]
+//!
+//! ```text
+//!   AddressSpace ── load() ──> Snapshot (immutable): sorted slots + generation
+//!        │                        └─ resolve(gpa) -> Ram | Io | Nothing
+//!        └─ update(|editor| …)    one publication: generation + 1, one atomic swap
+//!              listeners are shown the change before and after the swap
+//!              and say what must still be waited for (Stale)
+//! ```
+//!
+//! This crate owns [the generation](Generation). Every change of the map is one call of
+//! [`AddressSpace::update`], which is the only place that advances it; a change of the device bus
+//! is a change of this map. Slots, windows and generation travel in one object, so an answer
+//! cannot carry the number of another map than the one it came from (rules R5, R6, R7).
+//!
+//! It knows that I/O windows exist ([`IoId`]), never what a device is, and knows no other crate
+//! of the workspace. Start reading at [`AddressSpace`].
+#![deny(unsafe_code)]
 
 mod addr;
+mod advise;
+mod dirty;
+mod editor;
+mod error;
+mod listener;
+mod ram;
+mod range;
+mod slot;
+mod snapshot;
+mod space;
 
 pub use addr::{Generation, Gfn, Gpa, IoId};
+pub use dirty::{DirtyLog, DirtyPages, DirtyRef};
+pub use editor::Editor;
+pub use error::{AccessError, RamError, SlotError};
+pub use listener::{Change, Listener, Wait};
+pub use ram::{HugePages, RamOptions, RamRegion};
+pub use range::GpaRange;
+pub use slot::{Backing, Flags, Slot, SlotId};
+pub use snapshot::{GuestMemory, RamTarget, Snapshot, Target};
+pub use space::{AddressSpace, Guard, Hold, Options, Stale, Updated};
+
+#[cfg(test)]
+mod tests;

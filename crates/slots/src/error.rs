@@ -1,0 +1,105 @@
+//! What can be wrong with a change of the map, with RAM, or with an access.
+
+use crate::{Gpa, GpaRange, SlotId};
+
+/// Why a change of the map was refused. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SlotError {
+    /// The range shares an address with another slot.
+    #[error("{range} overlaps slot {with} at {taken}")]
+    Overlap {
+        /// The range that was asked for.
+        range: GpaRange,
+        /// The slot that is there already.
+        with: SlotId,
+        /// Its range.
+        taken: GpaRange,
+    },
+    /// RAM begins and ends on 4 KiB borders.
+    #[error("{what} {value:#x} is not a multiple of 4 KiB")]
+    Misaligned {
+        /// Which argument.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The range is empty or reaches past the 52-bit physical address space.
+    #[error("{len:#x} bytes at {start} are no range of physical addresses")]
+    BadRange {
+        /// First address.
+        start: Gpa,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// The map holds as many slots as it may.
+    #[error("the map holds {max} slots already")]
+    TooMany {
+        /// The limit.
+        max: usize,
+    },
+    /// No such slot.
+    #[error("there is no slot {0}")]
+    NoSuchSlot(SlotId),
+    /// The operation is for RAM only.
+    #[error("slot {0} is an I/O window, not RAM")]
+    NotRam(SlotId),
+    /// The slot would reach past the end of its region.
+    #[error("{len:#x} bytes from {offset:#x} reach past a region of {region_len:#x} bytes")]
+    OutsideRegion {
+        /// Offset in the region.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// Size of the region.
+        region_len: u64,
+    },
+    /// The host would not map a part of the region.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+}
+
+/// Why guest RAM could not be had from the host.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RamError {
+    /// The length is zero, no multiple of the page size, or beyond what this process can map.
+    #[error("{len:#x} bytes is no size for RAM with pages of {page:#x} bytes")]
+    BadLength {
+        /// Bytes asked for.
+        len: u64,
+        /// The page size that it must be a multiple of.
+        page: u64,
+    },
+    /// A system call failed.
+    #[error("{call} failed for {len:#x} bytes of guest RAM")]
+    Host {
+        /// Which call.
+        call: &'static str,
+        /// Bytes asked for.
+        len: u64,
+        /// Its error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The region could not be mapped.
+    #[error("mapping {len:#x} bytes of guest RAM failed")]
+    Map {
+        /// Bytes asked for.
+        len: u64,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
+}
+
+/// Why bytes of guest memory could not be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    /// There is no RAM at the address.
+    #[error("there is no RAM at {0}")]
+    NotRam(Gpa),
+    /// The RAM at the address cannot be written.
+    #[error("the RAM at {0} is read-only")]
+    ReadOnly(Gpa),
+}

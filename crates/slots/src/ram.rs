@@ -1,0 +1,178 @@
+//! Guest RAM: a memfd mapped shared, so that other processes can be given it.
+
+use std::fs::File;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, MmapRegion};
+
+use crate::{DirtyLog, RamError, advise};
+
+/// What kind of host pages hold guest RAM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// The host's base pages.
+    #[default]
+    No,
+    /// Base pages, with the advice to use transparent huge pages; the host may ignore it.
+    Transparent,
+    /// 2 MiB pages of hugetlbfs; fails if the host has reserved too few.
+    Hugetlbfs,
+}
+
+/// How to make a [`RamRegion`].
+#[derive(Clone, Copy, Debug)]
+pub struct RamOptions {
+    /// Bytes; a multiple of the page size that `huge` implies.
+    pub len: u64,
+    /// What host pages to use.
+    pub huge: HugePages,
+    /// Takes all memory now instead of at the first touch; too little memory is then an error
+    /// here and not a SIGBUS later.
+    pub prefault: bool,
+}
+
+/// A piece of guest RAM: host memory behind a file descriptor, mapped once.
+///
+/// Lives as long as some snapshot, or some user, holds its `Arc`.
+#[derive(Debug)]
+pub struct RamRegion {
+    map: Arc<MmapRegion<DirtyLog>>,
+    file: FileOffset,
+    huge: HugePages,
+}
+
+impl RamRegion {
+    /// Takes memory from the host. It reads as zeros.
+    ///
+    /// # Errors
+    /// If the length does not fit the page size, or the host refuses.
+    pub fn new(options: RamOptions) -> Result<Arc<Self>, RamError> {
+        let RamOptions {
+            len,
+            huge,
+            prefault,
+        } = options;
+        let size = checked_size(len, huge)?;
+        let file = FileOffset::new(memory_file(len, huge, prefault)?, 0);
+        let map = map(&file, size, prefault, huge, DirtyLog::new(size))?;
+        if huge == HugePages::Transparent {
+            // Advice that the host does not take is no failure: the guest runs on small pages.
+            if let Err(error) = advise::huge_pages(&map) {
+                tracing::debug!(%error, "no transparent huge pages for guest RAM");
+            }
+        }
+        Ok(Arc::new(Self { map, file, huge }))
+    }
+
+    /// Returns the number of bytes; never zero.
+    #[allow(clippy::len_without_is_empty, reason = "a region is never empty")]
+    pub fn len(&self) -> u64 {
+        self.map.size() as u64
+    }
+
+    /// Returns the file that holds the memory, to be shared with another process. Offset 0 of the
+    /// region is offset 0 of the file.
+    pub fn file(&self) -> &File {
+        self.file.file()
+    }
+
+    /// Returns the host address of the byte at `offset`. Offset 0 is aligned to a host page.
+    ///
+    /// # Panics
+    /// If `offset` is outside the region.
+    pub fn host_addr(&self, offset: u64) -> NonNull<u8> {
+        assert!(offset < self.len(), "offset {offset:#x} outside the region");
+        NonNull::new(self.map.as_ptr().wrapping_add(offset as usize))
+            .expect("a mapping never holds address 0")
+    }
+
+    /// Returns the dirty bits of the region.
+    pub fn dirty(&self) -> &DirtyLog {
+        self.map.bitmap()
+    }
+
+    /// Returns the mapping.
+    pub(crate) fn map(&self) -> &Arc<MmapRegion<DirtyLog>> {
+        &self.map
+    }
+
+    /// Returns a part of the region as a mapping of its own; the whole region is the mapping that
+    /// exists already.
+    pub(crate) fn view(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> Result<Arc<MmapRegion<DirtyLog>>, RamError> {
+        if offset == 0 && len == self.len() {
+            return Ok(self.map.clone());
+        }
+        let file = FileOffset::from_arc(self.file.arc().clone(), offset);
+        let log = self.dirty().at_offset(offset as usize);
+        map(&file, len as usize, false, self.huge, log)
+    }
+}
+
+fn checked_size(len: u64, huge: HugePages) -> Result<usize, RamError> {
+    let page = match huge {
+        HugePages::No | HugePages::Transparent => 0x1000,
+        HugePages::Hugetlbfs => 0x20_0000,
+    };
+    match usize::try_from(len) {
+        Ok(size) if len != 0 && len.is_multiple_of(page) && len < 1 << 52 => Ok(size),
+        _ => Err(RamError::BadLength { len, page }),
+    }
+}
+
+fn memory_file(len: u64, huge: HugePages, prefault: bool) -> Result<File, RamError> {
+    let failed = |call| {
+        move |errno: rustix::io::Errno| RamError::Host {
+            call,
+            len,
+            source: io::Error::from(errno),
+        }
+    };
+    let flags = match huge {
+        HugePages::No | HugePages::Transparent => MemfdFlags::CLOEXEC,
+        HugePages::Hugetlbfs => MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+    };
+    let file = memfd_create("guest-ram", flags).map_err(failed("memfd_create"))?;
+    ftruncate(&file, len).map_err(failed("ftruncate"))?;
+    if prefault {
+        fallocate(&file, FallocateFlags::empty(), 0, len).map_err(failed("fallocate"))?;
+    }
+    Ok(File::from(file))
+}
+
+fn map(
+    file: &FileOffset,
+    size: usize,
+    prefault: bool,
+    huge: HugePages,
+    log: DirtyLog,
+) -> Result<Arc<MmapRegion<DirtyLog>>, RamError> {
+    const PROT_READ_WRITE: i32 = 0x3;
+    const MAP_SHARED: i32 = 0x1;
+    const MAP_NORESERVE: i32 = 0x4000;
+    const MAP_POPULATE: i32 = 0x8000;
+    let flags = MAP_SHARED
+        | if prefault {
+            MAP_POPULATE
+        } else {
+            MAP_NORESERVE
+        };
+    MmapRegionBuilder::new_with_bitmap(size, log)
+        .with_mmap_prot(PROT_READ_WRITE)
+        .with_mmap_flags(flags)
+        .with_file_offset(file.clone())
+        .with_hugetlbfs(huge == HugePages::Hugetlbfs)
+        .build()
+        .map(Arc::new)
+        .map_err(|source| RamError::Map {
+            len: size as u64,
+            source,
+        })
+}
