@@ -86,9 +86,9 @@ impl Apics {
                 .get(id as usize)
                 .is_some_and(|apic| apic.receive(message));
         }
-        self.apics
-            .iter()
-            .fold(false, |any, apic| apic.receive(message) || any)
+        // Everybody listed gets it: no short circuit.
+        let accepted = self.apics.iter().filter(|apic| apic.receive(message));
+        accepted.count() > 0
     }
 
     /// Finds the listed processor with the lowest arbitration priority (SDM vol. 3, 11.6.2.4).

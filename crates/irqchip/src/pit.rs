@@ -97,7 +97,7 @@ impl Pit {
         match port {
             FIRST..CONTROL => state.counters[usize::from(port - FIRST)].read(now),
             PORT_B => {
-                let refresh = if now / REFRESH_NANOS & 1 != 0 {
+                let refresh = if (now / REFRESH_NANOS) & 1 != 0 {
                     REFRESH
                 } else {
                     0

@@ -164,11 +164,6 @@ impl Counter {
         }
     }
 
-    /// Returns the level of the gate.
-    pub fn gate(&self) -> bool {
-        self.gate
-    }
-
     /// Input clocks since the count was loaded or triggered.
     fn clocks(&self, now: u64) -> u64 {
         self.elapsed
