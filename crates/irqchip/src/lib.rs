@@ -1,1 +1,37 @@
-//! (to be written)
+//! The interrupt controllers and the timer of a PC, in software.
+//!
+//! ```text
+//!   device ──Line──┬──> Pic (two 8259A) ──INTR──┬──> LINT0 of every LocalApic
+//!                  └──> IoApic (82093AA)        └──> pin 0 of the IoApic
+//!                          │ Message                        ┌───────────────┐
+//!   device ──Msi──> Apics ─┴────────────────────────────────> LocalApic 0..n │──> processor
+//!                     ^──────────────── inter-processor ─────┘───────────────┘
+//!   Pit (8254) counter 0 ──> line 0
+//! ```
+//!
+//! A processor polls [`LocalApic::work`], one atomic load, at every block border; everything else
+//! happens under short locks. **Order of locks**: IOAPIC, then one local APIC. The 8259 pair and the
+//! 8254 release theirs before they drive an output; nobody ever holds the locks of two local APICs.
+//!
+//! This crate must not know what a processor, a bus or a machine is: registers are reached through
+//! plain functions and the traits of `vm-device`. Start reading at [`Chipset`], then [`LocalApic`].
+//!
+//! Manuals: Intel SDM vol. 3 chapter 11 (local APIC; chapter 10 before 2022), 82093AA (IOAPIC),
+//! 8259A, 8254, and the 82371 for the ports that join them.
+#![forbid(unsafe_code)]
+
+mod apic;
+mod apics;
+mod chipset;
+mod ioapic;
+mod message;
+mod pic;
+mod pit;
+
+pub use apic::{Event, LocalApic};
+pub use apics::Apics;
+pub use chipset::Chipset;
+pub use ioapic::{IoApic, PINS};
+pub use message::{Delivery, Destination, Message};
+pub use pic::Pic;
+pub use pit::Pit;

@@ -1,0 +1,42 @@
+//! The DSDT: what cannot be found by looking (ACPI 6.5, 5.2.11.1).
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, ZERO,
+};
+use acpi_tables::sdt::Sdt;
+
+use super::{OEM, OEM_REVISION, OEM_TABLE, Platform};
+
+/// What the guest writes into the sleep control register to power off (SLP_TYPx).
+pub const SLEEP_TYPE_OFF: u8 = 5;
+
+/// Makes the table.
+pub fn table(platform: &Platform) -> Sdt {
+    const HEADER: u32 = 36;
+    let mut code = Vec::new();
+    let soft_off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO, &ZERO, &ZERO]);
+    Name::new(Path::new("_S5_"), &soft_off).to_aml_bytes(&mut code);
+    if let Some((port, interrupt)) = platform.serial {
+        serial(port, interrupt, &mut code);
+    }
+    let mut table = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
+    table.append_slice(&code);
+    table
+}
+
+/// A 16550 (PNP0501) with an edge-triggered, active-high interrupt.
+fn serial(port: u16, interrupt: u32, code: &mut Vec<u8>) {
+    let ports = IO::new(port, port, 1, 8);
+    let interrupt = Interrupt::new(true, true, false, false, interrupt);
+    let resources = ResourceTemplate::new(vec![&ports, &interrupt]);
+    Device::new(
+        Path::new("_SB_.COM1"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_CRS"), &resources),
+        ],
+    )
+    .to_aml_bytes(code);
+}

@@ -1,0 +1,40 @@
+//! The FADT of a hardware-reduced machine (ACPI 6.5, 5.2.9).
+
+use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+
+use super::{OEM, OEM_REVISION, OEM_TABLE, Platform};
+
+/// IA-PC boot architecture flags (5.2.9.3): no VGA, no PCIe ASPM. No flag for a keyboard
+/// controller, which can only reset here; a CMOS clock exists, so it is not denied.
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 4;
+
+fn port(address: u16) -> GAS {
+    GAS::new(
+        AddressSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        address.into(),
+    )
+}
+
+/// Makes the table; the DSDT is at `dsdt`.
+pub fn table(platform: &Platform, dsdt: u64) -> FADT {
+    let mut table = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::Headless)
+        .flag(Flags::Wbinvd)
+        // Power and sleep buttons would be devices of the DSDT; there are none.
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    let (reset, value) = platform.reset;
+    table.iapc_boot_arch = BOOT_ARCH.into();
+    table.reset_reg = port(reset);
+    table.reset_value = value;
+    table.sleep_control_reg = port(platform.sleep_control);
+    table.sleep_status_reg = port(platform.sleep_control + 1);
+    table.finalize()
+}

@@ -1,0 +1,186 @@
+//! The ACPI tables of a hardware-reduced machine (ACPI 6.5, 4.1): RSDP, XSDT, FADT, MADT, DSDT.
+//!
+//! They lie one behind the other from [`ACPI`], the RSDP first. Everything that the machine lacks
+//! is said to be missing, so that a kernel does not look for it.
+
+mod dsdt;
+mod fadt;
+mod madt;
+
+use acpi_tables::Aml;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::xsdt::XSDT;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use crate::error::Error;
+use crate::layout::{ACPI, HIGH_RAM};
+
+const OEM: [u8; 6] = *b"UMBRA ";
+const OEM_TABLE: [u8; 8] = *b"UMBRAVM ";
+const OEM_REVISION: u32 = 1;
+
+/// What the tables describe: addresses and numbers of the machine's devices.
+#[derive(Clone, Debug)]
+pub struct Platform {
+    /// Number of processors; their local APIC ids are 0 to this less one.
+    pub cpus: u32,
+    /// Address of the local APICs.
+    pub local_apic: u32,
+    /// Address of the IOAPIC, whose pins are interrupts 0 to 23. Interrupt 0 is wired to pin 2.
+    pub ioapic: u32,
+    /// First of the eight ports of a 16550, and its interrupt.
+    pub serial: Option<(u16, u32)>,
+    /// Port of the sleep control register; the sleep status register is the next one.
+    pub sleep_control: u16,
+    /// Port of the reset register, and the value that resets.
+    pub reset: (u16, u8),
+}
+
+/// Writes the tables.
+pub fn write<M: GuestMemoryBackend>(memory: &M, platform: &Platform) -> Result<(), Error> {
+    let mut area = Area {
+        bytes: vec![0; Rsdp::len()],
+    };
+    let dsdt = area.append(&dsdt::table(platform));
+    let fadt = area.append(&fadt::table(platform, dsdt));
+    let madt = area.append(&madt::table(platform));
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = area.append(&xsdt);
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
+    area.bytes[..rsdp.len()].copy_from_slice(&rsdp);
+    debug_assert!(
+        area.bytes.len() as u64 <= HIGH_RAM - ACPI,
+        "thousands of processors fit"
+    );
+    memory
+        .write_slice(&area.bytes, GuestAddress(ACPI))
+        .map_err(Error::memory("the ACPI tables"))
+}
+
+/// The tables so far.
+struct Area {
+    bytes: Vec<u8>,
+}
+
+impl Area {
+    /// Adds a table on a 16-byte border; returns its address.
+    fn append(&mut self, table: &dyn Aml) -> u64 {
+        let start = self.bytes.len().next_multiple_of(16);
+        self.bytes.resize(start, 0);
+        table.to_aml_bytes(&mut self.bytes);
+        ACPI + start as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn platform(cpus: u32) -> Platform {
+        Platform {
+            cpus,
+            local_apic: 0xfee0_0000,
+            ioapic: 0xfec0_0000,
+            serial: Some((0x3f8, 4)),
+            sleep_control: 0x600,
+            reset: (0x602, 1),
+        }
+    }
+
+    /// Every table of a machine by its signature, found as an operating system finds it.
+    fn tables(cpus: u32) -> Vec<(String, Vec<u8>)> {
+        let memory = crate::tests::memory(2);
+        write(&memory, &platform(cpus)).unwrap();
+        let read = |at: u64, len: usize| {
+            let mut bytes = vec![0; len];
+            memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+            bytes
+        };
+        let number = |bytes: &[u8]| crate::image::le(bytes, 0, bytes.len());
+        let table = |at: u64| {
+            let len = number(&read(at + 4, 4)) as usize;
+            let bytes = read(at, len);
+            (String::from_utf8(bytes[..4].to_vec()).unwrap(), bytes)
+        };
+        let rsdp = read(ACPI, 36);
+        assert_eq!(&rsdp[..8], b"RSD PTR ");
+        assert_eq!(sum(&rsdp[..20]), 0);
+        assert_eq!(sum(&rsdp), 0);
+        let xsdt = table(number(&rsdp[24..32]));
+        let mut found: Vec<_> = xsdt.1[36..]
+            .chunks(8)
+            .map(|entry| table(number(entry)))
+            .collect();
+        let dsdt = number(&found[0].1[140..148]);
+        found.extend([table(dsdt), xsdt]);
+        found
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    fn table(cpus: u32, signature: &str) -> Vec<u8> {
+        tables(cpus)
+            .into_iter()
+            .find(|(name, _)| name == signature)
+            .unwrap()
+            .1
+    }
+
+    #[test]
+    fn every_table_is_found_and_sums_to_zero() {
+        let names: Vec<_> = tables(3)
+            .into_iter()
+            .map(|(name, bytes)| {
+                assert_eq!(sum(&bytes), 0, "{name}");
+                name
+            })
+            .collect();
+        assert_eq!(names, ["FACP", "APIC", "DSDT", "XSDT"]);
+    }
+
+    #[test]
+    fn the_madt_lists_processors_by_the_width_of_their_id() {
+        let madt = table(300, "APIC");
+        let mut kinds = [0; 16];
+        let mut at = 44;
+        while at < madt.len() {
+            kinds[usize::from(madt[at])] += 1;
+            at += usize::from(madt[at + 1]);
+        }
+        assert_eq!(at, madt.len());
+        assert_eq!(
+            (kinds[0], kinds[9]),
+            (255, 45),
+            "local APIC and local x2APIC"
+        );
+        assert_eq!(
+            (kinds[1], kinds[2]),
+            (1, 1),
+            "IOAPIC and interrupt source override"
+        );
+    }
+
+    #[test]
+    fn the_fadt_is_hardware_reduced_with_sleep_and_reset_registers() {
+        let fadt = table(1, "FACP");
+        let flags = crate::image::le(&fadt, 112, 4);
+        assert_ne!(flags & 1 << 20, 0, "HW_REDUCED_ACPI");
+        assert_ne!(flags & 1 << 10, 0, "RESET_REG_SUP");
+        assert_eq!(&fadt[116..129], &[1, 8, 0, 1, 2, 6, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(&fadt[244..256], &[1, 8, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&fadt[256..268], &[1, 8, 0, 1, 1, 6, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_dsdt_knows_soft_off_and_the_serial_port() {
+        let dsdt = table(1, "DSDT");
+        assert!(dsdt.windows(4).any(|w| w == b"_S5_"));
+        assert!(dsdt.windows(4).any(|w| w == b"COM1"));
+        assert!(dsdt.windows(2).any(|w| w == [0xf8, 0x03]));
+    }
+}
