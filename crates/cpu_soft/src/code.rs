@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 
-use crate::op::Op;
+use crate::op::{Op, stale};
 use crate::wake::Waker;
 
 /// A run of decoded instructions on one page, or one instruction across two.
@@ -116,6 +116,8 @@ impl Blocks {
             Some(_) => {
                 if let Some(block) = map.remove(key) {
                     gone(&block);
+                    // It may be executing: what follows the storing instruction must not run.
+                    block.ops.iter().for_each(|op| op.handler.set(stale));
                     *ops -= block.ops.len();
                     graveyard.push(block);
                 }

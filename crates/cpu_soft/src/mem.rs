@@ -379,8 +379,6 @@ impl Cpu {
     fn code_written(&mut self, gpa: Gpa, len: usize) {
         if let Some((page, mask)) = self.code.written(gpa.0, len as u64, &self.code_port) {
             self.drop_code(page, mask);
-            // The rest of the executing block may be stale: leave it after this instruction.
-            self.code_changed = true;
         }
     }
 

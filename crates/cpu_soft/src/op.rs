@@ -5,6 +5,8 @@
 //! the host to predict; in optimised builds that call is a jump. The last operation of a block
 //! always leaves instead: nesting is bounded by [`MAX_OPS`] even where it is a real call.
 
+use std::cell::Cell;
+
 use crate::cpu::Cpu;
 
 /// Executes one operation and everything after it in the block.
@@ -31,10 +33,11 @@ pub enum Leave {
 
 /// One decoded instruction, 32 bytes.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Op {
-    /// What executes it.
-    pub handler: Handler,
+    /// What executes it. Replaced by [`stale`] when the bytes it was decoded from are overwritten,
+    /// which may happen while the block executes.
+    pub handler: Cell<Handler>,
     /// Immediate, branch target, or return address.
     pub imm: u64,
     /// Displacement of the memory operand.
@@ -82,7 +85,7 @@ impl Op {
     pub fn new(handler: Handler) -> Self {
         use crate::regs::ZERO;
         Self {
-            handler,
+            handler: Cell::new(handler),
             imm: 0,
             disp: 0,
             off: 0,
@@ -106,5 +109,11 @@ pub fn next(cpu: &mut Cpu, op: &Op) -> Leave {
     // operation whose handler never comes here; so an operation that does has a successor in the
     // same allocation, and that allocation outlives the execution of the block (`code`, graveyard).
     let op = unsafe { &*std::ptr::from_ref(op).add(1) };
-    (op.handler)(cpu, op)
+    (op.handler.get())(cpu, op)
+}
+
+/// Leaves a block whose code was overwritten; the instruction is decoded again.
+pub fn stale(cpu: &mut Cpu, op: &Op) -> Leave {
+    cpu.rip = cpu.rip_of(op);
+    Leave::Done
 }
