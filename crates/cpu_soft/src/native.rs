@@ -91,6 +91,14 @@ pub enum NativeError {
     Encode(String),
 }
 
+/// The status flags as the decoder names them; it counts x87 condition codes among the flags.
+const STATUS: u32 = iced_x86::RflagsBits::OF
+    | iced_x86::RflagsBits::SF
+    | iced_x86::RflagsBits::ZF
+    | iced_x86::RflagsBits::AF
+    | iced_x86::RflagsBits::CF
+    | iced_x86::RflagsBits::PF;
+
 /// Bytes of one code area.
 const AREA: usize = 256 << 10;
 /// Areas before everything is dropped.
@@ -194,7 +202,7 @@ impl Stubs {
             reads: reads(access),
             writes: writes(access),
             float,
-            flags: insn.rflags_modified() != 0 && unit != Unit::Mmx,
+            flags: insn.rflags_modified() & STATUS != 0,
             aligned: memory == 16 && unit == Unit::Sse && must_align(insn.mnemonic()),
             no_wait: is_no_wait(insn.mnemonic()),
             control: is_control(insn.mnemonic()),
@@ -328,9 +336,9 @@ impl Shape {
         for register in &self.implicit_in {
             asm.put(load_gpr(*register, register.number() as u8))?;
         }
-        if self.insn.rflags_read() != 0 {
+        if self.insn.rflags_read() & STATUS != 0 {
             asm.put(Instruction::with1(Code::Push_rm64, at(Register::R11, 8)))?;
-            asm.put(Instruction::with(Code::Popfq))?;
+            asm.put(Ok(Instruction::with(Code::Popfq)))?;
         }
         if whole {
             asm.put(Instruction::with1(Code::Fxrstor64_m512byte, at(Register::R8, 0)))?;
@@ -343,7 +351,7 @@ impl Shape {
             asm.put(Instruction::with1(Code::Ldmxcsr_m32, at(Register::R11, 0)))?;
         }
         asm.put(Ok(self.insn))?;
-        if self.insn.rflags_modified() != 0 {
+        if self.insn.rflags_modified() & STATUS != 0 {
             asm.put(Ok(Instruction::with(Code::Pushfq)))?;
             asm.put(Instruction::with1(Code::Pop_rm64, at(Register::R11, 8)))?;
         }

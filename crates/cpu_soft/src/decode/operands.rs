@@ -8,10 +8,14 @@ use crate::regs::{self, BLOCK_RIP};
 
 /// Byte offset of a general register in the register file.
 pub fn gpr(register: Register) -> u8 {
-    let number = register.number() as u8;
-    match register {
-        Register::AH | Register::CH | Register::DH | Register::BH => (number & 3) * 8 + 1,
-        _ => regs::offset(number),
+    if register.size() > 1 {
+        return regs::offset(register.number() as u8);
+    }
+    // AL, CL, DL, BL, AH, CH, DH, BH, then SPL to R15L.
+    match (register as usize - Register::AL as usize) as u8 {
+        low @ 0..4 => low * 8,
+        high @ 4..8 => (high & 3) * 8 + 1,
+        rest => (rest - 4) * 8,
     }
 }
 

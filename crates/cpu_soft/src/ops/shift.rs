@@ -146,16 +146,18 @@ fn double<const LEFT: bool, const N: usize>(f: &mut Flags, a: u64, b: u64, c: u3
         return a;
     }
     let bits = BITS::<N>();
-    // Counts above the width are undefined for 16-bit operands; the pair simply goes on shifting.
+    // A count beyond 16 is undefined for 16-bit operands: the pair goes on with the destination,
+    // as if the three words a, b, a were shifted.
+    let (a128, b128) = (u128::from(a), u128::from(b));
     let (r, cf) = if LEFT {
-        let pair = (u128::from(a) << bits | u128::from(b)) << c;
-        // For 16 bits beyond the width the destination itself follows the source.
-        let pair = if N == 2 && c > 16 { pair | u128::from(a) << (c - 16) } else { pair };
-        ((pair >> bits) as u64 & mask::<N>(), pair >> (2 * bits) & 1 != 0)
+        let words = a128 << bits | b128;
+        let (words, width) = if N == 2 { (words << bits | a128, 3 * bits) } else { (words, 2 * bits) };
+        let r = words >> (width - bits - c);
+        (r as u64 & mask::<N>(), words >> (width - c) & 1 != 0)
     } else {
-        let pair = u128::from(b) << bits | u128::from(a);
-        let pair = if N == 2 { pair | u128::from(a) << 32 } else { pair };
-        ((pair >> c) as u64 & mask::<N>(), pair >> (c - 1) & 1 != 0)
+        let words = b128 << bits | a128;
+        let words = if N == 2 { words | a128 << (2 * bits) } else { words };
+        ((words >> c) as u64 & mask::<N>(), words >> (c - 1) & 1 != 0)
     };
     f.shift::<N>(r, cf, sign::<N>(r) != sign::<N>(a));
     r

@@ -415,7 +415,7 @@ pub fn invpcid<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     }
     match kind {
         0 => {
-            cpu.mmu.guest_flush(Scope::Page(Gva(address)));
+            cpu.mmu.guest_flush(Scope::PcidPage(pcid as u16, Gva(address)));
             cpu.drain();
             cpu.pool.drop_page(address);
         }
