@@ -1,1 +1,60 @@
-//! (to be written)
+//! A shadow-paging MMU for x86 guests: where does this linear address land?
+//!
+//! ```text
+//!   processor ── translate(gva, access) ──> VcpuMmu ──> Tables (one lock a machine)
+//!   own TLB  <── Ram | Tracked | Mmio | #PF ──┘   │        shadow pages by (frame, role),
+//!      ^                                          │        reverse map, write tracking
+//!      └── Flush::All | Flush::Writers ── Hub     │
+//!                                                 └── miss: walk the guest's tables in one
+//!   umbra_slots::AddressSpace ── the map ───────────  Snapshot, then install what was found
+//! ```
+//!
+//! The guest's page tables map linear to guest-physical addresses, the map of `umbra-slots` maps
+//! those to host memory or to nothing; shadow tables remember both steps in one. An address
+//! without RAM is remembered too, by an entry that carries the map's generation: it is valid as
+//! long as the map is the same, and stale all at once, with no walk, when it is not
+//! (`entry`, `fault`, `mmu`).
+//!
+//! No hardware reads these tables. Entries keep what the *guest* allows, and whether the access
+//! is allowed under CR0.WP, SMEP, SMAP, NX and PKRU is computed when it is asked; the processor's
+//! own cache in front is the TLB that the guest knows of.
+//!
+//! This crate does not know what a device is, what an instruction is, or who runs the guest.
+//! Not handled: nested paging, shadow stacks, system-management mode, memory types (PAT, MTRR).
+//!
+//! Start reading at [`VcpuMmu::translate`], then `fault`, `tables`, `mmu`.
+#![deny(unsafe_code)]
+
+mod audit;
+mod config;
+mod entry;
+mod fault;
+mod flush;
+mod guest_entry;
+#[cfg(test)]
+mod hook;
+mod memory;
+mod mmu;
+mod mode;
+mod oracle;
+mod page;
+mod rights;
+mod rmap;
+mod shadowed;
+mod statistics;
+mod sync;
+mod tables;
+mod translation;
+mod vcpu;
+mod walk;
+
+pub use config::{Audit, Config, Unsync};
+pub use flush::Flush;
+pub use mmu::Mmu;
+pub use mode::PagingRegs;
+pub use rights::{Access, AccessKind};
+pub use translation::{Kind, PageFault, RamPage, Translation};
+pub use vcpu::{BadPdpte, Scope, VcpuMmu};
+
+#[cfg(test)]
+mod tests;

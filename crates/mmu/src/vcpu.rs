@@ -1,0 +1,394 @@
+//! One processor's view of the MMU.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use umbra_slots::{Gfn, Gpa, Snapshot, Target};
+use umbra_x86::Gva;
+
+use crate::fault::{Outcome, Request};
+use crate::flush::{Flush, Port};
+use crate::mmu::Mmu;
+use crate::mode::{Mode, PagingRegs};
+use crate::oracle::Registers;
+use crate::page::PageId;
+use crate::rights::Access;
+use crate::tables::Tables;
+use crate::translation::{PageFault, Translation};
+use crate::walk::{Root, Stop, Walk, read_pdptes, walk};
+
+/// After so many lost races the map is held still.
+const RACES_MAX: u32 = 4;
+
+/// A page-directory-pointer entry that is present has a reserved bit set: #GP
+/// (SDM vol. 3, 4.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a page-directory-pointer entry at {cr3:#x} has a reserved bit set")]
+pub struct BadPdpte {
+    /// Where the four entries are.
+    pub cr3: u64,
+}
+
+/// What a guest's flush covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One page, in the current address space, and wherever it is global: INVLPG.
+    Page(Gva),
+    /// One page of one process-context identifier: INVPCID type 0.
+    PcidPage(u16, Gva),
+    /// One process-context identifier: MOV CR3 without the no-flush bit, INVPCID type 1.
+    Pcid(u16),
+    /// Everything but global translations: MOV CR3 without CR4.PCIDE, INVPCID type 3.
+    NonGlobal,
+    /// Everything: INVPCID type 2, changes of CR0.PG and CR4 that flush.
+    All,
+}
+
+/// One processor's end of an [`Mmu`].
+///
+/// After any call that takes `&mut self`, and after any call out to a device, the processor must
+/// look at [`pending`](Self::pending) before it uses a translation that it cached earlier.
+pub struct VcpuMmu {
+    mmu: Arc<Mmu>,
+    port: Arc<Port>,
+    regs: PagingRegs,
+    mode: Mode,
+    root: Root,
+    /// The current roots, pinned.
+    pages: [Option<PageId>; 4],
+}
+
+impl VcpuMmu {
+    pub(crate) fn new(mmu: Arc<Mmu>, port: Arc<Port>) -> Self {
+        let mode = Mode::new(&PagingRegs::default(), mmu.config.phys_bits);
+        Self {
+            mmu,
+            port,
+            regs: PagingRegs::default(),
+            mode,
+            root: Root::default(),
+            pages: [None; 4],
+        }
+    }
+
+    /// Tells the registers that translation depends on. Cheap; implies no guest flush.
+    pub fn set_regs(&mut self, regs: &PagingRegs) {
+        let mode = Mode::new(regs, self.mmu.config.phys_bits);
+        let root = Root {
+            cr3: regs.cr3,
+            ..self.root
+        };
+        if mode.rules != self.mode.rules || root != self.root {
+            self.drop_roots();
+        }
+        self.regs = *regs;
+        self.mode = mode;
+        self.root = root;
+    }
+
+    /// Loads the four page-directory-pointer registers of PAE paging from the table at `cr3`.
+    ///
+    /// # Errors
+    /// If one has a reserved bit set, or there is no RAM; nothing has then changed.
+    pub fn load_pdptes(&mut self, cr3: u64) -> Result<(), BadPdpte> {
+        let map = self.mmu.space.load();
+        let pdptes = read_pdptes(&map, cr3, self.mmu.config.phys_bits).ok_or(BadPdpte { cr3 })?;
+        drop(map);
+        if pdptes != self.root.pdptes {
+            self.drop_roots();
+            self.root.pdptes = pdptes;
+        }
+        Ok(())
+    }
+
+    /// Makes the shadow honour a flush by the guest: tables that the guest could write without a
+    /// trap are read again. What the processor cached itself is its own business; it compares
+    /// [`Mmu::epoch`] after this call, not before.
+    pub fn guest_flush(&mut self, scope: Scope) {
+        // Pairs with the fence in `Tables::table_page`: this processor's writes to tables come
+        // before this look at the marks (rule R36).
+        fence(Ordering::SeqCst);
+        let unsettled = self.mmu.published.unsettled.load(Ordering::SeqCst) != 0;
+        match scope {
+            Scope::Page(gva) | Scope::PcidPage(_, gva) => {
+                let gva = Gva(self.mode.format().truncate(gva.0));
+                let index = self.mode.format().root_index(gva.0);
+                let mut tables = self.mmu.tables.lock();
+                let map = self.mmu.space.load();
+                let root = self.pages[index].filter(|&id| tables.is_valid(id));
+                tables.flush_page(&map, root, gva, &self.port);
+            }
+            _ if !unsettled => {}
+            Scope::Pcid(_) | Scope::NonGlobal | Scope::All => {
+                let mut tables = self.mmu.tables.lock();
+                let map = self.mmu.space.load();
+                tables.flush(&map, &self.port);
+            }
+        }
+    }
+
+    /// Translates an address for one access, and sets accessed and dirty bits on the way.
+    ///
+    /// The address is canonical. Blocks only on short locks.
+    ///
+    /// # Errors
+    /// The page fault that the guest gets.
+    pub fn translate(&mut self, gva: Gva, access: Access) -> Result<Translation, PageFault> {
+        let answer = self.ask(gva, access);
+        if self.mmu.audits() {
+            return self.verify(gva, access, answer);
+        }
+        answer
+    }
+
+    /// [`translate`](Self::translate) without the oracle.
+    pub(crate) fn ask(&mut self, gva: Gva, access: Access) -> Result<Translation, PageFault> {
+        let gva = Gva(self.mode.format().truncate(gva.0));
+        let index = self.mode.format().root_index(gva.0);
+        if let Some(root) = self.pages[index] {
+            let mut tables = self.mmu.tables.lock();
+            if tables.is_valid(root) {
+                let request = self.request(gva, access);
+                if let Some(found) = tables.lookup(root, &request, || self.mmu.space.generation()) {
+                    return Ok(found);
+                }
+            }
+        }
+        self.slow(gva, access)
+    }
+
+    /// Walks the guest's tables and remembers what came of it: one map for the whole decision
+    /// (rule R7), remembered only if that map is still current under the lock (rule R8).
+    fn slow(&mut self, gva: Gva, access: Access) -> Result<Translation, PageFault> {
+        let mmu = self.mmu.clone();
+        for attempt in 0.. {
+            let found = if attempt < RACES_MAX {
+                let map = mmu.space.load();
+                self.attempt(&map, gva, access)
+            } else {
+                // Publications come faster than walks: hold the map still. The writer lock is
+                // taken from outside, so that nobody waits for this processor meanwhile.
+                let inside = self.port.is_inside();
+                self.leave();
+                let map = mmu.space.hold();
+                if inside {
+                    self.enter();
+                }
+                mmu.tables.lock().stats.holds += 1;
+                self.attempt(&map, gva, access)
+            };
+            if let Some(answer) = found {
+                return answer;
+            }
+        }
+        unreachable!("the loop ends with an answer only")
+    }
+
+    fn attempt(
+        &mut self,
+        map: &Snapshot,
+        gva: Gva,
+        access: Access,
+    ) -> Option<Result<Translation, PageFault>> {
+        self.mmu.step("loaded");
+        let walked = walk(map, &self.mode, &self.root, gva, access);
+        self.mmu.step("walked");
+        match walked {
+            Ok(walk) => {
+                let translation = self.remember(map, &walk, gva, access)?;
+                tracing::trace!(gva = gva.0, ?access, ?translation, "fault");
+                Some(Ok(translation))
+            }
+            Err(Stop::Raced) => {
+                self.mmu.tables.lock().stats.table_races += 1;
+                None
+            }
+            Err(Stop::Fault(error)) => {
+                self.mmu.tables.lock().stats.guest_faults += 1;
+                tracing::trace!(gva = gva.0, ?access, error = error.0, "guest fault");
+                Some(Err(PageFault { gva, error }))
+            }
+        }
+    }
+
+    fn remember(
+        &mut self,
+        map: &Snapshot,
+        walk: &Walk<'_>,
+        gva: Gva,
+        access: Access,
+    ) -> Option<Translation> {
+        let mmu = self.mmu.clone();
+        let mut tables = mmu.tables.lock();
+        if mmu.space.generation() != map.generation() {
+            tables.stats.map_races += 1;
+            return None;
+        }
+        let request = Request {
+            mode: &self.mode,
+            gva,
+            access,
+            port: &self.port,
+        };
+        if walk.uncached {
+            return Some(tables.uncached(map, walk, &request));
+        }
+        tables.prepare();
+        let table = self.root.table(self.mode.format(), gva.0)?;
+        let root = self.current_root(&mut tables, map, gva, table);
+        let request = self.request(gva, access);
+        match tables.install(map, root, walk, &request) {
+            Outcome::Done(translation) => {
+                tables.stats.slow_faults += 1;
+                Some(translation)
+            }
+            Outcome::Raced => {
+                tables.stats.table_races += 1;
+                None
+            }
+        }
+    }
+
+    fn request(&self, gva: Gva, access: Access) -> Request<'_> {
+        Request {
+            mode: &self.mode,
+            gva,
+            access,
+            port: &self.port,
+        }
+    }
+
+    /// The pinned root for an address; takes a new one if there is none or it is no longer valid.
+    fn current_root(
+        &mut self,
+        tables: &mut Tables,
+        map: &Snapshot,
+        gva: Gva,
+        table: Gfn,
+    ) -> PageId {
+        let slot = self.mode.format().root_index(gva.0);
+        if let Some(id) = self.pages[slot] {
+            if tables.is_valid(id) {
+                return id;
+            }
+            tables.unpin(id);
+            self.pages[slot] = None;
+        }
+        let id = tables.root_page(map, table, &self.mode, &self.port);
+        tables.pin(id);
+        self.pages[slot] = Some(id);
+        id
+    }
+
+    fn drop_roots(&mut self) {
+        if self.pages.iter().all(Option::is_none) {
+            return;
+        }
+        let mut tables = self.mmu.tables.lock();
+        for id in self.pages.iter_mut().filter_map(Option::take) {
+            tables.unpin(id);
+        }
+    }
+
+    /// Does a write to RAM that [`Kind::Tracked`](crate::Kind::Tracked) announced: runs `write`
+    /// with the host address of the byte at `gpa`, under the MMU lock, and brings the shadow up
+    /// to date. `write` may read and write `len` bytes and must not call anything of this crate.
+    ///
+    /// Returns `None`, without running it, if there is no writable RAM any more: translate again.
+    ///
+    /// # Panics
+    /// If the bytes cross the end of a 4 KiB page.
+    pub fn tracked<R>(
+        &mut self,
+        gpa: Gpa,
+        len: usize,
+        write: impl FnOnce(NonNull<u8>) -> R,
+    ) -> Option<R> {
+        let offset = gpa.page_offset() as usize;
+        assert!(offset + len <= 0x1000, "{len} bytes at {gpa} cross a page");
+        let mut tables = self.mmu.tables.lock();
+        let map = self.mmu.space.load();
+        let Target::Ram(ram) = map.resolve(gpa) else {
+            return None;
+        };
+        if ram.read_only {
+            return None;
+        }
+        let result = write(ram.host);
+        if ram.dirty_log {
+            ram.mark_dirty(len);
+        }
+        tables.follow_write(&map, gpa.gfn(), offset, len);
+        Some(result)
+    }
+
+    /// Makes every other processor drop its cached write translations of a frame, and returns
+    /// when they have, or will before they use one.
+    pub fn flush_writers(&mut self, gfn: Gfn) {
+        let ticket = self.mmu.hub.post(Flush::Writers(gfn), None);
+        self.mmu.hub.wait(ticket);
+    }
+
+    /// Tells whether cached translations must be dropped. One load; cheap enough for every block.
+    pub fn pending(&self) -> bool {
+        self.port.pending()
+    }
+
+    /// Hands over what must be dropped, and acknowledges when `drop_cached` has seen it all.
+    pub fn take_flushes(&mut self, drop_cached: impl FnMut(Flush)) {
+        self.mmu.hub.take(&self.port, drop_cached);
+    }
+
+    /// Marks the processor as running guest code: whoever flushes waits for its acknowledgement.
+    /// Called on its own thread. [`pending`](Self::pending) must be checked after it.
+    pub fn enter(&self) {
+        self.mmu.hub.enter(&self.port);
+    }
+
+    /// Marks the processor as outside: it uses no cached translation before it enters again.
+    pub fn leave(&self) {
+        self.mmu.hub.leave(&self.port);
+    }
+
+    /// Describes the walk for an address, one line a level, for crash reports. Changes nothing.
+    pub fn describe_walk(&self, gva: Gva) -> Vec<String> {
+        let map = self.mmu.space.load();
+        self.registers().describe(&map, gva)
+    }
+
+    pub(crate) fn mmu(&self) -> &Arc<Mmu> {
+        &self.mmu
+    }
+
+    /// What the oracle needs.
+    pub(crate) fn registers(&self) -> Registers {
+        Registers {
+            regs: self.regs,
+            pdptes: self.root.pdptes,
+            phys_bits: self.mmu.config.phys_bits,
+        }
+    }
+
+    /// Answers from the shadow only, for the oracle; changes nothing but counters.
+    pub(crate) fn peek(
+        &self,
+        tables: &mut Tables,
+        gva: Gva,
+        access: Access,
+    ) -> Option<Translation> {
+        let root = self.pages[self.mode.format().root_index(gva.0)]?;
+        if !tables.is_valid(root) {
+            return None;
+        }
+        let request = self.request(gva, access);
+        tables.lookup(root, &request, || self.mmu.space.generation())
+    }
+}
+
+impl Drop for VcpuMmu {
+    fn drop(&mut self) {
+        self.drop_roots();
+        self.mmu.hub.detach(&self.port);
+    }
+}
