@@ -1,1 +1,155 @@
-//! (to be written)
+//! The software x86-64 processor: executes a guest where there is no usable KVM.
+//!
+//! ```text
+//!   exec ── the loop ──> decode ──> block of ops ──> handlers (ops, far, control, interrupt)
+//!                                                        │ guest memory by linear address
+//!                        tlb  <── hit ── mem ────────────┘
+//!                                         └── miss ──> umbra-mmu: "where does this land?"
+//! ```
+//! An interpreter: `iced-x86` decodes into blocks of resolved operations that are cached by
+//! physical address, linear address and mode ([`code`]); a handler is one small generic function.
+//! x87, MMX and SSE instructions run on the host processor as one-instruction stubs ([`native`]).
+//! In front of the shadow MMU stand per-processor translation caches ([`tlb`]), which are the TLB
+//! that the guest sees. Guest processors are host threads and guest atomics are host atomics, so
+//! the host must be x86-64.
+//!
+//! This crate knows the processor and nothing around it: devices are behind [`umbra_cpu::Io`],
+//! interrupts behind the local APIC, time behind the clock. It must never learn what a bus is.
+//!
+//! Start reading at `exec`, then `mem`, then any file in `ops`. A translator for hot blocks would
+//! stand beside `exec`: it shares decoder, block cache, translation caches and all slow paths.
+#![cfg(target_arch = "x86_64")]
+
+mod code;
+mod control;
+mod cpu;
+mod decode;
+mod ea;
+mod exec;
+mod far;
+mod flags;
+mod fpu;
+mod interrupt;
+mod mem;
+pub mod model;
+mod native;
+mod op;
+mod ops;
+mod raw;
+mod regs;
+mod segment;
+mod state;
+mod tlb;
+mod wake;
+mod width;
+
+use std::sync::Arc;
+
+use umbra_clock::Clock;
+use umbra_cpu::{CpuError, Exit, Io, Kick, Vcpu};
+use umbra_irqchip::LocalApic;
+use umbra_mmu::Mmu;
+use umbra_slots::AddressSpace;
+use umbra_x86::cpuid::Table;
+use umbra_x86::state::CpuState;
+
+pub use code::CodePages;
+
+/// What a processor is made of.
+pub struct SoftVcpuParts {
+    /// Its number.
+    pub id: u32,
+    /// Whether it starts at once; the others wait for a start-up message.
+    pub boot: bool,
+    /// Guest-physical memory.
+    pub space: Arc<AddressSpace>,
+    /// The machine's MMU.
+    pub mmu: Arc<Mmu>,
+    /// Its local APIC.
+    pub apic: Arc<LocalApic>,
+    /// The machine's time.
+    pub clock: Clock,
+    /// What CPUID shows; [`model`] has one that everything here works for.
+    pub cpuid: Table,
+    /// The machine's registry of pages with decoded code.
+    pub code: Arc<CodePages>,
+}
+
+/// A software processor.
+pub struct SoftVcpu {
+    cpu: Box<cpu::Cpu>,
+}
+
+impl SoftVcpu {
+    /// Makes a processor in its power-up state.
+    ///
+    /// # Errors
+    /// [`CpuError::Unsupported`] where the host allows no executable memory.
+    pub fn new(parts: SoftVcpuParts) -> Result<Self, CpuError> {
+        let wake = Arc::new(wake::Waker::default());
+        let stubs = native::Stubs::new().map_err(|e| CpuError::Unsupported {
+            backend: "software",
+            reason: format!(
+                "{e}; x87 and SSE instructions run as small host functions: allow memfd_create \
+                 and PROT_EXEC mappings to this process"
+            ),
+        })?;
+        let poke = |wake: &Arc<wake::Waker>| {
+            let wake = wake.clone();
+            Box::new(move || wake.poke())
+        };
+        let vcpu_mmu = parts.mmu.attach(poke(&wake));
+        parts.apic.set_wake(poke(&wake));
+        let code_port = parts.code.attach(wake.clone());
+        let cpu = cpu::Cpu::new(cpu::Parts {
+            id: parts.id,
+            boot: parts.boot,
+            space: parts.space,
+            mmu: parts.mmu,
+            vcpu_mmu,
+            apic: parts.apic,
+            clock: parts.clock,
+            cpuid: parts.cpuid,
+            code: parts.code,
+            code_port,
+            wake,
+            stubs,
+        });
+        Ok(Self { cpu: Box::new(cpu) })
+    }
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self, io: &dyn Io) -> Result<Exit, CpuError> {
+        Ok(self.cpu.with_io(io, cpu::Cpu::run))
+    }
+
+    fn state(&self) -> CpuState {
+        self.cpu.export()
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), CpuError> {
+        self.cpu.load_state(state);
+        self.cpu.activity = cpu::Activity::Running;
+        Ok(())
+    }
+
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        self.cpu.wake.clone()
+    }
+
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let s = &self.cpu.stats;
+        vec![
+            ("instructions", s.instructions),
+            ("blocks decoded", s.blocks_decoded),
+            ("blocks dropped", s.blocks_dropped),
+            ("translation cache misses", s.tlb_misses),
+            ("device accesses", s.mmio),
+            ("port accesses", s.ports),
+            ("exceptions", s.exceptions),
+            ("interrupts", s.interrupts),
+            ("halts", s.halts),
+        ]
+    }
+}

@@ -1,0 +1,320 @@
+//! The loop: blocks, events between them, sleep.
+//!
+//! ```text
+//!   cycle ─┬─ service   requests of others, INIT/SIPI/NMI, interrupts       (somebody asked)
+//!          ├─ blocks    block after block until one says Look, Halt, Fault  (the hot loop)
+//!          ├─ step      one instruction with debug checks or under a shadow
+//!          └─ sleep     halted
+//! ```
+//! Between two blocks the hot loop does two things: it looks at one word that everybody who wants
+//! something sets ([`Waker`](crate::wake::Waker)), and it counts instructions down to the next
+//! reading of the clock.
+
+use std::time::Duration;
+
+use umbra_cpu::{Crash, Exit};
+use umbra_irqchip::Event;
+use umbra_x86::rflags::{IF, RF, TF};
+use umbra_x86::state::{Segment, seg};
+use umbra_x86::{Exception, Gva, vector};
+
+use crate::code::Block;
+use crate::cpu::{Activity, Cpu, Trap, mode};
+use crate::interrupt::Origin;
+use crate::op::Leave;
+use crate::tlb::{Jump, jump_tag};
+
+/// Instructions between two readings of the clock: some microseconds.
+const CLOCK_PERIOD: i64 = 2000;
+
+/// DR6: single step.
+const DR6_BS: u64 = 1 << 14;
+
+impl Cpu {
+    /// Runs until something has to be decided outside.
+    pub fn run(&mut self) -> Exit {
+        self.wake.adopt();
+        self.wake.want();
+        self.mmu.enter();
+        let exit = self.cycle();
+        self.mmu.leave();
+        exit
+    }
+
+    fn cycle(&mut self) -> Exit {
+        loop {
+            if let Some(exit) = self.service() {
+                return exit;
+            }
+            match self.activity {
+                Activity::Running => {}
+                Activity::Halted | Activity::WaitForSipi => {
+                    self.sleep();
+                    continue;
+                }
+                Activity::Shutdown => return Exit::Shutdown(Box::new(self.crash_report())),
+            }
+            let leave =
+                if self.shadow || self.mode & mode::SINGLE != 0 { self.step() } else { self.blocks() };
+            match leave {
+                Leave::Halt => {
+                    self.stats.halts += 1;
+                    self.activity = Activity::Halted;
+                }
+                Leave::Fault => self.deliver_pending(),
+                Leave::Done | Leave::Look => {}
+            }
+        }
+    }
+
+    /// The hot loop.
+    fn blocks(&mut self) -> Leave {
+        loop {
+            if self.wake.wanted() {
+                return Leave::Look;
+            }
+            let mode = self.mode;
+            let jump = self.ctx().jump(self.rip);
+            let block = if jump.tag == jump_tag(self.rip, mode) {
+                jump.block
+            } else {
+                match self.find(mode) {
+                    Ok(block) => block,
+                    Err(Trap) => return Leave::Fault,
+                }
+            };
+            match self.enter_block(block) {
+                Leave::Done => {}
+                leave => return leave,
+            }
+            if self.mode & mode::SINGLE != 0 {
+                return Leave::Look;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn enter_block(&mut self, block: *const Block) -> Leave {
+        // SAFETY: jumps and `find` give blocks that `self.blocks` owns; one that dies while it
+        // executes is kept until `service` buries it, between blocks.
+        let block = unsafe { &*block };
+        self.budget -= i64::from(block.count);
+        if self.budget <= 0 {
+            self.read_clock();
+        }
+        self.regs.set_block_rip(block.rip);
+        let first = &block.ops[0];
+        (first.handler.get())(self, first)
+    }
+
+    /// The way to a block that no jump knows.
+    #[cold]
+    #[inline(never)]
+    fn find(&mut self, mode: u8) -> Result<*const Block, Trap> {
+        let block = self.block(mode)?;
+        let rip = self.rip;
+        // SAFETY: owned by `self.blocks`, see `enter_block`.
+        if unsafe { &*block }.second.is_none() && self.class != crate::tlb::Class::Uncached {
+            self.ctx_mut().set_jump(rip, Jump { tag: jump_tag(rip, mode), block });
+        }
+        Ok(block)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_clock(&mut self) {
+        self.stats.instructions += (CLOCK_PERIOD - self.budget) as u64;
+        self.budget = CLOCK_PERIOD;
+        if self.timer_due != u64::MAX {
+            let now = self.clock.now();
+            if now >= self.timer_due {
+                self.apic.tick(now);
+                self.timer_due = self.apic.next_timer().unwrap_or(u64::MAX);
+                self.wake.want();
+            }
+        }
+    }
+
+    /// One instruction, with what has to be watched around it.
+    fn step(&mut self) -> Leave {
+        self.shadow = false;
+        let quiet = std::mem::take(&mut self.debug_shadow);
+        let before = self.sys;
+        if before & RF == 0 && !quiet && self.breakpoint_here() {
+            return Leave::Fault;
+        }
+        self.watch_hits = 0;
+        let leave = match self.block(self.mode | mode::SINGLE) {
+            Ok(block) => self.enter_block(block),
+            Err(Trap) => Leave::Fault,
+        };
+        if leave == Leave::Fault {
+            return leave;
+        }
+        if before & RF != 0 {
+            self.sys &= !RF;
+        }
+        let stepped = if before & TF != 0 { DR6_BS } else { 0 };
+        let hits = stepped | self.watch_hits;
+        if hits != 0 && !self.debug_shadow {
+            self.dr[6] |= hits;
+            self.pending = Some(Exception::plain(vector::DB));
+            if leave == Leave::Halt {
+                // The trap comes first; HLT is over when its handler returns.
+                return Leave::Fault;
+            }
+            return Leave::Fault;
+        }
+        leave
+    }
+
+    /// Whether single-stepping is on.
+    pub fn stepping(&self) -> bool {
+        self.sys & TF != 0
+    }
+
+    /// Raises #DB for an instruction breakpoint at the instruction pointer.
+    fn breakpoint_here(&mut self) -> bool {
+        if !self.breakpoints_armed() {
+            return false;
+        }
+        let la = self.rip.wrapping_add(if self.long_code() { 0 } else { self.seg[seg::CS].base });
+        let dr7 = self.dr[7];
+        let hit = (0..4)
+            .filter(|i| dr7 >> (2 * i) & 3 != 0 && dr7 >> (16 + 4 * i) & 3 == 0)
+            .filter(|i| self.dr[*i as usize] == la)
+            .fold(0, |bits, i| bits | 1u64 << i);
+        if hit != 0 {
+            self.dr[6] = self.dr[6] & !0xf | hit;
+            self.pending = Some(Exception::plain(vector::DB));
+        }
+        hit != 0
+    }
+
+    /// Notes data breakpoints that an access of unknown length at `la` hits.
+    pub fn check_watchpoints(&mut self, la: u64, kind: umbra_mmu::AccessKind) {
+        let dr7 = self.dr[7];
+        if dr7 & 0xff == 0 {
+            return;
+        }
+        for i in 0..4 {
+            let enabled = dr7 >> (2 * i) & 3 != 0;
+            let condition = dr7 >> (16 + 4 * i) & 3;
+            let wanted = match condition {
+                1 => kind == umbra_mmu::AccessKind::Write,
+                3 => kind != umbra_mmu::AccessKind::Fetch,
+                _ => false,
+            };
+            let len = [1, 2, 8, 4][(dr7 >> (18 + 4 * i) & 3) as usize];
+            let start = self.dr[i] & !(len - 1);
+            if enabled && wanted && la.wrapping_add(7) >= start && la < start.wrapping_add(len) {
+                let exact = la >= start || la.wrapping_add(self.access_len) > start;
+                if exact {
+                    self.watch_hits |= 1 << i;
+                }
+            }
+        }
+    }
+
+    /// Looks at everything that somebody may want; returns an exit for a kick.
+    fn service(&mut self) -> Option<Exit> {
+        self.wake.take();
+        self.drain();
+        for (page, mask) in self.code_port.take() {
+            self.drop_code(page, mask);
+        }
+        if self.blocks.has_dead() {
+            self.blocks.bury();
+        }
+        if self.wake.take_kick() {
+            return Some(Exit::Kicked);
+        }
+        if self.apic.work() || self.nmi_pending || self.blocked {
+            self.events();
+        }
+        None
+    }
+
+    fn events(&mut self) {
+        while let Some(event) = self.apic.take_event() {
+            self.event(event);
+        }
+        if matches!(self.activity, Activity::WaitForSipi | Activity::Shutdown) || self.shadow {
+            return;
+        }
+        if self.nmi_pending && !self.nmi_blocked {
+            self.nmi_pending = false;
+            self.nmi_blocked = true;
+            self.activity = Activity::Running;
+            if self.deliver(vector::NMI, None, Origin::External).is_err() {
+                self.deliver_pending();
+            }
+            return;
+        }
+        self.blocked = false;
+        if self.apic.pending().is_none() {
+            return;
+        }
+        if self.sys & IF == 0 {
+            self.blocked = true;
+            return;
+        }
+        if let Some(vector) = self.apic.acknowledge() {
+            self.activity = Activity::Running;
+            self.deliver_interrupt(vector);
+            // More may be waiting; the handler runs with interrupts off in most systems.
+            self.blocked = self.apic.work();
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Nmi => self.nmi_pending = true,
+            Event::Init => {
+                self.init();
+                self.activity =
+                    if self.boot { Activity::Running } else { Activity::WaitForSipi };
+                self.timer_changed();
+            }
+            Event::Sipi(page) if self.activity == Activity::WaitForSipi => {
+                let selector = u16::from(page) << 8;
+                let attr = 0xb | Segment::S | Segment::P;
+                let base = u64::from(page) << 12;
+                self.set_code(Segment { selector, base, limit: 0xffff, attr }, 0);
+                self.rip = 0;
+                self.activity = Activity::Running;
+            }
+            Event::Sipi(_) => {}
+        }
+    }
+
+    /// IRET lets the next NMI in.
+    pub fn nmi_unblock(&mut self) {
+        if self.nmi_blocked {
+            self.nmi_blocked = false;
+            self.wake.want();
+        }
+    }
+
+    /// Sleeps until somebody wants something or the timer is due.
+    fn sleep(&mut self) {
+        let now = self.clock.now();
+        if now >= self.timer_due {
+            self.apic.tick(now);
+            self.timer_due = self.apic.next_timer().unwrap_or(u64::MAX);
+            return;
+        }
+        let timeout = (self.timer_due != u64::MAX).then(|| Duration::from_nanos(self.timer_due - now));
+        self.mmu.leave();
+        self.wake.sleep(timeout);
+        self.mmu.enter();
+    }
+
+    fn crash_report(&mut self) -> Crash {
+        let state = self.export();
+        let at = if self.cr2 != 0 { self.cr2 } else { self.rip };
+        let mut walk = self.mmu.describe_walk(Gva(at));
+        walk.insert(0, format!("walk of {at:#x}:"));
+        Crash { reason: self.crash.clone(), state, walk }
+    }
+}

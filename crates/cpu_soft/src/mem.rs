@@ -1,0 +1,498 @@
+//! Guest memory by linear address.
+//!
+//! ```text
+//!   load / store / rmw ── tag matches ──> one host instruction (`raw`)
+//!        └─ else ─> resolve ─> mmu.translate ─┬─ RAM       fill the cache, do it
+//!                                             ├─ Code      do it, throw decoded blocks away
+//!                                             ├─ Tracked   do it under the MMU's lock
+//!                                             ├─ Mmio      call the machine with the address
+//!                                             └─ fault     #PF
+//! ```
+//! An access that crosses a page is split; both pages are asked before either is written.
+//! A translation returned by the MMU is used only if no flush is pending afterwards.
+
+use umbra_mmu::{Access, AccessKind, Flush, Kind};
+use umbra_slots::Gpa;
+use umbra_x86::{Exception, Gva, vector};
+
+use crate::cpu::{Cpu, Trap};
+use crate::flags::Flags;
+use crate::raw;
+use crate::tlb::{self, Class};
+
+/// Serialises locked accesses that cross a page, for which the host has no instruction.
+static SPLIT_LOCK: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
+/// Where an access lands.
+enum Where {
+    /// Host address.
+    Ram(u64),
+    /// Host address, on a page with decoded code.
+    Code(u64, Gpa),
+    /// RAM that the MMU wants to see written.
+    Tracked(Gpa),
+    /// No RAM; or read-only memory that is written.
+    Device(Gpa),
+}
+
+/// Tells whether `len` bytes at `la` leave the page.
+fn crosses(la: u64, len: usize) -> bool {
+    (la & 0xfff) + len as u64 > 0x1000
+}
+
+impl Cpu {
+    /// Loads `N` bytes, zero-extended.
+    #[inline(always)]
+    pub fn load<const N: usize>(&mut self, la: u64) -> Result<u64, Trap> {
+        let entry = self.ctx().entry(la);
+        if la.wrapping_add(N as u64 - 1) & !0xfff == entry.read {
+            // SAFETY: 1. first and last byte lie on the page of a read entry, which is mapped RAM
+            // until this processor acknowledges its flush; it does so between instructions only.
+            return Ok(unsafe { raw::load::<N>(la.wrapping_add(entry.addend)) });
+        }
+        self.load_slow::<N>(la)
+    }
+
+    /// Stores the low `N` bytes of `value`.
+    #[inline(always)]
+    pub fn store<const N: usize>(&mut self, la: u64, value: u64) -> Result<(), Trap> {
+        if let Some(at) = self.writable::<N>(la) {
+            // SAFETY: 1. by `writable`.
+            unsafe { raw::store::<N>(at, value) };
+            return Ok(());
+        }
+        self.store_slow::<N>(la, value)
+    }
+
+    /// Returns the host address of `N` bytes that may be written without further ado. Good until
+    /// the next call that takes `&mut self` for guest memory.
+    #[inline(always)]
+    fn writable<const N: usize>(&mut self, la: u64) -> Option<u64> {
+        let entry = self.ctx().entry(la);
+        let hit = la.wrapping_add(N as u64 - 1) & !0xfff == entry.write;
+        hit.then(|| la.wrapping_add(entry.addend))
+    }
+
+    /// Reads `N` bytes, lets `change` compute new ones, writes them.
+    #[inline(always)]
+    pub fn rmw<const N: usize>(
+        &mut self,
+        la: u64,
+        change: impl FnOnce(&mut Flags, u64) -> u64,
+    ) -> Result<(), Trap> {
+        if let Some(at) = self.writable::<N>(la) {
+            // SAFETY: 1. by `writable`; what may be written may be read.
+            unsafe {
+                let new = change(&mut self.flags, raw::load::<N>(at));
+                raw::store::<N>(at, new);
+            }
+            return Ok(());
+        }
+        self.probe_write(la, N)?;
+        let old = self.load_slow::<N>(la)?;
+        let new = change(&mut self.flags, old);
+        self.store_slow::<N>(la, new)
+    }
+
+    /// The same, atomically. `change` may be called more than once.
+    #[inline(always)]
+    pub fn rmw_locked<const N: usize>(
+        &mut self,
+        la: u64,
+        change: impl Fn(&mut Flags, u64) -> u64,
+    ) -> Result<(), Trap> {
+        if let Some(at) = self.writable::<N>(la) {
+            // SAFETY: 1. by `writable`.
+            unsafe { exchange::<N>(&mut self.flags, at, change) };
+            return Ok(());
+        }
+        self.rmw_locked_slow::<N>(la, change)
+    }
+
+    #[inline(never)]
+    fn rmw_locked_slow<const N: usize>(
+        &mut self,
+        la: u64,
+        change: impl Fn(&mut Flags, u64) -> u64,
+    ) -> Result<(), Trap> {
+        if crosses(la, N) {
+            let _alone = SPLIT_LOCK.lock();
+            return self.rmw::<N>(la, change);
+        }
+        loop {
+            match self.resolve(la, AccessKind::Write)? {
+                // SAFETY: 1. resolved for writing just now, one page.
+                Where::Ram(at) => unsafe { exchange::<N>(&mut self.flags, at, change) },
+                Where::Code(at, gpa) => {
+                    // SAFETY: as above.
+                    unsafe { exchange::<N>(&mut self.flags, at, change) };
+                    self.code_written(gpa, N);
+                }
+                Where::Tracked(gpa) => {
+                    let flags = &mut self.flags;
+                    let done = self.mmu.tracked(gpa, N, |at| {
+                        // SAFETY: 1. the MMU vouches for `N` bytes while it holds its lock.
+                        unsafe { exchange::<N>(flags, at.as_ptr() as u64, &change) }
+                    });
+                    self.drain();
+                    if done.is_none() {
+                        continue;
+                    }
+                    self.code_written(gpa, N);
+                }
+                Where::Device(gpa) => {
+                    let mut data = [0; 8];
+                    self.device_read(gpa, &mut data[..N]);
+                    let new = change(&mut self.flags, u64::from_le_bytes(data));
+                    self.device_write(gpa, &new.to_le_bytes()[..N]);
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// Compares and swaps sixteen bytes; `la` is a multiple of sixteen. Returns the old value.
+    pub fn cmpxchg16(&mut self, la: u64, old: u128, new: u128) -> Result<u128, Trap> {
+        loop {
+            match self.resolve(la, AccessKind::Write)? {
+                // SAFETY: 1. resolved for writing just now; 2. aligned, by the caller and because
+                // host pages are aligned like guest pages.
+                Where::Ram(at) => return Ok(unsafe { raw::cmpxchg16(at, old, new) }),
+                Where::Code(at, gpa) => {
+                    // SAFETY: as above.
+                    let seen = unsafe { raw::cmpxchg16(at, old, new) };
+                    self.code_written(gpa, 16);
+                    return Ok(seen);
+                }
+                Where::Tracked(gpa) => {
+                    let seen = self.mmu.tracked(gpa, 16, |at| {
+                        // SAFETY: 1. the MMU vouches for the bytes while it holds its lock;
+                        // 2. as above.
+                        unsafe { raw::cmpxchg16(at.as_ptr() as u64, old, new) }
+                    });
+                    self.drain();
+                    if let Some(seen) = seen {
+                        return Ok(seen);
+                    }
+                }
+                Where::Device(gpa) => {
+                    let mut data = [0; 16];
+                    for half in data.chunks_exact_mut(8).enumerate() {
+                        self.device_read(Gpa(gpa.0 + half.0 as u64 * 8), half.1);
+                    }
+                    return Ok(u128::from_le_bytes(data));
+                }
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn load_slow<const N: usize>(&mut self, la: u64) -> Result<u64, Trap> {
+        let mut data = [0; 8];
+        self.read(la, &mut data[..N])?;
+        Ok(u64::from_le_bytes(data))
+    }
+
+    #[inline(never)]
+    fn store_slow<const N: usize>(&mut self, la: u64, value: u64) -> Result<(), Trap> {
+        self.write(la, &value.to_le_bytes()[..N])
+    }
+
+    /// Reads any number of bytes below a page.
+    pub fn read(&mut self, la: u64, data: &mut [u8]) -> Result<(), Trap> {
+        if !crosses(la, data.len()) {
+            return self.read_part(la, data);
+        }
+        let (head, tail) = data.split_at_mut((0x1000 - (la & 0xfff)) as usize);
+        self.read_part(la, head)?;
+        self.read_part(self.wrap(la.wrapping_add(head.len() as u64)), tail)
+    }
+
+    fn read_part(&mut self, la: u64, data: &mut [u8]) -> Result<(), Trap> {
+        match self.resolve(la, AccessKind::Read)? {
+            // SAFETY: 1. resolved for reading just now, one page.
+            Where::Ram(at) | Where::Code(at, _) => unsafe { read_ram(at, data) },
+            Where::Tracked(gpa) | Where::Device(gpa) => self.device_read(gpa, data),
+        }
+        Ok(())
+    }
+
+    /// Writes any number of bytes below a page, all or none.
+    pub fn write(&mut self, la: u64, data: &[u8]) -> Result<(), Trap> {
+        if !crosses(la, data.len()) {
+            return self.write_part(la, data);
+        }
+        let (head, tail) = data.split_at((0x1000 - (la & 0xfff)) as usize);
+        let second = self.wrap(la.wrapping_add(head.len() as u64));
+        self.resolve(la, AccessKind::Write)?;
+        self.resolve(second, AccessKind::Write)?;
+        self.write_part(la, head)?;
+        self.write_part(second, tail)
+    }
+
+    fn write_part(&mut self, la: u64, data: &[u8]) -> Result<(), Trap> {
+        loop {
+            match self.resolve(la, AccessKind::Write)? {
+                // SAFETY: 1. resolved for writing just now, one page.
+                Where::Ram(at) => unsafe { write_ram(at, data) },
+                Where::Code(at, gpa) => {
+                    // SAFETY: as above.
+                    unsafe { write_ram(at, data) };
+                    self.code_written(gpa, data.len());
+                }
+                Where::Tracked(gpa) => {
+                    let done = self.mmu.tracked(gpa, data.len(), |at| {
+                        // SAFETY: 1. the MMU vouches for the bytes while it holds its lock.
+                        unsafe { write_ram(at.as_ptr() as u64, data) }
+                    });
+                    self.drain();
+                    if done.is_none() {
+                        continue;
+                    }
+                    self.code_written(gpa, data.len());
+                }
+                Where::Device(gpa) => self.device_write(gpa, data),
+            }
+            return Ok(());
+        }
+    }
+
+    /// Raises what a write of `len` bytes at `la` would raise, without writing.
+    pub fn probe_write(&mut self, la: u64, len: usize) -> Result<(), Trap> {
+        self.resolve(la, AccessKind::Write)?;
+        if crosses(la, len) {
+            self.resolve(self.wrap((la & !0xfff).wrapping_add(0x1000)), AccessKind::Write)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the host address of `la` for a run of reads, and how many bytes to the end of the
+    /// page; `None` where each access must be seen.
+    pub fn read_span(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+        if self.ctx().entry(la).read != la & !0xfff {
+            self.resolve(la, AccessKind::Read)?;
+        }
+        let entry = self.ctx().entry(la);
+        let hit = entry.read == la & !0xfff;
+        Ok(hit.then(|| (la.wrapping_add(entry.addend), 0x1000 - (la & 0xfff))))
+    }
+
+    /// The same for writes.
+    pub fn write_span(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+        if self.ctx().entry(la).write != la & !0xfff {
+            self.resolve(la, AccessKind::Write)?;
+        }
+        let entry = self.ctx().entry(la);
+        let hit = entry.write == la & !0xfff;
+        Ok(hit.then(|| (la.wrapping_add(entry.addend), 0x1000 - (la & 0xfff))))
+    }
+
+    /// Truncates a linear address to 32 bits outside 64-bit mode.
+    fn wrap(&self, la: u64) -> u64 {
+        if self.long_code() { la } else { la & 0xffff_ffff }
+    }
+
+    fn resolve(&mut self, la: u64, kind: AccessKind) -> Result<Where, Trap> {
+        if !self.canonical(la) {
+            return Err(self.raise(Exception::with_error(vector::GP, 0)));
+        }
+        self.stats.tlb_misses += 1;
+        self.check_watchpoints(la, kind);
+        let access = Access { kind, user: self.access_user, ac: self.access_ac };
+        loop {
+            let found = self.mmu.translate(Gva(la), access);
+            if self.mmu.pending() {
+                self.drain();
+                continue;
+            }
+            let found = match found {
+                Ok(found) => found,
+                Err(fault) => {
+                    return Err(self.raise(Exception::page_fault(fault.gva.0, fault.error)));
+                }
+            };
+            return Ok(match found.kind {
+                Kind::Ram(page) => {
+                    let host = page.page.as_ptr() as u64;
+                    let gpa = found.gpa.0 & !0xfff;
+                    let code = page.write && self.code.contains(gpa);
+                    if self.class != Class::Uncached {
+                        let entry = tlb::Entry {
+                            read: page.read.into(),
+                            write: (page.write && !code).into(),
+                            addend: host.wrapping_sub(la & !0xfff),
+                            gpa: gpa | if page.global { tlb::GLOBAL } else { 0 },
+                        };
+                        self.ctx_mut().fill(la, entry, page.large);
+                    }
+                    let at = host + (la & 0xfff);
+                    if code { Where::Code(at, found.gpa) } else { Where::Ram(at) }
+                }
+                Kind::Tracked => Where::Tracked(found.gpa),
+                Kind::Mmio { .. } | Kind::ReadOnly => Where::Device(found.gpa),
+            });
+        }
+    }
+
+    /// Translates for a fetch: guest-physical address and host address of the byte at `la`.
+    pub fn fetch_address(&mut self, la: u64) -> Result<(u64, u64), Trap> {
+        if let Some(hit) = self.ctx().fetch(la) {
+            return Ok(((hit.gpa & !0xfff) + (la & 0xfff), hit.host + (la & 0xfff)));
+        }
+        if !self.canonical(la) {
+            return Err(self.raise(Exception::with_error(vector::GP, 0)));
+        }
+        let access = Access { kind: AccessKind::Fetch, user: self.cpl == 3, ac: false };
+        loop {
+            let found = self.mmu.translate(Gva(la), access);
+            if self.mmu.pending() {
+                self.drain();
+                continue;
+            }
+            let found = match found {
+                Ok(found) => found,
+                Err(fault) => {
+                    return Err(self.raise(Exception::page_fault(fault.gva.0, fault.error)));
+                }
+            };
+            let Kind::Ram(page) = found.kind else {
+                return Err(self.fetch_from_device(found.gpa));
+            };
+            let host = page.page.as_ptr() as u64;
+            if self.class != Class::Uncached {
+                let gpa = found.gpa.0 & !0xfff | if page.global { tlb::GLOBAL } else { 0 };
+                self.ctx_mut().fill_fetch(la, gpa, host, page.large);
+            }
+            return Ok((found.gpa.0, host + (la & 0xfff)));
+        }
+    }
+
+    /// There is no memory at the instruction pointer. Hardware would fetch all-ones from the bus,
+    /// which is no instruction.
+    fn fetch_from_device(&mut self, gpa: Gpa) -> Trap {
+        tracing::warn!(rip = self.rip, %gpa, "guest executes where there is no memory");
+        self.raise(Exception::plain(vector::UD))
+    }
+
+    /// Throws away what was decoded from bytes that were just written.
+    #[inline(never)]
+    fn code_written(&mut self, gpa: Gpa, len: usize) {
+        if let Some((page, mask)) = self.code.written(gpa.0, len as u64, &self.code_port) {
+            self.drop_code(page, mask);
+        }
+    }
+
+    /// Drops decoded blocks that overlap `mask` of `page`.
+    pub fn drop_code(&mut self, page: u64, mask: u64) {
+        let pool = &mut self.pool;
+        let gone = self.blocks.invalidate(page, mask, |block| pool.drop_block(block.rip, block));
+        self.stats.blocks_dropped += gone as u64;
+    }
+
+    /// Does what the MMU asked for, and acknowledges it.
+    pub fn drain(&mut self) {
+        while self.mmu.pending() {
+            let pool = &mut self.pool;
+            self.mmu.take_flushes(|flush| match flush {
+                Flush::All => pool.clear(),
+                Flush::Writers(gfn) => pool.drop_writers(gfn.gpa().0),
+            });
+        }
+    }
+
+    fn device_read(&mut self, gpa: Gpa, data: &mut [u8]) {
+        self.stats.mmio += 1;
+        if let Some(offset) = self.apic_offset(gpa) {
+            let value = self.apic.mmio_read(offset & !3) >> (8 * (offset & 3));
+            let bytes = value.to_le_bytes();
+            data.fill(0);
+            let len = data.len().min(4);
+            data[..len].copy_from_slice(&bytes[..len]);
+            return;
+        }
+        self.outside(|io| io.mmio_read(gpa, data));
+    }
+
+    fn device_write(&mut self, gpa: Gpa, data: &[u8]) {
+        self.stats.mmio += 1;
+        if let Some(offset) = self.apic_offset(gpa) {
+            let mut bytes = [0; 4];
+            let len = data.len().min(4);
+            bytes[..len].copy_from_slice(&data[..len]);
+            self.apic.mmio_write(offset & !3, u32::from_le_bytes(bytes));
+            self.timer_changed();
+            return;
+        }
+        self.outside(|io| io.mmio_write(gpa, data));
+    }
+
+    /// Offset in the local APIC's page, when it is enabled and `gpa` lies there.
+    fn apic_offset(&self, gpa: Gpa) -> Option<u32> {
+        (self.apic.window() == Some(gpa.0 & !0xfff)).then_some((gpa.0 & 0xfff) as u32)
+    }
+}
+
+/// Reads guest RAM with one instruction where the size allows.
+///
+/// # Safety
+/// 1. `at..at + data.len()` is mapped guest RAM.
+unsafe fn read_ram(at: u64, data: &mut [u8]) {
+    // SAFETY: 1. by the caller.
+    unsafe {
+        match data.len() {
+            1 => data[0] = raw::load::<1>(at) as u8,
+            2 => data.copy_from_slice(&(raw::load::<2>(at) as u16).to_le_bytes()),
+            4 => data.copy_from_slice(&(raw::load::<4>(at) as u32).to_le_bytes()),
+            8 => data.copy_from_slice(&raw::load::<8>(at).to_le_bytes()),
+            _ => raw::read_bytes(at, data),
+        }
+    }
+}
+
+/// Writes guest RAM with one instruction where the size allows.
+///
+/// # Safety
+/// 1. `at..at + data.len()` is mapped, writable guest RAM.
+unsafe fn write_ram(at: u64, data: &[u8]) {
+    let mut word = [0; 8];
+    if let Some(head) = word.get_mut(..data.len()) {
+        head.copy_from_slice(data);
+    }
+    let word = u64::from_le_bytes(word);
+    // SAFETY: 1. by the caller.
+    unsafe {
+        match data.len() {
+            1 => raw::store::<1>(at, word),
+            2 => raw::store::<2>(at, word),
+            4 => raw::store::<4>(at, word),
+            8 => raw::store::<8>(at, word),
+            _ => raw::write_bytes(at, data),
+        }
+    }
+}
+
+/// Replaces `N` bytes atomically by what `change` makes of them.
+///
+/// # Safety
+/// 1. `at..at + N` is mapped, writable guest RAM.
+#[inline(always)]
+unsafe fn exchange<const N: usize>(
+    flags: &mut Flags,
+    at: u64,
+    change: impl Fn(&mut Flags, u64) -> u64,
+) {
+    // SAFETY: 1. by the caller.
+    unsafe {
+        let mut old = raw::load::<N>(at);
+        loop {
+            let mut after = *flags;
+            let new = change(&mut after, old);
+            let seen = raw::cmpxchg::<N>(at, old, new);
+            if seen == old {
+                *flags = after;
+                return;
+            }
+            old = seen;
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The translation caches in front of the shadow MMU: the TLB that the guest sees.
+//!
+//! ```text
+//!             Pool ── Ctx (CR3 a, supervisor)      one context per address space and access class,
+//!              │      Ctx (CR3 a, user)            so a CR3 write or a change of privilege moves
+//!   current ───┴────> Ctx (CR3 b, supervisor)      a pointer and flushes nothing
+//! ```
+//! An entry holds a tag for reads, a tag for writes and the distance from guest linear to host
+//! address. Everything unusual (MMIO, a guest page table, a page with decoded code, a clean page,
+//! a watchpoint) is a tag that matches nothing: it leads to the one slow path in `mem`.
+//!
+//! Which entries survive which guest operation is decided here by the SDM (vol. 3, 4.10.4); what
+//! is *in* an entry is decided by the `mmu` crate. A context remembers the MMU's epoch: when no
+//! shadow entry was dropped since, a CR3 load has nothing to flush.
+
+use crate::code::Block;
+
+/// Data entries of a context.
+pub const ENTRIES: usize = 1024;
+/// Block entries of a context: 64 rows, one a page, of 64.
+pub const JUMPS: usize = 4096;
+/// Fetch entries of a context.
+const FETCHES: usize = 128;
+/// Contexts of a processor.
+pub const CONTEXTS: usize = 24;
+
+/// A tag that no page-aligned address equals.
+const NONE: u64 = 1;
+
+/// A data translation.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Entry {
+    /// Linear page that may be read through this entry.
+    pub read: u64,
+    /// Linear page that may be written through this entry.
+    pub write: u64,
+    /// Host address minus linear address.
+    pub addend: u64,
+    /// Guest-physical page, with [`GLOBAL`] in bit 0.
+    pub gpa: u64,
+}
+
+/// Marks a translation that a CR3 load keeps (in [`Entry::gpa`] and [`Fetch::gpa`]).
+pub const GLOBAL: u64 = 1;
+
+/// A fetch translation.
+#[derive(Clone, Copy)]
+pub struct Fetch {
+    page: u64,
+    /// Guest-physical page, with [`GLOBAL`] in bit 0.
+    pub gpa: u64,
+    /// Host address of the page.
+    pub host: u64,
+}
+
+/// Where the code at a linear address was decoded to.
+#[derive(Clone, Copy)]
+pub struct Jump {
+    /// Linear address and mode, see [`jump_tag`].
+    pub tag: u64,
+    /// The block; valid while the tag matches.
+    pub block: *const Block,
+}
+
+const EMPTY: Entry = Entry { read: NONE, write: NONE, addend: 0, gpa: 0 };
+const NO_FETCH: Fetch = Fetch { page: NONE, gpa: 0, host: 0 };
+// `mode` is below 64, so no real tag has bit 63 differ from bit 56 and all others set.
+const NO_JUMP: Jump = Jump { tag: 0x8000_0000_0000_0001, block: std::ptr::null() };
+
+/// Combines a canonical linear address and a mode (below 64): the bits that the mode disturbs
+/// are copies of bit 56 in any canonical address.
+#[inline(always)]
+pub fn jump_tag(rip: u64, mode: u8) -> u64 {
+    rip ^ (mode as u64) << 57
+}
+
+#[inline(always)]
+fn jump_index(rip: u64) -> usize {
+    ((rip >> 12 & 63) << 6 | ((rip ^ rip >> 6) & 63)) as usize
+}
+
+/// What distinguishes contexts: two accesses with the same key translate alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// CR3 without the no-flush bit; it includes the PCID.
+    pub cr3: u64,
+    /// The access class.
+    pub class: Class,
+}
+
+/// Who accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Class {
+    /// Privilege levels 0 to 2.
+    Supervisor = 0,
+    /// The same with EFLAGS.AC set under SMAP.
+    SupervisorAc = 1,
+    /// Privilege level 3.
+    User = 2,
+    /// Nothing is cached: alignment checks or watchpoints must see every access.
+    Uncached = 3,
+}
+
+/// One set of caches.
+pub struct Ctx {
+    entries: [Entry; ENTRIES],
+    jumps: [Jump; JUMPS],
+    fetches: [Fetch; FETCHES],
+    key: Option<Key>,
+    /// The MMU's epoch when the context was last known to agree with it.
+    pub epoch: u64,
+    /// Holds a translation of a page larger than 4 KiB.
+    large: bool,
+    stamp: u64,
+}
+
+impl Ctx {
+    fn new() -> Self {
+        Self {
+            entries: [EMPTY; ENTRIES],
+            jumps: [NO_JUMP; JUMPS],
+            fetches: [NO_FETCH; FETCHES],
+            key: None,
+            epoch: 0,
+            large: false,
+            stamp: 0,
+        }
+    }
+
+    /// Returns the entry in which a translation of `la` would be.
+    #[inline(always)]
+    pub fn entry(&self, la: u64) -> &Entry {
+        &self.entries[(la >> 12) as usize % ENTRIES]
+    }
+
+    /// Puts a data translation in.
+    pub fn fill(&mut self, la: u64, entry: Entry, large: bool) {
+        self.large |= large;
+        let slot = &mut self.entries[(la >> 12) as usize % ENTRIES];
+        *slot = Entry {
+            read: if entry.read == 0 { NONE } else { la & !0xfff },
+            write: if entry.write == 0 { NONE } else { la & !0xfff },
+            ..entry
+        };
+    }
+
+    /// Looks a fetch translation up.
+    #[inline(always)]
+    pub fn fetch(&self, la: u64) -> Option<Fetch> {
+        let entry = &self.fetches[(la >> 12) as usize % FETCHES];
+        (entry.page == la & !0xfff).then_some(*entry)
+    }
+
+    /// Puts a fetch translation in.
+    pub fn fill_fetch(&mut self, la: u64, gpa: u64, host: u64, large: bool) {
+        self.large |= large;
+        self.fetches[(la >> 12) as usize % FETCHES] = Fetch { page: la & !0xfff, gpa, host };
+    }
+
+    /// Looks the block at `rip` up.
+    #[inline(always)]
+    pub fn jump(&self, rip: u64) -> &Jump {
+        &self.jumps[jump_index(rip)]
+    }
+
+    /// Remembers the block at `rip`.
+    pub fn set_jump(&mut self, rip: u64, jump: Jump) {
+        self.jumps[jump_index(rip)] = jump;
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.entries.fill(EMPTY);
+        self.jumps.fill(NO_JUMP);
+        self.fetches.fill(NO_FETCH);
+        self.large = false;
+    }
+
+    /// Drops what a CR3 load drops: all but global translations.
+    fn clear_non_global(&mut self) {
+        for entry in &mut self.entries {
+            if entry.gpa & GLOBAL == 0 {
+                *entry = EMPTY;
+            }
+        }
+        let mut keep = [false; 64];
+        for entry in &mut self.fetches {
+            if entry.gpa & GLOBAL == 0 {
+                *entry = NO_FETCH;
+            }
+        }
+        // A row of jumps is kept only where the page it is used for now has a global translation;
+        // rows are shared by pages, so each jump is checked against its own page.
+        for (row, kept) in keep.iter_mut().enumerate() {
+            *kept = self.fetches.iter().any(|f| f.page != NONE && (f.page >> 12 & 63) as usize == row);
+        }
+        for (row, kept) in keep.into_iter().enumerate() {
+            let jumps = &mut self.jumps[row * 64..row * 64 + 64];
+            if !kept {
+                jumps.fill(NO_JUMP);
+                continue;
+            }
+            for jump in jumps {
+                let page = jump.rip() & !0xfff;
+                let global = self.fetches[(page >> 12) as usize % FETCHES].page == page;
+                if !global {
+                    *jump = NO_JUMP;
+                }
+            }
+        }
+    }
+
+    fn drop_page(&mut self, la: u64) {
+        if self.large {
+            // The entries of a large page are spread over the arrays: drop them all.
+            return self.clear();
+        }
+        let page = la & !0xfff;
+        let entry = &mut self.entries[(la >> 12) as usize % ENTRIES];
+        if entry.read == page || entry.write == page {
+            *entry = EMPTY;
+        }
+        let fetch = &mut self.fetches[(la >> 12) as usize % FETCHES];
+        if fetch.page == page {
+            *fetch = NO_FETCH;
+        }
+        let row = (la >> 12 & 63) as usize * 64;
+        self.jumps[row..row + 64].fill(NO_JUMP);
+    }
+}
+
+impl Jump {
+    fn rip(&self) -> u64 {
+        // Bit 56 tells what the bits above it were before the mode was mixed in.
+        ((self.tag << 7) as i64 >> 7) as u64
+    }
+}
+
+/// The contexts of one processor.
+pub struct Pool {
+    contexts: Box<[Ctx]>,
+    clock: u64,
+}
+
+impl Pool {
+    /// All empty.
+    pub fn new() -> Self {
+        Self { contexts: (0..CONTEXTS).map(|_| Ctx::new()).collect(), clock: 0 }
+    }
+
+    /// Returns the index of the context for `key`; takes the one unused for longest if there is
+    /// none. The second value tells whether it was there already.
+    pub fn select(&mut self, key: Key) -> (usize, bool) {
+        self.clock += 1;
+        let clock = self.clock;
+        if let Some(at) = self.contexts.iter().position(|c| c.key == Some(key)) {
+            self.contexts[at].stamp = clock;
+            return (at, true);
+        }
+        let oldest = self.contexts.iter().enumerate().min_by_key(|(_, c)| c.stamp);
+        let at = oldest.map_or(0, |(at, _)| at);
+        let ctx = &mut self.contexts[at];
+        ctx.clear();
+        ctx.key = Some(key);
+        ctx.stamp = clock;
+        (at, false)
+    }
+
+    /// Returns a context.
+    pub fn get(&mut self, at: usize) -> &mut Ctx {
+        &mut self.contexts[at]
+    }
+
+    /// Drops all translations of all contexts.
+    pub fn clear(&mut self) {
+        self.contexts.iter_mut().filter(|c| c.key.is_some()).for_each(Ctx::clear);
+    }
+
+    /// INVLPG: drops the page in every context, for global pages are in many.
+    pub fn drop_page(&mut self, la: u64) {
+        self.contexts.iter_mut().filter(|c| c.key.is_some()).for_each(|c| c.drop_page(la));
+    }
+
+    /// Drops the non-global translations of every context that `pick` chooses by its CR3.
+    pub fn clear_non_global(&mut self, pick: impl Fn(u64) -> bool) {
+        let chosen = |c: &&mut Ctx| c.key.is_some_and(|k| pick(k.cr3));
+        self.contexts.iter_mut().filter(chosen).for_each(Ctx::clear_non_global);
+    }
+
+    /// A CR3 load that flushes: drops the non-global translations of the contexts of `cr3`,
+    /// unless no shadow entry was dropped since they were last clean.
+    pub fn load(&mut self, cr3: u64, epoch: u64) {
+        for ctx in self.contexts.iter_mut().filter(|c| c.key.is_some_and(|k| k.cr3 == cr3)) {
+            if ctx.epoch != epoch {
+                ctx.clear_non_global();
+                ctx.epoch = epoch;
+            }
+        }
+    }
+
+    /// Takes the right to write page `gpa` out of every entry.
+    pub fn drop_writers(&mut self, gpa: u64) {
+        for ctx in self.contexts.iter_mut().filter(|c| c.key.is_some()) {
+            for entry in &mut ctx.entries {
+                if entry.gpa & !0xfff == gpa {
+                    entry.write = NONE;
+                }
+            }
+        }
+    }
+
+    /// Forgets `block` wherever a jump leads to it.
+    pub fn drop_block(&mut self, rip: u64, block: *const Block) {
+        for ctx in &mut self.contexts {
+            let jump = &mut ctx.jumps[jump_index(rip)];
+            if std::ptr::eq(jump.block, block) {
+                *jump = NO_JUMP;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(gpa: u64) -> Entry {
+        Entry { read: 1, write: 1, addend: 0, gpa }
+    }
+
+    fn key(cr3: u64) -> Key {
+        Key { cr3, class: Class::Supervisor }
+    }
+
+    #[test]
+    fn a_cr3_load_keeps_global_pages_and_drops_the_others() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        pool.get(at).fill(0x5000, entry(0x9000 | GLOBAL), false);
+        pool.get(at).fill(0x6000, entry(0xa000), false);
+        pool.load(0x1000, 1);
+        assert_eq!(pool.get(at).entry(0x5000).read, 0x5000);
+        assert_eq!(pool.get(at).entry(0x6000).read, NONE);
+    }
+
+    #[test]
+    fn a_cr3_load_flushes_nothing_while_the_epoch_stands() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        pool.get(at).epoch = 7;
+        pool.get(at).fill(0x6000, entry(0xa000), false);
+        pool.load(0x1000, 7);
+        assert_eq!(pool.get(at).entry(0x6000).read, 0x6000);
+    }
+
+    #[test]
+    fn invlpg_reaches_every_context() {
+        let mut pool = Pool::new();
+        for cr3 in [0x1000, 0x2000] {
+            let (at, _) = pool.select(key(cr3));
+            pool.get(at).fill(0x6000, entry(0xa000), false);
+        }
+        pool.drop_page(0x6123);
+        for cr3 in [0x1000, 0x2000] {
+            let (at, known) = pool.select(key(cr3));
+            assert!(known);
+            assert_eq!(pool.get(at).entry(0x6000).read, NONE);
+        }
+    }
+
+    #[test]
+    fn dropping_writers_keeps_readers() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        pool.get(at).fill(0x6000, entry(0xa000), false);
+        pool.drop_writers(0xa000);
+        assert_eq!(pool.get(at).entry(0x6000).read, 0x6000);
+        assert_eq!(pool.get(at).entry(0x6000).write, NONE);
+    }
+
+    #[test]
+    fn a_jump_tag_gives_its_address_back() {
+        for rip in [0, 0xffff_ffff_8100_0042, 0x7fff_ffff_f123, 0xff00_0000_0000_0000] {
+            let jump = Jump { tag: jump_tag(rip, 37), block: std::ptr::null() };
+            assert_eq!(jump.rip(), rip);
+        }
+    }
+}
