@@ -1,0 +1,337 @@
+//! A 16550 serial port on `vm-superio`, with a queue before its receiver.
+//!
+//! Input is never lost to the guest's start-up: a driver that initialises a port reads and throws
+//! away what it finds there (PC16550D, 8.6; Linux `serial8250_do_startup`), so input waits in the
+//! queue until the guest shows that it listens. It does so by enabling the receive interrupt, or, a
+//! guest that polls, by reading the line status over and over without sending anything.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::Write;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use umbra_irq::Line;
+use vm_device::DevicePio;
+use vm_device::bus::{PioAddress, PioAddressOffset};
+use vm_superio::Trigger;
+use vm_superio::serial::NoEvents;
+
+/// Registers.
+const DATA: u8 = 0;
+const INTERRUPT_ENABLE: u8 = 1;
+const LINE_CONTROL: u8 = 3;
+const LINE_STATUS: u8 = 5;
+
+/// Interrupt enable: received data.
+const RECEIVE: u8 = 1;
+/// Line control: registers 0 and 1 are the divisor.
+const DIVISOR_ACCESS: u8 = 1 << 7;
+
+/// Readings of the line status in a row, none of them followed by a write, that mean "I poll".
+/// A driver that sends reads it once or twice a byte.
+const POLLS: u32 = 16;
+
+/// How many bytes of input wait for the guest.
+const QUEUE: usize = 4096;
+
+type SpaceListener = Box<dyn Fn() + Send + Sync>;
+type Uart = vm_superio::Serial<Interrupt, NoEvents, Box<dyn Write + Send>>;
+
+/// The interrupt output as `vm-superio` drives it: a pulse an event.
+struct Interrupt(Arc<dyn Line>);
+
+impl Trigger for Interrupt {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.0.pulse();
+        Ok(())
+    }
+}
+
+struct Inner {
+    uart: Uart,
+    queue: VecDeque<u8>,
+    polls: u32,
+    lost: u64,
+    on_space: SpaceListener,
+}
+
+/// A serial port.
+pub struct Serial {
+    inner: Mutex<Inner>,
+}
+
+impl Serial {
+    /// How many ports the device takes.
+    pub const PORTS: u16 = 8;
+
+    /// Makes a port that pulses `line` and sends to `output`, byte by byte, on the processor's
+    /// thread and with the port's lock held: `output` must not block for long.
+    pub fn new(line: Arc<dyn Line>, output: Box<dyn Write + Send>) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                uart: Uart::new(Interrupt(line), output),
+                queue: VecDeque::new(),
+                polls: 0,
+                lost: 0,
+                on_space: Box::new(|| {}),
+            }),
+        }
+    }
+
+    /// Sets what is called when input was refused and there is room again. It is called with the
+    /// port's lock held: it may set a flag or wake a thread, and nothing else.
+    pub fn on_space(&self, listener: impl Fn() + Send + Sync + 'static) {
+        self.inner.lock().on_space = Box::new(listener);
+    }
+
+    /// Takes input for the guest; returns how many bytes there was room for. Never blocks.
+    #[must_use = "bytes that were not taken have to be offered again"]
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut inner = self.inner.lock();
+        let taken = bytes.len().min(QUEUE - inner.queue.len());
+        inner.queue.extend(&bytes[..taken]);
+        inner.feed();
+        taken
+    }
+
+    /// Returns how many bytes of input the guest has not got yet.
+    pub fn waiting(&self) -> usize {
+        self.inner.lock().queue.len()
+    }
+
+    /// Returns how many bytes the output refused.
+    pub fn lost(&self) -> u64 {
+        self.inner.lock().lost
+    }
+}
+
+impl Inner {
+    fn receive_enabled(&mut self) -> bool {
+        // While the divisor is accessed register 1 is not the interrupt enable register.
+        self.uart.read(LINE_CONTROL) & DIVISOR_ACCESS == 0
+            && self.uart.read(INTERRUPT_ENABLE) & RECEIVE != 0
+    }
+
+    /// Moves input from the queue into the receiver, if the guest listens.
+    fn feed(&mut self) {
+        let listens = self.polls >= POLLS || self.receive_enabled();
+        if self.queue.is_empty() || !listens {
+            return;
+        }
+        let room = self.uart.fifo_capacity().min(self.queue.len());
+        let bytes: Vec<u8> = self.queue.iter().copied().take(room).collect();
+        // In loop mode nothing is taken; a full receiver has no room. Neither loses anything.
+        let taken = if room == 0 {
+            0
+        } else {
+            self.uart.enqueue_raw_bytes(&bytes).unwrap_or(0)
+        };
+        let was_full = self.queue.len() == QUEUE;
+        self.queue.drain(..taken);
+        if was_full && taken > 0 {
+            (self.on_space)();
+        }
+    }
+
+    fn read(&mut self, register: u8) -> u8 {
+        if register == LINE_STATUS {
+            self.polls = self.polls.saturating_add(1);
+            self.feed();
+        }
+        let value = self.uart.read(register);
+        if register == DATA {
+            self.feed();
+        }
+        value
+    }
+
+    fn write(&mut self, register: u8, value: u8) {
+        if register == DATA {
+            self.polls = 0;
+        }
+        if let Err(error) = self.uart.write(register, value) {
+            self.lost += 1;
+            tracing::trace!(?error, "console output was refused");
+        }
+        if register == INTERRUPT_ENABLE {
+            self.feed();
+        }
+    }
+}
+
+impl DevicePio for Serial {
+    /// The chip is eight bits wide: each byte of a wider access is a register of its own.
+    fn pio_read(&self, _base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
+        let mut inner = self.inner.lock();
+        for (register, byte) in (offset..).zip(data) {
+            *byte = inner.read(register as u8);
+        }
+    }
+
+    fn pio_write(&self, _base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
+        let mut inner = self.inner.lock();
+        for (register, byte) in (offset..).zip(data) {
+            inner.write(register as u8, *byte);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[derive(Default)]
+    struct Pulses(AtomicU32);
+
+    impl Line for Pulses {
+        fn set(&self, high: bool) {
+            self.0.fetch_add(u32::from(high), Ordering::Relaxed);
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Screen(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Screen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Bench {
+        serial: Serial,
+        line: Arc<Pulses>,
+        screen: Screen,
+    }
+
+    fn bench() -> Bench {
+        let (line, screen) = (Arc::new(Pulses::default()), Screen::default());
+        let serial = Serial::new(line.clone(), Box::new(screen.clone()));
+        Bench {
+            serial,
+            line,
+            screen,
+        }
+    }
+
+    impl Bench {
+        fn get(&self, register: u8) -> u8 {
+            let mut data = [0];
+            self.serial
+                .pio_read(PioAddress(0x3f8), register.into(), &mut data);
+            data[0]
+        }
+
+        fn set(&self, register: u8, value: u8) {
+            self.serial
+                .pio_write(PioAddress(0x3f8), register.into(), &[value]);
+        }
+
+        fn pulses(&self) -> u32 {
+            self.line.0.load(Ordering::Relaxed)
+        }
+
+        /// Reads as a driver's interrupt handler does: while there is data.
+        fn drain(&self) -> Vec<u8> {
+            std::iter::from_fn(|| (self.get(LINE_STATUS) & 1 != 0).then(|| self.get(DATA)))
+                .collect()
+        }
+    }
+
+    #[test]
+    fn what_the_guest_sends_comes_out() {
+        let bench = bench();
+        b"hello".iter().for_each(|byte| bench.set(DATA, *byte));
+        assert_eq!(*bench.screen.0.lock(), b"hello");
+    }
+
+    #[test]
+    fn input_survives_the_start_up_of_a_driver() {
+        let bench = bench();
+        assert_eq!(bench.serial.input(b"ls\n"), 3);
+        // serial8250_do_startup: clear the FIFOs, then read everything "for luck".
+        for value in [1, 7, 0] {
+            bench.set(2, value);
+        }
+        for register in [LINE_STATUS, DATA, 2, 6] {
+            bench.get(register);
+        }
+        bench.set(LINE_CONTROL, 0x83);
+        bench.set(1, 1); // the divisor's high byte, not the interrupt enable register
+        assert_eq!(bench.serial.waiting(), 3);
+        bench.set(LINE_CONTROL, 3);
+        bench.set(INTERRUPT_ENABLE, 5);
+        assert_eq!(bench.pulses(), 1);
+        assert_eq!(bench.drain(), b"ls\n");
+    }
+
+    #[test]
+    fn a_guest_that_polls_gets_input_without_interrupts() {
+        let bench = bench();
+        assert_eq!(bench.serial.input(b"x"), 1);
+        bench.set(DATA, b'>');
+        let polls = (0..100).position(|_| bench.get(LINE_STATUS) & 1 != 0);
+        assert_eq!(polls, Some(POLLS as usize - 1));
+        assert_eq!((bench.get(DATA), bench.pulses()), (b'x', 0));
+    }
+
+    #[test]
+    fn a_long_paste_arrives_whole_and_in_order() {
+        let bench = bench();
+        bench.set(INTERRUPT_ENABLE, 1);
+        let room = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&room);
+        bench.serial.on_space(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let paste: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
+        let (mut sent, mut got) = (0, Vec::new());
+        while got.len() < paste.len() {
+            sent += bench.serial.input(&paste[sent..]);
+            got.extend(bench.drain());
+        }
+        assert_eq!(got, paste);
+        assert!(
+            room.load(Ordering::Relaxed) > 0,
+            "the sender was told to go on"
+        );
+    }
+
+    #[test]
+    fn each_refill_of_the_receiver_interrupts() {
+        let bench = bench();
+        bench.set(INTERRUPT_ENABLE, 1);
+        assert_eq!(bench.serial.input(&[7; 100]), 100);
+        let first = bench.pulses();
+        assert_eq!(first, 1);
+        let got: Vec<u8> = (0..64).map(|_| bench.get(DATA)).collect();
+        assert_eq!(got.len() + bench.drain().len(), 100);
+    }
+
+    #[test]
+    fn a_broken_output_is_counted_and_does_not_stop_the_guest() {
+        struct Broken;
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let serial = Serial::new(Arc::new(Pulses::default()), Box::new(Broken));
+        serial.pio_write(PioAddress(0x3f8), 0, b"a");
+        assert_eq!(serial.lost(), 1);
+    }
+}
