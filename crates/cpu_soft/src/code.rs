@@ -92,7 +92,10 @@ impl Blocks {
     pub fn insert(&mut self, block: Block) -> *const Block {
         let key = (block.gpa, block.rip, block.mode);
         self.ops += block.ops.len();
-        self.by_page.entry(block.gpa & !0xfff).or_default().push(key);
+        self.by_page
+            .entry(block.gpa & !0xfff)
+            .or_default()
+            .push(key);
         if let Some(page) = block.second {
             self.by_page.entry(page).or_default().push(key);
         }
@@ -107,7 +110,9 @@ impl Blocks {
 
     /// Removes the blocks that touch `mask` of `page`; calls `gone` for each.
     pub fn invalidate(&mut self, page: u64, mask: u64, mut gone: impl FnMut(&Block)) -> usize {
-        let Some(keys) = self.by_page.get_mut(&page) else { return 0 };
+        let Some(keys) = self.by_page.get_mut(&page) else {
+            return 0;
+        };
         let (map, graveyard, ops) = (&mut self.map, &mut self.graveyard, &mut self.ops);
         let before = keys.len();
         keys.retain(|key| match map.get(key) {
@@ -129,7 +134,8 @@ impl Blocks {
 
     /// Removes all blocks. The caller has dropped every jump.
     pub fn clear(&mut self) {
-        self.graveyard.extend(self.map.drain().map(|(_, block)| block));
+        self.graveyard
+            .extend(self.map.drain().map(|(_, block)| block));
         self.by_page.clear();
         self.ops = 0;
     }
@@ -176,7 +182,10 @@ impl CodePages {
 
     /// Adds a processor.
     pub(crate) fn attach(&self, wake: Arc<Waker>) -> Arc<CodePort> {
-        let port = Arc::new(CodePort { queue: Mutex::default(), wake });
+        let port = Arc::new(CodePort {
+            queue: Mutex::default(),
+            wake,
+        });
         self.ports.write().push(port.clone());
         port
     }
@@ -198,7 +207,10 @@ impl CodePages {
         });
         if known.is_none() {
             let mut pages = self.pages.write();
-            pages.entry(page).or_default().fetch_or(mask, Ordering::SeqCst);
+            pages
+                .entry(page)
+                .or_default()
+                .fetch_or(mask, Ordering::SeqCst);
         }
         fence(Ordering::SeqCst);
         known.is_none()
@@ -247,6 +259,10 @@ mod tests {
         assert_eq!(pages.written(0x5000, 32, &a), Some((0x5000, 1)));
         assert_eq!(b.take(), [(0x5000, 1)]);
         assert!(a.take().is_empty(), "the writer throws away its own");
-        assert_eq!(pages.written(0x5000, 32, &a), None, "nothing decoded there any more");
+        assert_eq!(
+            pages.written(0x5000, 32, &a),
+            None,
+            "nothing decoded there any more"
+        );
     }
 }

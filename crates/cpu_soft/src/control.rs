@@ -9,14 +9,8 @@ use umbra_x86::{cr0, cr4, efer, msr};
 use crate::cpu::{Cpu, Trap};
 
 /// Bits of CR4 whose change flushes all translations.
-const CR4_PAGING: u64 = cr4::PSE
-    | cr4::PAE
-    | cr4::PGE
-    | cr4::LA57
-    | cr4::PCIDE
-    | cr4::SMEP
-    | cr4::SMAP
-    | cr4::PKE;
+const CR4_PAGING: u64 =
+    cr4::PSE | cr4::PAE | cr4::PGE | cr4::LA57 | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::PKE;
 
 /// CR3 bit 63: keep the translations of the new PCID.
 const NO_FLUSH: u64 = 1 << 63;
@@ -87,12 +81,17 @@ impl Cpu {
         if keep {
             return Ok(());
         }
-        let scope = if pcid { Scope::Pcid((value & 0xfff) as u16) } else { Scope::NonGlobal };
+        let scope = if pcid {
+            Scope::Pcid((value & 0xfff) as u16)
+        } else {
+            Scope::NonGlobal
+        };
         self.mmu.guest_flush(scope);
         self.drain();
         let epoch = self.mmu_epoch();
         if pcid {
-            self.pool.clear_non_global(|cr3| cr3 & 0xfff == value & 0xfff && cr3 != value);
+            self.pool
+                .clear_non_global(|cr3| cr3 & 0xfff == value & 0xfff && cr3 != value);
         }
         self.pool.load(value, epoch);
         Ok(())
@@ -102,8 +101,15 @@ impl Cpu {
     fn cr4_allowed(&self) -> u64 {
         let one = self.cpuid.get(1, 0);
         let seven = self.cpuid.get(7, 0);
-        let mut allowed = cr4::TSD | cr4::DE | cr4::PSE | cr4::PAE | cr4::MCE | cr4::PGE | cr4::PCE
-            | cr4::OSFXSR | cr4::OSXMMEXCPT;
+        let mut allowed = cr4::TSD
+            | cr4::DE
+            | cr4::PSE
+            | cr4::PAE
+            | cr4::MCE
+            | cr4::PGE
+            | cr4::PCE
+            | cr4::OSFXSR
+            | cr4::OSXMMEXCPT;
         for (has, bits) in [
             (one.edx >> 1 & 1, cr4::VME | cr4::PVI),
             (one.ecx >> 17 & 1, cr4::PCIDE),
@@ -168,7 +174,12 @@ impl Cpu {
             _ => function,
         };
         let mut leaf = self.cpuid.get(function, index);
-        if function == 1 && self.apic.read_msr(msr::APIC_BASE).is_some_and(|b| b >> 11 & 1 == 0) {
+        if function == 1
+            && self
+                .apic
+                .read_msr(msr::APIC_BASE)
+                .is_some_and(|b| b >> 11 & 1 == 0)
+        {
             leaf.edx &= !(1 << 9);
         }
         if function == 7 && index == 0 && self.cr4 & cr4::PKE != 0 {
@@ -208,7 +219,11 @@ impl Cpu {
             msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_NEW => m.kvm_system_time,
             msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW => m.kvm_wall_clock,
             _ => {
-                tracing::debug!(msr = format_args!("{number:#x}"), rip = self.rip, "unknown MSR read");
+                tracing::debug!(
+                    msr = format_args!("{number:#x}"),
+                    rip = self.rip,
+                    "unknown MSR read"
+                );
                 return Err(self.gp(0));
             }
         })
@@ -260,8 +275,10 @@ impl Cpu {
             msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW => self.set_kvm_wall_clock(value),
             _ => {
                 tracing::debug!(
-                    msr = format_args!("{number:#x}"), value = format_args!("{value:#x}"),
-                    rip = self.rip, "unknown MSR written"
+                    msr = format_args!("{number:#x}"),
+                    value = format_args!("{value:#x}"),
+                    rip = self.rip,
+                    "unknown MSR written"
                 );
                 return Err(self.gp(0));
             }
@@ -271,11 +288,18 @@ impl Cpu {
 
     fn canonical_value(&mut self, value: u64) -> Result<u64, Trap> {
         let unused = if self.cr4 & cr4::LA57 != 0 { 7 } else { 16 };
-        if (value << unused) as i64 >> unused == value as i64 { Ok(value) } else { Err(self.gp(0)) }
+        if (value << unused) as i64 >> unused == value as i64 {
+            Ok(value)
+        } else {
+            Err(self.gp(0))
+        }
     }
 
     fn set_pat(&mut self, value: u64) -> Result<(), Trap> {
-        let known = value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7));
+        let known = value
+            .to_le_bytes()
+            .iter()
+            .all(|t| matches!(t, 0 | 1 | 4..=7));
         if !known {
             return Err(self.gp(0));
         }

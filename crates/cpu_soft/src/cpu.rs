@@ -280,7 +280,11 @@ impl Cpu {
             fx: Box::new(FxArea::reset()),
             msrs: Msrs::default(),
             cpuid: parts.cpuid,
-            activity: if boot { Activity::Running } else { Activity::WaitForSipi },
+            activity: if boot {
+                Activity::Running
+            } else {
+                Activity::WaitForSipi
+            },
             budget: 0,
             timer_due: u64::MAX,
             blocked: false,
@@ -308,7 +312,11 @@ impl Cpu {
 
     /// The state after power-up.
     pub fn reset(&mut self) {
-        self.msrs = Msrs { pat: 0x0007_0406_0007_0406, misc_enable: 1, ..Msrs::default() };
+        self.msrs = Msrs {
+            pat: 0x0007_0406_0007_0406,
+            misc_enable: 1,
+            ..Msrs::default()
+        };
         *self.fx = FxArea::reset();
         self.init();
     }
@@ -354,7 +362,8 @@ impl Cpu {
         // SAFETY: only the lifetime is changed; the pointer is used while `io` is set, which ends
         // before the borrow `io` does. A panic in `body` leaves it set, but then no further run
         // uses it before setting it anew.
-        self.io = Some(unsafe { std::mem::transmute::<NonNull<dyn Io + '_>, NonNull<dyn Io>>(pointer) });
+        self.io =
+            Some(unsafe { std::mem::transmute::<NonNull<dyn Io + '_>, NonNull<dyn Io>>(pointer) });
         let result = body(self);
         self.io = None;
         result
@@ -522,12 +531,19 @@ impl Cpu {
     }
 
     fn find_context(&mut self, class: Class) -> usize {
-        let cr3 = if self.cr0 & cr0::PG != 0 { self.cr3 } else { u64::MAX };
+        let cr3 = if self.cr0 & cr0::PG != 0 {
+            self.cr3
+        } else {
+            u64::MAX
+        };
         let (at, known) = self.pool.select(Key { cr3, class });
         if !known {
             self.pool.get(at).epoch = self.mmu_epoch.epoch();
             // The context may have been another class's.
-            self.classes.iter_mut().filter(|c| **c == Some(at)).for_each(|c| *c = None);
+            self.classes
+                .iter_mut()
+                .filter(|c| **c == Some(at))
+                .for_each(|c| *c = None);
         }
         if let Some(slot) = self.classes.get_mut(class as usize) {
             *slot = Some(at);
@@ -538,7 +554,11 @@ impl Cpu {
     /// Runs `body` with implicit supervisor accesses: descriptor tables, the task state (SDM
     /// vol. 3, 4.6).
     pub fn system<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
-        let class = if self.watches_armed() { Class::Uncached } else { Class::Supervisor };
+        let class = if self.watches_armed() {
+            Class::Uncached
+        } else {
+            Class::Supervisor
+        };
         self.select(class, false, false);
         let result = body(self);
         self.select_class();

@@ -20,11 +20,13 @@ impl Cpu {
     /// Base + index * scale + displacement + segment base, 64 bits wide, unchecked.
     #[inline(always)]
     pub fn flat_ea(&self, op: &Op) -> u64 {
-        self.flat_offset(op).wrapping_add(self.seg_base[(op.seg & 7) as usize])
+        self.flat_offset(op)
+            .wrapping_add(self.seg_base[(op.seg & 7) as usize])
     }
 
+    /// Base + index * scale + displacement.
     #[inline(always)]
-    fn flat_offset(&self, op: &Op) -> u64 {
+    pub fn flat_offset(&self, op: &Op) -> u64 {
         self.regs
             .get::<8>(op.base)
             .wrapping_add(self.regs.get::<8>(op.index) << (op.scale & 3))
@@ -32,9 +34,14 @@ impl Cpu {
     }
 
     /// The offset part of the memory operand, truncated to the address size: LEA.
+    #[cold]
+    #[inline(never)]
     pub fn offset(&self, op: &Op) -> u64 {
-        let offset =
-            if op.addr & addr::ABSOLUTE != 0 { op.imm } else { self.flat_offset(op) };
+        let offset = if op.addr & addr::ABSOLUTE != 0 {
+            op.imm
+        } else {
+            self.flat_offset(op)
+        };
         truncate(offset, op.addr)
     }
 
@@ -75,7 +82,11 @@ impl Cpu {
         if permits(&segment, kind) && within(&segment, offset, len as u64) {
             return Ok(());
         }
-        let vector = if index == seg::SS { vector::SS } else { vector::GP };
+        let vector = if index == seg::SS {
+            vector::SS
+        } else {
+            vector::GP
+        };
         Err(self.raise(Exception::with_error(vector, 0)))
     }
 }
@@ -112,7 +123,11 @@ pub fn within(segment: &Segment, offset: u64, len: u64) -> bool {
     if !expand_down {
         return last <= limit;
     }
-    let top = if segment.attr & Segment::DB != 0 { 0xffff_ffff } else { 0xffff };
+    let top = if segment.attr & Segment::DB != 0 {
+        0xffff_ffff
+    } else {
+        0xffff
+    };
     offset > limit && last <= top
 }
 
@@ -121,7 +136,12 @@ mod tests {
     use super::*;
 
     fn data(limit: u32, attr: u16) -> Segment {
-        Segment { selector: 8, base: 0, limit, attr: attr | Segment::S | Segment::P }
+        Segment {
+            selector: 8,
+            base: 0,
+            limit,
+            attr: attr | Segment::S | Segment::P,
+        }
     }
 
     #[test]

@@ -54,8 +54,11 @@ impl Cpu {
                 }
                 Activity::Shutdown => return Exit::Shutdown(Box::new(self.crash_report())),
             }
-            let leave =
-                if self.shadow || self.mode & mode::SINGLE != 0 { self.step() } else { self.blocks() };
+            let leave = if self.shadow || self.mode & mode::SINGLE != 0 {
+                self.step()
+            } else {
+                self.blocks()
+            };
             match leave {
                 Leave::Halt => {
                     self.stats.halts += 1;
@@ -115,7 +118,13 @@ impl Cpu {
         let rip = self.rip;
         // SAFETY: owned by `self.blocks`, see `enter_block`.
         if unsafe { &*block }.second.is_none() && self.class != crate::tlb::Class::Uncached {
-            self.ctx_mut().set_jump(rip, Jump { tag: jump_tag(rip, mode), block });
+            self.ctx_mut().set_jump(
+                rip,
+                Jump {
+                    tag: jump_tag(rip, mode),
+                    block,
+                },
+            );
         }
         Ok(block)
     }
@@ -178,7 +187,11 @@ impl Cpu {
         if !self.breakpoints_armed() {
             return false;
         }
-        let la = self.rip.wrapping_add(if self.long_code() { 0 } else { self.seg[seg::CS].base });
+        let la = self.rip.wrapping_add(if self.long_code() {
+            0
+        } else {
+            self.seg[seg::CS].base
+        });
         let dr7 = self.dr[7];
         let hit = (0..4)
             .filter(|i| dr7 >> (2 * i) & 3 != 0 && dr7 >> (16 + 4 * i) & 3 == 0)
@@ -272,15 +285,26 @@ impl Cpu {
             Event::Nmi => self.nmi_pending = true,
             Event::Init => {
                 self.init();
-                self.activity =
-                    if self.boot { Activity::Running } else { Activity::WaitForSipi };
+                self.activity = if self.boot {
+                    Activity::Running
+                } else {
+                    Activity::WaitForSipi
+                };
                 self.timer_changed();
             }
             Event::Sipi(page) if self.activity == Activity::WaitForSipi => {
                 let selector = u16::from(page) << 8;
                 let attr = 0xb | Segment::S | Segment::P;
                 let base = u64::from(page) << 12;
-                self.set_code(Segment { selector, base, limit: 0xffff, attr }, 0);
+                self.set_code(
+                    Segment {
+                        selector,
+                        base,
+                        limit: 0xffff,
+                        attr,
+                    },
+                    0,
+                );
                 self.rip = 0;
                 self.activity = Activity::Running;
             }
@@ -304,7 +328,8 @@ impl Cpu {
             self.timer_due = self.apic.next_timer().unwrap_or(u64::MAX);
             return;
         }
-        let timeout = (self.timer_due != u64::MAX).then(|| Duration::from_nanos(self.timer_due - now));
+        let timeout =
+            (self.timer_due != u64::MAX).then(|| Duration::from_nanos(self.timer_due - now));
         self.mmu.leave();
         self.wake.sleep(timeout);
         self.mmu.enter();
@@ -315,6 +340,10 @@ impl Cpu {
         let at = if self.cr2 != 0 { self.cr2 } else { self.rip };
         let mut walk = self.mmu.describe_walk(Gva(at));
         walk.insert(0, format!("walk of {at:#x}:"));
-        Crash { reason: self.crash.clone(), state, walk }
+        Crash {
+            reason: self.crash.clone(),
+            state,
+            walk,
+        }
     }
 }

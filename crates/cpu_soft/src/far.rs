@@ -118,7 +118,12 @@ impl Cpu {
         Ok(())
     }
 
-    fn far_call<const N: usize>(&mut self, selector: u16, offset: u64, back: u64) -> Result<(), Trap> {
+    fn far_call<const N: usize>(
+        &mut self,
+        selector: u16,
+        offset: u64,
+        back: u64,
+    ) -> Result<(), Trap> {
         let before = self.regs.r(RSP);
         let result = self.far_call_inner::<N>(selector, offset, back);
         if result.is_err() {
@@ -186,7 +191,11 @@ impl Cpu {
         let segment = self.stack_segment(ss, cpl, vector::TS)?;
         let mut words = vec![self.seg[seg::SS].selector.into(), self.regs.r(RSP)];
         for i in (0..count).rev() {
-            words.push(if wide { self.peek::<4>(i * 4)? } else { self.peek::<2>(i * 2)? });
+            words.push(if wide {
+                self.peek::<4>(i * 4)?
+            } else {
+                self.peek::<2>(i * 2)?
+            });
         }
         words.extend([old_code, back]);
         let pointer = self.push_words((segment, esp), cpl, &words, wide, Origin::Software)?;
@@ -237,7 +246,11 @@ impl Cpu {
         }
         let target = self.descriptor(selector, vector::GP)?;
         let rpl = (selector & 3) as u8;
-        let level = if target.is_conforming() { target.dpl() <= rpl } else { target.dpl() == rpl };
+        let level = if target.is_conforming() {
+            target.dpl() <= rpl
+        } else {
+            target.dpl() == rpl
+        };
         if !target.is_code() || rpl < self.cpl || !level {
             return Err(self.gp(error));
         }
@@ -248,7 +261,12 @@ impl Cpu {
     }
 
     /// SS for a return to level `cpl`; a null one is allowed to 64-bit code below level 3.
-    fn return_stack(&mut self, selector: u16, cpl: u8, target: &Descriptor) -> Result<Segment, Trap> {
+    fn return_stack(
+        &mut self,
+        selector: u16,
+        cpl: u8,
+        target: &Descriptor,
+    ) -> Result<Segment, Trap> {
         if selector & !3 == 0 {
             let long = self.long_mode() && target.is_long();
             if long && cpl < 3 && (selector & 3) as u8 == cpl {
@@ -302,7 +320,11 @@ impl Cpu {
         let flags = self.peek::<N>(2 * N as u64)?;
         if !self.protected() {
             self.release(3 * N as u64);
-            let may = if self.v86() { !(IOPL | VM | VIF | VIP) } else { !(VM | VIF | VIP) };
+            let may = if self.v86() {
+                !(IOPL | VM | VIF | VIP)
+            } else {
+                !(VM | VIF | VIP)
+            };
             let may = may & if N == 2 { 0xffff } else { u64::MAX };
             let value = self.rflags() & !may | flags & may;
             self.set_real_code(selector);
@@ -364,7 +386,15 @@ impl Cpu {
         }
         let attr = 0xb | Segment::S | Segment::P | 3 << 5;
         let base = u64::from(selector) << 4;
-        self.set_code(Segment { selector, base, limit: 0xffff, attr }, 3);
+        self.set_code(
+            Segment {
+                selector,
+                base,
+                limit: 0xffff,
+                attr,
+            },
+            3,
+        );
         self.regs.set_r(RSP, esp);
         self.rip = offset & 0xffff;
         Ok(())
@@ -373,11 +403,19 @@ impl Cpu {
     fn flat_code(&self, selector: u16, cpl: u8, long: bool) -> Segment {
         let size = if long { Segment::L } else { Segment::DB };
         let attr = 0xb | Segment::S | Segment::P | Segment::G | size | u16::from(cpl) << 5;
-        Segment { selector, base: 0, limit: u32::MAX, attr }
+        Segment {
+            selector,
+            base: 0,
+            limit: u32::MAX,
+            attr,
+        }
     }
 
     fn flat_stack(&self, selector: u16, cpl: u8) -> Segment {
-        Segment { selector, ..null_stack(0, cpl) }
+        Segment {
+            selector,
+            ..null_stack(0, cpl)
+        }
     }
 }
 
@@ -426,7 +464,11 @@ pub fn iret<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 pub fn int(cpu: &mut Cpu, op: &Op) -> Leave {
     let (start, after) = (cpu.rip_of(op), cpu.rip_after(op));
     // INT1 is an exception in all but name: no privilege check (SDM vol. 2, INT n).
-    let origin = if op.imm == u64::from(vector::DB) { Origin::External } else { Origin::Software };
+    let origin = if op.imm == u64::from(vector::DB) {
+        Origin::External
+    } else {
+        Origin::Software
+    };
     cpu.rip = after;
     match cpu.deliver(op.imm as u8, None, origin) {
         Ok(()) => Leave::Done,
@@ -579,5 +621,4 @@ impl Cpu {
         self.rip = self.rip_after(op);
         Leave::Look
     }
-
 }

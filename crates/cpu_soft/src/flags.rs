@@ -214,8 +214,12 @@ mod tests {
     fn every_combination_of_flags_survives_a_load() {
         let masks = [CF, PF, AF, ZF, SF, OF];
         for pick in 0..64u32 {
-            let value =
-                masks.iter().enumerate().filter(|(i, _)| pick >> i & 1 != 0).map(|(_, m)| m).sum();
+            let value = masks
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| pick >> i & 1 != 0)
+                .map(|(_, m)| m)
+                .sum();
             let mut flags = Flags::default();
             flags.set(value);
             assert_eq!(flags.get(), value);

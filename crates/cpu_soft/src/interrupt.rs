@@ -31,13 +31,18 @@ impl Origin {
 
 /// Exceptions that make a double fault of another one (SDM vol. 3, table 6-5).
 fn is_contributory(vector: u8) -> bool {
-    matches!(vector, vector::DE | vector::TS | vector::NP | vector::SS | vector::GP)
+    matches!(
+        vector,
+        vector::DE | vector::TS | vector::NP | vector::SS | vector::GP
+    )
 }
 
 impl Cpu {
     /// Delivers the pending exception, with all that it may lead to.
     pub fn deliver_pending(&mut self) {
-        let Some(mut exception) = self.pending.take() else { return };
+        let Some(mut exception) = self.pending.take() else {
+            return;
+        };
         let mut history = vec![exception];
         loop {
             self.stats.exceptions += 1;
@@ -48,10 +53,15 @@ impl Cpu {
             if let Some(cr2) = exception.cr2 {
                 self.cr2 = cr2;
             }
-            if self.deliver(exception.vector, exception.error, Origin::Exception).is_ok() {
+            if self
+                .deliver(exception.vector, exception.error, Origin::Exception)
+                .is_ok()
+            {
                 return;
             }
-            let Some(second) = self.pending.take() else { return };
+            let Some(second) = self.pending.take() else {
+                return;
+            };
             let double = exception.vector == vector::PF
                 && (second.vector == vector::PF || is_contributory(second.vector))
                 || is_contributory(exception.vector) && is_contributory(second.vector);
@@ -59,8 +69,11 @@ impl Cpu {
             if exception.vector == vector::DF {
                 return self.triple_fault(&history);
             }
-            exception =
-                if double { Exception::with_error(vector::DF, 0) } else { second };
+            exception = if double {
+                Exception::with_error(vector::DF, 0)
+            } else {
+                second
+            };
         }
     }
 
@@ -149,7 +162,11 @@ impl Cpu {
         let at = self.table_address(self.idtr.base.wrapping_add(offset));
         let (low, high) = self.system(|cpu| {
             let low = cpu.load::<8>(at)?;
-            let high = if size == 16 { cpu.load::<8>(at.wrapping_add(8))? } else { 0 };
+            let high = if size == 16 {
+                cpu.load::<8>(at.wrapping_add(8))?
+            } else {
+                0
+            };
             Ok((low, high))
         })?;
         let kind = low >> 40 & 0x1f;
@@ -190,7 +207,11 @@ impl Cpu {
         if !target.is_present() {
             return Err(self.raise(Exception::with_error(vector::NP, error)));
         }
-        let cpl = if target.is_conforming() { self.cpl } else { target.dpl() };
+        let cpl = if target.is_conforming() {
+            self.cpl
+        } else {
+            target.dpl()
+        };
         Ok((target, cpl))
     }
 
@@ -242,13 +263,21 @@ impl Cpu {
 
     /// Writes stack words with the rights of the level that is entered.
     fn as_level<R>(&mut self, cpl: u8, body: impl FnOnce(&mut Self) -> R) -> R {
-        if cpl < 3 { self.system(body) } else { body(self) }
+        if cpl < 3 {
+            self.system(body)
+        } else {
+            body(self)
+        }
     }
 
     /// RF is pushed set for faults, so that an instruction breakpoint does not fire again.
     fn rflags_to_push(&self, origin: Origin) -> u64 {
         let flags = self.rflags();
-        if origin == Origin::Exception { flags | RF } else { flags }
+        if origin == Origin::Exception {
+            flags | RF
+        } else {
+            flags
+        }
     }
 
     fn clear_flags_for_handler(&mut self, interrupt_gate: bool) {
@@ -337,12 +366,20 @@ impl Cpu {
         origin: Origin,
     ) -> Result<u64, Trap> {
         let (segment, mut pointer) = stack;
-        let mask = if segment.attr & Segment::DB != 0 { 0xffff_ffff } else { 0xffff };
+        let mask = if segment.attr & Segment::DB != 0 {
+            0xffff_ffff
+        } else {
+            0xffff
+        };
         let size = if wide { 4 } else { 2 };
         for word in words {
             pointer = pointer.wrapping_sub(size) & mask;
             if !crate::ea::within(&segment, pointer, size) {
-                let error = if cpl == self.cpl { 0 } else { u32::from(segment.selector & !3) };
+                let error = if cpl == self.cpl {
+                    0
+                } else {
+                    u32::from(segment.selector & !3)
+                };
                 let error = error + origin.ext();
                 return Err(self.raise(Exception::with_error(vector::SS, error)));
             }
@@ -357,7 +394,11 @@ impl Cpu {
 
     /// A transfer through a task gate or task state segment: not implemented.
     pub fn task_switch_refused(&mut self, selector: u16) -> Result<(), Trap> {
-        tracing::warn!(selector, rip = self.rip, "hardware task switch is not implemented: #UD");
+        tracing::warn!(
+            selector,
+            rip = self.rip,
+            "hardware task switch is not implemented: #UD"
+        );
         Err(self.ud())
     }
 }

@@ -17,6 +17,7 @@ use umbra_x86::{Exception, Gva, vector};
 
 use crate::cpu::{Cpu, Trap};
 use crate::flags::Flags;
+use crate::op::{Op, addr};
 use crate::raw;
 use crate::tlb::{self, Class};
 
@@ -107,6 +108,66 @@ impl Cpu {
             return Ok(());
         }
         self.rmw_locked_slow::<N>(la, change)
+    }
+
+    /// Loads the memory operand of `op` if its page is cached and its address plain; a handler
+    /// that gets `None` leaves the work to its slow twin. Keeping all calls out of the handler
+    /// keeps it free of a stack frame.
+    #[inline(always)]
+    pub fn quick_load<const N: usize>(&mut self, op: &Op) -> Option<u64> {
+        if op.addr & addr::SLOW != 0 {
+            return None;
+        }
+        self.quick_load_at::<N>(self.flat_ea(op))
+    }
+
+    /// The same at a linear address.
+    #[inline(always)]
+    pub fn quick_load_at<const N: usize>(&mut self, la: u64) -> Option<u64> {
+        let entry = self.ctx().entry(la);
+        if la.wrapping_add(N as u64 - 1) & !0xfff != entry.read {
+            return None;
+        }
+        // SAFETY: 1. as in `load`.
+        Some(unsafe { raw::load::<N>(la.wrapping_add(entry.addend)) })
+    }
+
+    /// Stores to the memory operand of `op`; tells whether it could.
+    #[inline(always)]
+    pub fn quick_store<const N: usize>(&mut self, op: &Op, value: u64) -> bool {
+        op.addr & addr::SLOW == 0 && self.quick_store_at::<N>(self.flat_ea(op), value)
+    }
+
+    /// The same at a linear address.
+    #[inline(always)]
+    pub fn quick_store_at<const N: usize>(&mut self, la: u64, value: u64) -> bool {
+        let Some(at) = self.writable::<N>(la) else {
+            return false;
+        };
+        // SAFETY: 1. by `writable`.
+        unsafe { raw::store::<N>(at, value) };
+        true
+    }
+
+    /// Changes the memory operand of `op`; tells whether it could.
+    #[inline(always)]
+    pub fn quick_rmw<const N: usize>(
+        &mut self,
+        op: &Op,
+        change: impl FnOnce(&mut Flags, u64) -> u64,
+    ) -> bool {
+        if op.addr & addr::SLOW != 0 {
+            return false;
+        }
+        let Some(at) = self.writable::<N>(self.flat_ea(op)) else {
+            return false;
+        };
+        // SAFETY: 1. by `writable`; what may be written may be read.
+        unsafe {
+            let new = change(&mut self.flags, raw::load::<N>(at));
+            raw::store::<N>(at, new);
+        }
+        true
     }
 
     #[inline(never)]
@@ -261,7 +322,10 @@ impl Cpu {
     pub fn probe_write(&mut self, la: u64, len: usize) -> Result<(), Trap> {
         self.resolve(la, AccessKind::Write)?;
         if crosses(la, len) {
-            self.resolve(self.wrap((la & !0xfff).wrapping_add(0x1000)), AccessKind::Write)?;
+            self.resolve(
+                self.wrap((la & !0xfff).wrapping_add(0x1000)),
+                AccessKind::Write,
+            )?;
         }
         Ok(())
     }
@@ -289,7 +353,11 @@ impl Cpu {
 
     /// Truncates a linear address to 32 bits outside 64-bit mode.
     fn wrap(&self, la: u64) -> u64 {
-        if self.long_code() { la } else { la & 0xffff_ffff }
+        if self.long_code() {
+            la
+        } else {
+            la & 0xffff_ffff
+        }
     }
 
     fn resolve(&mut self, la: u64, kind: AccessKind) -> Result<Where, Trap> {
@@ -298,7 +366,11 @@ impl Cpu {
         }
         self.stats.tlb_misses += 1;
         self.check_watchpoints(la, kind);
-        let access = Access { kind, user: self.access_user, ac: self.access_ac };
+        let access = Access {
+            kind,
+            user: self.access_user,
+            ac: self.access_ac,
+        };
         loop {
             let found = self.mmu.translate(Gva(la), access);
             if self.mmu.pending() {
@@ -326,7 +398,11 @@ impl Cpu {
                         self.ctx_mut().fill(la, entry, page.large);
                     }
                     let at = host + (la & 0xfff);
-                    if code { Where::Code(at, found.gpa) } else { Where::Ram(at) }
+                    if code {
+                        Where::Code(at, found.gpa)
+                    } else {
+                        Where::Ram(at)
+                    }
                 }
                 Kind::Tracked => Where::Tracked(found.gpa),
                 Kind::Mmio { .. } | Kind::ReadOnly => Where::Device(found.gpa),
@@ -342,7 +418,11 @@ impl Cpu {
         if !self.canonical(la) {
             return Err(self.raise(Exception::with_error(vector::GP, 0)));
         }
-        let access = Access { kind: AccessKind::Fetch, user: self.cpl == 3, ac: false };
+        let access = Access {
+            kind: AccessKind::Fetch,
+            user: self.cpl == 3,
+            ac: false,
+        };
         loop {
             let found = self.mmu.translate(Gva(la), access);
             if self.mmu.pending() {
@@ -385,7 +465,9 @@ impl Cpu {
     /// Drops decoded blocks that overlap `mask` of `page`.
     pub fn drop_code(&mut self, page: u64, mask: u64) {
         let pool = &mut self.pool;
-        let gone = self.blocks.invalidate(page, mask, |block| pool.drop_block(block.rip, block));
+        let gone = self
+            .blocks
+            .invalidate(page, mask, |block| pool.drop_block(block.rip, block));
         self.stats.blocks_dropped += gone as u64;
     }
 

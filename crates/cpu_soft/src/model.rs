@@ -46,7 +46,11 @@ fn bits(numbers: &[u32]) -> u32 {
 pub fn x86_64_v2(id: u32, count: u32) -> Table {
     let mut table = Table::default();
     let vendor = b"GenuineIntel";
-    table.set(0, None, leaf(0x16, word(vendor, 0), word(vendor, 8), word(vendor, 4)));
+    table.set(
+        0,
+        None,
+        leaf(0x16, word(vendor, 0), word(vendor, 8), word(vendor, 4)),
+    );
     // Family 6, model 0x6a (a server model without known quirks), stepping 6.
     let logical = count.min(255) << 16;
     let ecx = bits(&[
@@ -70,7 +74,11 @@ pub fn x86_64_v2(id: u32, count: u32) -> Table {
         19, 23, 24, 25, 26, 27, 28, // CLFLUSH MMX FXSR SSE SSE2 SS HTT
     ]);
     let ecx = ecx & !native_missing();
-    table.set(1, None, leaf(0x0006_06a6, id << 24 | logical | 8 << 8, ecx, edx));
+    table.set(
+        1,
+        None,
+        leaf(0x0006_06a6, id << 24 | logical | 8 << 8, ecx, edx),
+    );
     table.set(2, None, leaf(0x00fe_ff01, 0, 0, 0xf0));
     caches(&mut table, count);
     table.set(6, None, leaf(1 << 2, 0, 0, 0)); // ARAT: the timer never stops
@@ -109,7 +117,12 @@ fn native_missing() -> u32 {
 fn caches(table: &mut Table, count: u32) {
     let cores = (count.max(1) - 1).min(63) << 26;
     let row = |kind: u32, level: u32, ways: u32, sets: u32| {
-        leaf(kind | level << 5 | 1 << 8 | cores, 63 | (ways - 1) << 22, sets - 1, 0)
+        leaf(
+            kind | level << 5 | 1 << 8 | cores,
+            63 | (ways - 1) << 22,
+            sets - 1,
+            0,
+        )
     };
     table.set(4, Some(0), row(1, 1, 8, 64));
     table.set(4, Some(1), row(2, 1, 8, 64));
@@ -127,7 +140,11 @@ fn topology(table: &mut Table, id: u32, count: u32) {
 /// KVM's signature and the features of its paravirtual interface that exist here.
 fn hypervisor(table: &mut Table) {
     let name = b"KVMKVMKVM\0\0\0";
-    table.set(0x4000_0000, None, leaf(0x4000_0001, word(name, 0), word(name, 4), word(name, 8)));
+    table.set(
+        0x4000_0000,
+        None,
+        leaf(0x4000_0001, word(name, 0), word(name, 4), word(name, 8)),
+    );
     // CLOCKSOURCE, NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE.
     table.set(0x4000_0001, None, leaf(bits(&[0, 1, 3, 24]), 0, 0, 0));
 }
@@ -135,13 +152,21 @@ fn hypervisor(table: &mut Table) {
 fn extended(table: &mut Table) {
     table.set(0x8000_0000, None, leaf(0x8000_0008, 0, 0, 0));
     // LAHF in long mode; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
-    table.set(0x8000_0001, None, leaf(0, 0, 1, bits(&[11, 20, 26, 27, 29])));
+    table.set(
+        0x8000_0001,
+        None,
+        leaf(0, 0, 1, bits(&[11, 20, 26, 27, 29])),
+    );
     let brand = b"Umbra software processor\0";
     let mut name = [0; 48];
     name[..brand.len()].copy_from_slice(brand);
     for (i, part) in name.chunks_exact(16).enumerate() {
         let at = |n: usize| u32::from_le_bytes([part[n], part[n + 1], part[n + 2], part[n + 3]]);
-        table.set(0x8000_0002 + i as u32, None, leaf(at(0), at(4), at(8), at(12)));
+        table.set(
+            0x8000_0002 + i as u32,
+            None,
+            leaf(at(0), at(4), at(8), at(12)),
+        );
     }
     table.set(0x8000_0006, None, leaf(0, 0, 2048 << 16 | 8 << 12 | 64, 0));
     table.set(0x8000_0007, None, leaf(0, 0, 0, 1 << 8)); // invariant TSC
@@ -165,7 +190,11 @@ mod tests {
     #[test]
     fn nothing_beyond_sse_is_claimed() {
         let one = x86_64_v2(0, 1).get(1, 0);
-        assert_eq!(one.ecx & bits(&[12, 26, 27, 28, 29]), 0, "FMA XSAVE OSXSAVE AVX F16C");
+        assert_eq!(
+            one.ecx & bits(&[12, 26, 27, 28, 29]),
+            0,
+            "FMA XSAVE OSXSAVE AVX F16C"
+        );
     }
 
     #[test]

@@ -129,7 +129,11 @@ impl Area {
         let pointer = |p: *mut std::ffi::c_void| {
             NonNull::new(p.cast()).ok_or(NativeError::Memory(rustix::io::Errno::NOMEM))
         };
-        Ok(Self { write: pointer(write)?, execute: pointer(execute)?, used: 0 })
+        Ok(Self {
+            write: pointer(write)?,
+            execute: pointer(execute)?,
+            used: 0,
+        })
     }
 
     /// Copies `code` in; returns where it executes, or `None` when the area is full.
@@ -168,7 +172,11 @@ impl Stubs {
     /// Makes an empty set; fails where the host allows no executable memory.
     pub fn new() -> Result<Self, NativeError> {
         let known = FxHashMap::default();
-        Ok(Self { areas: vec![Area::new()?], known, info: InstructionInfoFactory::new() })
+        Ok(Self {
+            areas: vec![Area::new()?],
+            known,
+            info: InstructionInfoFactory::new(),
+        })
     }
 
     /// Tells whether the set should be replaced by an empty one at the next chance.
@@ -193,7 +201,11 @@ impl Stubs {
             Some(stub) => *stub,
             None => self.add(code)?,
         };
-        let memory = if shape.memory.is_some() { insn.memory_size().size() } else { 0 };
+        let memory = if shape.memory.is_some() {
+            insn.memory_size().size()
+        } else {
+            0
+        };
         let access = shape.memory.unwrap_or(OpAccess::None);
         Ok(Plan {
             stub,
@@ -284,7 +296,10 @@ impl Stubs {
 }
 
 fn reads(access: OpAccess) -> bool {
-    !matches!(access, OpAccess::None | OpAccess::Write | OpAccess::NoMemAccess)
+    !matches!(
+        access,
+        OpAccess::None | OpAccess::Write | OpAccess::NoMemAccess
+    )
 }
 
 fn writes(access: OpAccess) -> bool {
@@ -341,11 +356,18 @@ impl Shape {
             asm.put(Ok(Instruction::with(Code::Popfq)))?;
         }
         if whole {
-            asm.put(Instruction::with1(Code::Fxrstor64_m512byte, at(Register::R8, 0)))?;
+            asm.put(Instruction::with1(
+                Code::Fxrstor64_m512byte,
+                at(Register::R8, 0),
+            ))?;
         }
         for register in self.xmm_in.iter().filter(|_| !whole) {
             let place = at(Register::R8, xmm_offset(*register));
-            asm.put(Instruction::with2(Code::Movups_xmm_xmmm128, *register, place))?;
+            asm.put(Instruction::with2(
+                Code::Movups_xmm_xmmm128,
+                *register,
+                place,
+            ))?;
         }
         if whole || self.float {
             asm.put(Instruction::with1(Code::Ldmxcsr_m32, at(Register::R11, 0)))?;
@@ -359,7 +381,10 @@ impl Shape {
             asm.put(Instruction::with1(Code::Stmxcsr_m32, at(Register::R11, 0)))?;
         }
         if whole {
-            asm.put(Instruction::with1(Code::Fxsave64_m512byte, at(Register::R8, 0)))?;
+            asm.put(Instruction::with1(
+                Code::Fxsave64_m512byte,
+                at(Register::R8, 0),
+            ))?;
             asm.put(Ok(Instruction::with(Code::Fninit)))?;
         }
         if whole || self.float {
@@ -367,7 +392,11 @@ impl Shape {
         }
         for register in self.xmm_out.iter().filter(|_| !whole) {
             let place = at(Register::R8, xmm_offset(*register));
-            asm.put(Instruction::with2(Code::Movups_xmmm128_xmm, place, *register))?;
+            asm.put(Instruction::with2(
+                Code::Movups_xmmm128_xmm,
+                place,
+                *register,
+            ))?;
         }
         if let Some((number, true)) = self.gpr {
             asm.put(store_gpr(Register::RAX, number))?;
@@ -389,23 +418,31 @@ fn xmm_offset(register: Register) -> i64 {
 }
 
 fn load_gpr(to: Register, number: u8) -> Result<Instruction, iced_x86::IcedError> {
-    Instruction::with2(Code::Mov_r64_rm64, to, at(Register::R10, i64::from(number) * 8))
+    Instruction::with2(
+        Code::Mov_r64_rm64,
+        to,
+        at(Register::R10, i64::from(number) * 8),
+    )
 }
 
 fn store_gpr(from: Register, number: u8) -> Result<Instruction, iced_x86::IcedError> {
-    Instruction::with2(Code::Mov_rm64_r64, at(Register::R10, i64::from(number) * 8), from)
+    Instruction::with2(
+        Code::Mov_rm64_r64,
+        at(Register::R10, i64::from(number) * 8),
+        from,
+    )
 }
 
 struct Asm(Encoder);
 
 impl Asm {
-    fn put(
-        &mut self,
-        insn: Result<Instruction, iced_x86::IcedError>,
-    ) -> Result<(), NativeError> {
+    fn put(&mut self, insn: Result<Instruction, iced_x86::IcedError>) -> Result<(), NativeError> {
         let wrong = |e: iced_x86::IcedError| NativeError::Encode(e.to_string());
         // The encoder wants an address only for what is relative to it; nothing here is.
-        self.0.encode(&insn.map_err(wrong)?, 0).map(|_| ()).map_err(wrong)
+        self.0
+            .encode(&insn.map_err(wrong)?, 0)
+            .map(|_| ())
+            .map_err(wrong)
     }
 }
 
@@ -458,15 +495,26 @@ fn must_align(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     !matches!(
         mnemonic,
-        Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm
-            | Pcmpestri64 | Pcmpestrm64
+        Movups
+            | Movupd
+            | Movdqu
+            | Lddqu
+            | Pcmpestri
+            | Pcmpestrm
+            | Pcmpistri
+            | Pcmpistrm
+            | Pcmpestri64
+            | Pcmpestrm64
     )
 }
 
 /// Control instructions in their no-wait form (SDM vol. 1, 8.3.11).
 fn is_no_wait(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
-    matches!(mnemonic, Fninit | Fnclex | Fnstsw | Fnstcw | Fnstenv | Fnsave | Fndisi | Fneni | Fnsetpm)
+    matches!(
+        mnemonic,
+        Fninit | Fnclex | Fnstsw | Fnstcw | Fnstenv | Fnsave | Fndisi | Fneni | Fnsetpm
+    )
 }
 
 /// x87 instructions that do not record instruction and data pointers (SDM vol. 1, 8.1.8).

@@ -21,10 +21,18 @@ pub unsafe fn load<const N: usize>(at: u64) -> u64 {
     // SAFETY: 1. by the caller; the instructions read memory only, no alignment is needed.
     unsafe {
         match N {
-            1 => asm!("movzx {v:e}, byte ptr [{a}]", v = out(reg) v, a = in(reg) at, options(nostack, preserves_flags, readonly)),
-            2 => asm!("movzx {v:e}, word ptr [{a}]", v = out(reg) v, a = in(reg) at, options(nostack, preserves_flags, readonly)),
-            4 => asm!("mov {v:e}, dword ptr [{a}]", v = out(reg) v, a = in(reg) at, options(nostack, preserves_flags, readonly)),
-            _ => asm!("mov {v}, qword ptr [{a}]", v = out(reg) v, a = in(reg) at, options(nostack, preserves_flags, readonly)),
+            1 => {
+                asm!("movzx {v:e}, byte ptr [{a}]", v = out(reg) v, a = in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            2 => {
+                asm!("movzx {v:e}, word ptr [{a}]", v = out(reg) v, a = in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            4 => {
+                asm!("mov {v:e}, dword ptr [{a}]", v = out(reg) v, a = in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            _ => {
+                asm!("mov {v}, qword ptr [{a}]", v = out(reg) v, a = in(reg) at, options(nostack, preserves_flags, readonly))
+            }
         }
     }
     v
@@ -39,10 +47,18 @@ pub unsafe fn store<const N: usize>(at: u64, v: u64) {
     // SAFETY: 1. by the caller; guest RAM is no Rust object, so no reference can alias it.
     unsafe {
         match N {
-            1 => asm!("mov byte ptr [{a}], {v}", v = in(reg_byte) v as u8, a = in(reg) at, options(nostack, preserves_flags)),
-            2 => asm!("mov word ptr [{a}], {v:x}", v = in(reg) v, a = in(reg) at, options(nostack, preserves_flags)),
-            4 => asm!("mov dword ptr [{a}], {v:e}", v = in(reg) v, a = in(reg) at, options(nostack, preserves_flags)),
-            _ => asm!("mov qword ptr [{a}], {v}", v = in(reg) v, a = in(reg) at, options(nostack, preserves_flags)),
+            1 => {
+                asm!("mov byte ptr [{a}], {v}", v = in(reg_byte) v as u8, a = in(reg) at, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("mov word ptr [{a}], {v:x}", v = in(reg) v, a = in(reg) at, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("mov dword ptr [{a}], {v:e}", v = in(reg) v, a = in(reg) at, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("mov qword ptr [{a}], {v}", v = in(reg) v, a = in(reg) at, options(nostack, preserves_flags))
+            }
         }
     }
 }
@@ -57,10 +73,18 @@ pub unsafe fn cmpxchg<const N: usize>(at: u64, old: u64, new: u64) -> u64 {
     // SAFETY: 1. by the caller. LOCK works at any alignment (SDM vol. 3, 8.1.2.2).
     unsafe {
         match N {
-            1 => asm!("lock cmpxchg byte ptr [{a}], {n}", n = in(reg_byte) new as u8, a = in(reg) at, inout("rax") seen, options(nostack)),
-            2 => asm!("lock cmpxchg word ptr [{a}], {n:x}", n = in(reg) new, a = in(reg) at, inout("rax") seen, options(nostack)),
-            4 => asm!("lock cmpxchg dword ptr [{a}], {n:e}", n = in(reg) new, a = in(reg) at, inout("rax") seen, options(nostack)),
-            _ => asm!("lock cmpxchg qword ptr [{a}], {n}", n = in(reg) new, a = in(reg) at, inout("rax") seen, options(nostack)),
+            1 => {
+                asm!("lock cmpxchg byte ptr [{a}], {n}", n = in(reg_byte) new as u8, a = in(reg) at, inout("rax") seen, options(nostack))
+            }
+            2 => {
+                asm!("lock cmpxchg word ptr [{a}], {n:x}", n = in(reg) new, a = in(reg) at, inout("rax") seen, options(nostack))
+            }
+            4 => {
+                asm!("lock cmpxchg dword ptr [{a}], {n:e}", n = in(reg) new, a = in(reg) at, inout("rax") seen, options(nostack))
+            }
+            _ => {
+                asm!("lock cmpxchg qword ptr [{a}], {n}", n = in(reg) new, a = in(reg) at, inout("rax") seen, options(nostack))
+            }
         }
     }
     crate::width::zext::<N>(seen)
@@ -125,10 +149,18 @@ pub unsafe fn movs<const N: usize>(to: u64, from: u64, count: u64) {
     // SAFETY: 1. and 2. by the caller; the direction flag is clear by the ABI.
     unsafe {
         match N {
-            1 => asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags)),
-            2 => asm!("rep movsw", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags)),
-            4 => asm!("rep movsd", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags)),
-            _ => asm!("rep movsq", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags)),
+            1 => {
+                asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("rep movsw", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("rep movsd", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("rep movsq", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags))
+            }
         }
     }
 }
@@ -141,10 +173,18 @@ pub unsafe fn stos<const N: usize>(to: u64, v: u64, count: u64) {
     // SAFETY: 1. by the caller; the direction flag is clear by the ABI.
     unsafe {
         match N {
-            1 => asm!("rep stosb", in("rax") v, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags)),
-            2 => asm!("rep stosw", in("rax") v, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags)),
-            4 => asm!("rep stosd", in("rax") v, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags)),
-            _ => asm!("rep stosq", in("rax") v, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags)),
+            1 => {
+                asm!("rep stosb", in("rax") v, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("rep stosw", in("rax") v, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("rep stosd", in("rax") v, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("rep stosq", in("rax") v, inout("rdi") to => _, inout("rcx") count => _, options(nostack, preserves_flags))
+            }
         }
     }
 }

@@ -34,7 +34,11 @@ impl Regs {
     /// Reads `N` bytes (1, 2, 4, 8) at `offset`, zero-extended.
     #[inline(always)]
     pub fn get<const N: usize>(&self, offset: u8) -> u64 {
-        let at = self.slots.as_ptr().cast::<u8>().wrapping_add(offset as usize);
+        let at = self
+            .slots
+            .as_ptr()
+            .cast::<u8>()
+            .wrapping_add(offset as usize);
         // SAFETY: `offset` is at most 255 and the file is 264 bytes long, so up to eight bytes
         // from there lie inside it; unaligned reads are used where the offset may be odd.
         unsafe {
@@ -51,7 +55,11 @@ impl Regs {
     /// the processor does (SDM vol. 1, 3.4.1.1).
     #[inline(always)]
     pub fn set<const N: usize>(&mut self, offset: u8, value: u64) {
-        let at = self.slots.as_mut_ptr().cast::<u8>().wrapping_add(offset as usize);
+        let at = self
+            .slots
+            .as_mut_ptr()
+            .cast::<u8>()
+            .wrapping_add(offset as usize);
         // SAFETY: as in `get`; a 32-bit write stores eight bytes, still inside.
         unsafe {
             match N {

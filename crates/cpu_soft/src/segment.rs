@@ -64,8 +64,17 @@ impl Descriptor {
         let base = raw >> 16 & 0xff_ffff | raw >> 32 & 0xff00_0000 | u64::from(self.high) << 32;
         let limit = (raw & 0xffff | raw >> 32 & 0xf_0000) as u32;
         let attr = (raw >> 40) as u16 & 0xf0ff;
-        let limit = if attr & Segment::G != 0 { limit << 12 | 0xfff } else { limit };
-        Segment { selector, base, limit, attr }
+        let limit = if attr & Segment::G != 0 {
+            limit << 12 | 0xfff
+        } else {
+            limit
+        };
+        Segment {
+            selector,
+            base,
+            limit,
+            attr,
+        }
     }
 }
 
@@ -93,7 +102,11 @@ impl Cpu {
     pub fn system_descriptor(&mut self, selector: u16, vector: u8) -> Result<Descriptor, Trap> {
         let mut descriptor = self.descriptor(selector, vector)?;
         if self.long_mode() {
-            let limit = if selector & 4 == 0 { self.gdtr.limit.into() } else { self.ldtr.limit };
+            let limit = if selector & 4 == 0 {
+                self.gdtr.limit.into()
+            } else {
+                self.ldtr.limit
+            };
             if u32::from(selector & !7) + 15 > limit {
                 let error = u32::from(selector & !3);
                 return Err(self.raise(Exception::with_error(vector, error)));
@@ -106,7 +119,11 @@ impl Cpu {
 
     /// Linear addresses are 32 bits wide outside IA-32e mode.
     pub fn table_address(&self, la: u64) -> u64 {
-        if self.long_mode() { la } else { la & 0xffff_ffff }
+        if self.long_mode() {
+            la
+        } else {
+            la & 0xffff_ffff
+        }
     }
 
     /// Sets the accessed bit of a descriptor in memory.
@@ -151,11 +168,15 @@ impl Cpu {
     fn data_segment(&mut self, selector: u16) -> Result<Segment, Trap> {
         if selector & !3 == 0 {
             // A null selector is fine until it is used; 64-bit code ignores it altogether.
-            return Ok(Segment { selector, ..Segment::default() });
+            return Ok(Segment {
+                selector,
+                ..Segment::default()
+            });
         }
         let error = u32::from(selector & !3);
         let mut descriptor = self.descriptor(selector, vector::GP)?;
-        let readable = descriptor.is_segment() && (!descriptor.is_code() || descriptor.kind() & 2 != 0);
+        let readable =
+            descriptor.is_segment() && (!descriptor.is_code() || descriptor.kind() & 2 != 0);
         let rpl = (selector & 3) as u8;
         let privileged = descriptor.is_conforming() || descriptor.dpl() >= self.cpl.max(rpl);
         if !readable || !privileged {
@@ -179,7 +200,8 @@ impl Cpu {
             return Err(self.raise(Exception::with_error(bad, error)));
         }
         let mut descriptor = self.descriptor(selector, bad)?;
-        let writable = descriptor.is_segment() && !descriptor.is_code() && descriptor.kind() & 2 != 0;
+        let writable =
+            descriptor.is_segment() && !descriptor.is_code() && descriptor.kind() & 2 != 0;
         if rpl != cpl || !writable || descriptor.dpl() != cpl {
             return Err(self.raise(Exception::with_error(bad, error)));
         }
@@ -220,8 +242,18 @@ impl Cpu {
             let segment = self.seg[index];
             let conforming = segment.attr & 0x1c == 0x1c;
             if segment.attr & Segment::P != 0 && !conforming && segment.dpl() < self.cpl {
-                let base = if self.long_mode() && index >= seg::FS { segment.base } else { 0 };
-                self.set_seg(index, Segment { base, ..Segment::default() });
+                let base = if self.long_mode() && index >= seg::FS {
+                    segment.base
+                } else {
+                    0
+                };
+                self.set_seg(
+                    index,
+                    Segment {
+                        base,
+                        ..Segment::default()
+                    },
+                );
             }
         }
     }
@@ -229,7 +261,10 @@ impl Cpu {
     /// LLDT.
     pub fn load_ldt(&mut self, selector: u16) -> Result<(), Trap> {
         if selector & !3 == 0 {
-            self.ldtr = Segment { selector, ..Segment::default() };
+            self.ldtr = Segment {
+                selector,
+                ..Segment::default()
+            };
             return Ok(());
         }
         let error = u32::from(selector & !3);
@@ -301,9 +336,15 @@ impl Cpu {
         let at = self.table_address(self.tr.base.wrapping_add(offset));
         self.system(|cpu| {
             if wide {
-                Ok((cpu.load::<2>(at.wrapping_add(4))? as u16, cpu.load::<4>(at)?))
+                Ok((
+                    cpu.load::<2>(at.wrapping_add(4))? as u16,
+                    cpu.load::<4>(at)?,
+                ))
             } else {
-                Ok((cpu.load::<2>(at.wrapping_add(2))? as u16, cpu.load::<2>(at)?))
+                Ok((
+                    cpu.load::<2>(at.wrapping_add(2))? as u16,
+                    cpu.load::<2>(at)?,
+                ))
             }
         })
     }
@@ -335,7 +376,11 @@ impl Cpu {
         let at = base.wrapping_add(offset);
         let bits = self.system(|cpu| cpu.load::<2>(cpu.table_address(at)))?;
         let wanted = ((1u64 << len) - 1) << (port & 7);
-        if bits & wanted == 0 { Ok(()) } else { Err(self.gp(0)) }
+        if bits & wanted == 0 {
+            Ok(())
+        } else {
+            Err(self.gp(0))
+        }
     }
 
     /// Reads the offset and selector of a far pointer.
@@ -354,5 +399,10 @@ impl Cpu {
 /// SS in 64-bit mode after a switch to an inner level: null, but usable.
 pub fn null_stack(selector: u16, cpl: u8) -> Segment {
     let attr = 3 | Segment::S | Segment::P | Segment::DB | Segment::G | u16::from(cpl) << 5;
-    Segment { selector, base: 0, limit: u32::MAX, attr }
+    Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        attr,
+    }
 }

@@ -63,10 +63,22 @@ pub struct Jump {
     pub block: *const Block,
 }
 
-const EMPTY: Entry = Entry { read: NONE, write: NONE, addend: 0, gpa: 0 };
-const NO_FETCH: Fetch = Fetch { page: NONE, gpa: 0, host: 0 };
+const EMPTY: Entry = Entry {
+    read: NONE,
+    write: NONE,
+    addend: 0,
+    gpa: 0,
+};
+const NO_FETCH: Fetch = Fetch {
+    page: NONE,
+    gpa: 0,
+    host: 0,
+};
 // `mode` is below 64, so no real tag has bit 63 differ from bit 56 and all others set.
-const NO_JUMP: Jump = Jump { tag: 0x8000_0000_0000_0001, block: std::ptr::null() };
+const NO_JUMP: Jump = Jump {
+    tag: 0x8000_0000_0000_0001,
+    block: std::ptr::null(),
+};
 
 /// Combines a canonical linear address and a mode (below 64): the bits that the mode disturbs
 /// are copies of bit 56 in any canonical address.
@@ -156,7 +168,11 @@ impl Ctx {
     /// Puts a fetch translation in.
     pub fn fill_fetch(&mut self, la: u64, gpa: u64, host: u64, large: bool) {
         self.large |= large;
-        self.fetches[(la >> 12) as usize % FETCHES] = Fetch { page: la & !0xfff, gpa, host };
+        self.fetches[(la >> 12) as usize % FETCHES] = Fetch {
+            page: la & !0xfff,
+            gpa,
+            host,
+        };
     }
 
     /// Looks the block at `rip` up.
@@ -194,7 +210,10 @@ impl Ctx {
         // A row of jumps is kept only where the page it is used for now has a global translation;
         // rows are shared by pages, so each jump is checked against its own page.
         for (row, kept) in keep.iter_mut().enumerate() {
-            *kept = self.fetches.iter().any(|f| f.page != NONE && (f.page >> 12 & 63) as usize == row);
+            *kept = self
+                .fetches
+                .iter()
+                .any(|f| f.page != NONE && (f.page >> 12 & 63) as usize == row);
         }
         for (row, kept) in keep.into_iter().enumerate() {
             let jumps = &mut self.jumps[row * 64..row * 64 + 64];
@@ -247,7 +266,10 @@ pub struct Pool {
 impl Pool {
     /// All empty.
     pub fn new() -> Self {
-        Self { contexts: (0..CONTEXTS).map(|_| Ctx::new()).collect(), clock: 0 }
+        Self {
+            contexts: (0..CONTEXTS).map(|_| Ctx::new()).collect(),
+            clock: 0,
+        }
     }
 
     /// Returns the index of the context for `key`; takes the one unused for longest if there is
@@ -259,7 +281,11 @@ impl Pool {
             self.contexts[at].stamp = clock;
             return (at, true);
         }
-        let oldest = self.contexts.iter().enumerate().min_by_key(|(_, c)| c.stamp);
+        let oldest = self
+            .contexts
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, c)| c.stamp);
         let at = oldest.map_or(0, |(at, _)| at);
         let ctx = &mut self.contexts[at];
         ctx.clear();
@@ -275,24 +301,37 @@ impl Pool {
 
     /// Drops all translations of all contexts.
     pub fn clear(&mut self) {
-        self.contexts.iter_mut().filter(|c| c.key.is_some()).for_each(Ctx::clear);
+        self.contexts
+            .iter_mut()
+            .filter(|c| c.key.is_some())
+            .for_each(Ctx::clear);
     }
 
     /// INVLPG: drops the page in every context, for global pages are in many.
     pub fn drop_page(&mut self, la: u64) {
-        self.contexts.iter_mut().filter(|c| c.key.is_some()).for_each(|c| c.drop_page(la));
+        self.contexts
+            .iter_mut()
+            .filter(|c| c.key.is_some())
+            .for_each(|c| c.drop_page(la));
     }
 
     /// Drops the non-global translations of every context that `pick` chooses by its CR3.
     pub fn clear_non_global(&mut self, pick: impl Fn(u64) -> bool) {
         let chosen = |c: &&mut Ctx| c.key.is_some_and(|k| pick(k.cr3));
-        self.contexts.iter_mut().filter(chosen).for_each(Ctx::clear_non_global);
+        self.contexts
+            .iter_mut()
+            .filter(chosen)
+            .for_each(Ctx::clear_non_global);
     }
 
     /// A CR3 load that flushes: drops the non-global translations of the contexts of `cr3`,
     /// unless no shadow entry was dropped since they were last clean.
     pub fn load(&mut self, cr3: u64, epoch: u64) {
-        for ctx in self.contexts.iter_mut().filter(|c| c.key.is_some_and(|k| k.cr3 == cr3)) {
+        for ctx in self
+            .contexts
+            .iter_mut()
+            .filter(|c| c.key.is_some_and(|k| k.cr3 == cr3))
+        {
             if ctx.epoch != epoch {
                 ctx.clear_non_global();
                 ctx.epoch = epoch;
@@ -327,11 +366,19 @@ mod tests {
     use super::*;
 
     fn entry(gpa: u64) -> Entry {
-        Entry { read: 1, write: 1, addend: 0, gpa }
+        Entry {
+            read: 1,
+            write: 1,
+            addend: 0,
+            gpa,
+        }
     }
 
     fn key(cr3: u64) -> Key {
-        Key { cr3, class: Class::Supervisor }
+        Key {
+            cr3,
+            class: Class::Supervisor,
+        }
     }
 
     #[test]
@@ -382,8 +429,16 @@ mod tests {
 
     #[test]
     fn a_jump_tag_gives_its_address_back() {
-        for rip in [0, 0xffff_ffff_8100_0042, 0x7fff_ffff_f123, 0xff00_0000_0000_0000] {
-            let jump = Jump { tag: jump_tag(rip, 37), block: std::ptr::null() };
+        for rip in [
+            0,
+            0xffff_ffff_8100_0042,
+            0x7fff_ffff_f123,
+            0xff00_0000_0000_0000,
+        ] {
+            let jump = Jump {
+                tag: jump_tag(rip, 37),
+                block: std::ptr::null(),
+            };
             assert_eq!(jump.rip(), rip);
         }
     }

@@ -15,7 +15,10 @@ use harness::{Case, Guest, Host, Outcome};
 use iced_x86::{Code, Instruction};
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(default)
 }
 
 /// Runs every form that `pick` chooses on both processors and compares.
@@ -31,7 +34,9 @@ fn agree(pick: impl Fn(Code) -> bool) {
         let mut generator = Generator::new(seed ^ (code as u64) << 32);
         let mut bad = 0;
         for round in 0..rounds {
-            let Some(case) = generator.case(code, round) else { continue };
+            let Some(case) = generator.case(code, round) else {
+                continue;
+            };
             cases += 1;
             if trace {
                 eprintln!("{code:?} round {round}: {}", case.insn);
@@ -73,13 +78,18 @@ fn compare(case: &Case, expected: &Outcome, found: &Outcome) -> Option<String> {
         }
         let (e, f) = (expected.fx[at], found.fx[at]);
         if e != f {
-            return Some(format!("fx[{at}]: {f:#x}, should be {e:#x}; {}", inputs(case)));
+            return Some(format!(
+                "fx[{at}]: {f:#x}, should be {e:#x}; {}",
+                inputs(case)
+            ));
         }
     }
     let at = (0..expected.memory.len()).find(|i| expected.memory[*i] != found.memory[*i])?;
     Some(format!(
         "memory[{at:#x}]: {:#x}, should be {:#x}; {}",
-        found.memory[at], expected.memory[at], inputs(case)
+        found.memory[at],
+        expected.memory[at],
+        inputs(case)
     ))
 }
 
@@ -106,12 +116,27 @@ fn undefined_flags(insn: &Instruction) -> u32 {
 }
 
 fn feature(code: Code, names: &[&str]) -> bool {
-    code.cpuid_features().iter().any(|f| names.contains(&format!("{f:?}").as_str()))
+    code.cpuid_features()
+        .iter()
+        .any(|f| names.contains(&format!("{f:?}").as_str()))
 }
 
 #[test]
 fn integer_instructions_agree_with_the_host() {
-    let other = ["SSE", "SSE2", "SSE3", "SSSE3", "SSE4_1", "SSE4_2", "MMX", "FPU", "FPU287", "FPU387", "AES", "PCLMULQDQ"];
+    let other = [
+        "SSE",
+        "SSE2",
+        "SSE3",
+        "SSSE3",
+        "SSE4_1",
+        "SSE4_2",
+        "MMX",
+        "FPU",
+        "FPU287",
+        "FPU387",
+        "AES",
+        "PCLMULQDQ",
+    ];
     agree(|code| !feature(code, &other));
 }
 
@@ -122,7 +147,12 @@ fn sse_instructions_agree_with_the_host() {
 
 #[test]
 fn sse3_to_sse42_instructions_agree_with_the_host() {
-    agree(|code| feature(code, &["SSE3", "SSSE3", "SSE4_1", "SSE4_2", "AES", "PCLMULQDQ"]));
+    agree(|code| {
+        feature(
+            code,
+            &["SSE3", "SSSE3", "SSE4_1", "SSE4_2", "AES", "PCLMULQDQ"],
+        )
+    });
 }
 
 #[test]

@@ -66,7 +66,11 @@ impl Cpu {
 
     fn next_page(&mut self, la: u64) -> Result<u64, Trap> {
         let next = (la & !0xfff).wrapping_add(0x1000);
-        Ok(if self.long_code() { next } else { next & 0xffff_ffff })
+        Ok(if self.long_code() {
+            next
+        } else {
+            next & 0xffff_ffff
+        })
     }
 
     /// Makes sure that writes to `len` bytes at `gpa` will be noticed, by every processor.
@@ -150,13 +154,25 @@ impl<'a> Builder<'a> {
         let bitness = 16 << (mode & mode::SIZE);
         let rip = cpu.rip;
         let decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
-        Self { cpu, decoder, rip, mode, ops: Vec::with_capacity(16), ended: false, len: 0 }
+        Self {
+            cpu,
+            decoder,
+            rip,
+            mode,
+            ops: Vec::with_capacity(16),
+            ended: false,
+            len: 0,
+        }
     }
 
     /// Decodes until the block ends. No operation at all means that the first instruction needs
     /// bytes of the next page.
     fn run(&mut self) {
-        let limit = if self.mode & mode::SINGLE != 0 { 1 } else { MAX_OPS };
+        let limit = if self.mode & mode::SINGLE != 0 {
+            1
+        } else {
+            MAX_OPS
+        };
         let mut insn = Instruction::default();
         while !self.ended && self.ops.len() < limit && self.decoder.can_decode() {
             self.decoder.decode_out(&mut insn);

@@ -158,7 +158,11 @@ impl Builder<'_> {
             Movsx | Movsxd => On(mov::extend(true, memory, source_size(insn), size)),
             Movbe => On(pick_movbe(insn, size)),
             Lea => On(wide!(size, mov::lea)),
-            Xchg => On(reg_or_mem!(memory, by_size_mov_xchg_rr(size), by_size_mov_xchg_mr(size))),
+            Xchg => On(reg_or_mem!(
+                memory,
+                by_size_mov_xchg_rr(size),
+                by_size_mov_xchg_mr(size)
+            )),
             Bswap => On(wide!(size, mov::bswap)),
             Xlatb => {
                 op.addr = 0;
@@ -178,13 +182,28 @@ impl Builder<'_> {
             Ror => On(self.pick_shift::<shift::Ror>(insn, place, size)),
             Rcl => On(self.pick_shift::<shift::Rcl>(insn, place, size)),
             Rcr => On(self.pick_shift::<shift::Rcr>(insn, place, size)),
-            Shld => On(shift::double_shift(true, !has_immediate(insn), memory, size)),
-            Shrd => On(shift::double_shift(false, !has_immediate(insn), memory, size)),
+            Shld => On(shift::double_shift(
+                true,
+                !has_immediate(insn),
+                memory,
+                size,
+            )),
+            Shrd => On(shift::double_shift(
+                false,
+                !has_immediate(insn),
+                memory,
+                size,
+            )),
             Mul => On(muldiv::multiply(false, memory, size)),
             Imul => On(pick_imul(insn, memory, size)),
             Div => On(muldiv::divide(false, memory, size)),
             Idiv => On(muldiv::divide(true, memory, size)),
-            Bt => On(bits::bit_test::<bits::Bt>(memory, has_immediate(insn), false, size)),
+            Bt => On(bits::bit_test::<bits::Bt>(
+                memory,
+                has_immediate(insn),
+                false,
+                size,
+            )),
             Bts => On(self.pick_bit::<bits::Bts>(insn, memory, size)),
             Btr => On(self.pick_bit::<bits::Btr>(insn, memory, size)),
             Btc => On(self.pick_bit::<bits::Btc>(insn, memory, size)),
@@ -280,7 +299,11 @@ impl Builder<'_> {
             Wrgsbase => self.base(op, regs::offset(1), reg_base(insn, false)),
             Lgdt | Lidt => {
                 op.extra = u8::from(insn.mnemonic() == Lidt);
-                op.b = if matches!(insn.code(), Code::Lgdt_m1632_16 | Code::Lidt_m1632_16) { 2 } else { 4 };
+                op.b = if matches!(insn.code(), Code::Lgdt_m1632_16 | Code::Lidt_m1632_16) {
+                    2
+                } else {
+                    4
+                };
                 On(system::load_table)
             }
             Sgdt | Sidt => {
@@ -290,7 +313,11 @@ impl Builder<'_> {
             Lldt | Ltr => {
                 op.extra = u8::from(insn.mnemonic() == Ltr);
                 op.b = op.a;
-                On(reg_or_mem!(memory, system::load_system::<false>, system::load_system::<true>))
+                On(reg_or_mem!(
+                    memory,
+                    system::load_system::<false>,
+                    system::load_system::<true>
+                ))
             }
             Sldt => self.store_system(op, memory, Stored::Ldtr, size),
             Str => self.store_system(op, memory, Stored::Tr, size),
@@ -300,16 +327,22 @@ impl Builder<'_> {
             Verr | Verw => {
                 op.extra = u8::from(insn.mnemonic() == Verw);
                 op.b = op.a;
-                On(reg_or_mem!(memory, system::verify::<false>, system::verify::<true>))
+                On(reg_or_mem!(
+                    memory,
+                    system::verify::<false>,
+                    system::verify::<true>
+                ))
             }
             Lar | Lsl => {
                 op.extra = u8::from(insn.mnemonic() == Lsl);
                 On(pick_inspect(memory, size))
             }
             Invlpg => On(system::invlpg),
-            Invpcid if self.cpu.cpuid.get(7, 0).ebx >> 10 & 1 != 0 => {
-                On(if self.long() { system::invpcid::<8> } else { system::invpcid::<4> })
-            }
+            Invpcid if self.cpu.cpuid.get(7, 0).ebx >> 10 & 1 != 0 => On(if self.long() {
+                system::invpcid::<8>
+            } else {
+                system::invpcid::<4>
+            }),
             Invd | Wbinvd => On(system::wbinvd),
             In | Out => self.pick_port(insn, op),
             Rdpkru => On(system::rdpkru),
@@ -328,7 +361,11 @@ impl Builder<'_> {
             Aam => On(vintage::aam),
             Aad => On(vintage::aad),
             Salc => On(vintage::salc),
-            Bound => On(if size == 2 { vintage::bound::<2> } else { vintage::bound::<4> }),
+            Bound => On(if size == 2 {
+                vintage::bound::<2>
+            } else {
+                vintage::bound::<4>
+            }),
             Arpl => On(reg_or_mem!(memory, vintage::arpl_r, vintage::arpl_m)),
             _ => self.pick_simd(insn, op, memory),
         }
@@ -370,7 +407,11 @@ impl Builder<'_> {
                 })
             }
             Pxor | Xorps | Xorpd if !memory && is_legacy_xmm(insn) => On(simd::pxor),
-            Movnti => On(if operand_size(insn) == 8 { simd::movnti::<8> } else { simd::movnti::<4> }),
+            Movnti => On(if operand_size(insn) == 8 {
+                simd::movnti::<8>
+            } else {
+                simd::movnti::<4>
+            }),
             Maskmovdqu => {
                 // The explicit operands are the data and the mask, behind the address.
                 op.a = insn.op1_register().number() as u8;
@@ -437,7 +478,12 @@ impl Builder<'_> {
         On(mov::by_form(form(insn), size))
     }
 
-    fn pick_shift<O: shift::Shift>(&self, insn: &Instruction, place: Place, size: usize) -> Handler {
+    fn pick_shift<O: shift::Shift>(
+        &self,
+        insn: &Instruction,
+        place: Place,
+        size: usize,
+    ) -> Handler {
         shift::shift::<O>(place, !has_immediate(insn), size)
     }
 
@@ -502,13 +548,21 @@ impl Builder<'_> {
 
     fn store_system(&self, op: &mut Op, memory: bool, what: Stored, size: usize) -> Pick {
         op.extra = what as u8;
-        On(if memory { system::store_m } else { wide!(size, system::store_r) })
+        On(if memory {
+            system::store_m
+        } else {
+            wide!(size, system::store_r)
+        })
     }
 
     fn pick_port(&self, insn: &Instruction, op: &mut Op) -> Pick {
         let input = insn.mnemonic() == Mnemonic::In;
         op.extra = u8::from(!has_immediate(insn));
-        let accumulator = if input { insn.op0_register() } else { insn.op1_register() };
+        let accumulator = if input {
+            insn.op0_register()
+        } else {
+            insn.op1_register()
+        };
         On(match (input, accumulator.size()) {
             (true, 1) => system::port_in::<1>,
             (true, 2) => system::port_in::<2>,
@@ -656,8 +710,14 @@ fn is_immediate(kind: OpKind) -> bool {
     use OpKind::*;
     matches!(
         kind,
-        Immediate8 | Immediate16 | Immediate32 | Immediate64 | Immediate8to16 | Immediate8to32
-            | Immediate8to64 | Immediate32to64
+        Immediate8
+            | Immediate16
+            | Immediate32
+            | Immediate64
+            | Immediate8to16
+            | Immediate8to32
+            | Immediate8to64
+            | Immediate32to64
     )
 }
 
@@ -721,8 +781,24 @@ fn lockable(insn: &Instruction) -> bool {
     insn.op0_kind() == OpKind::Memory
         && matches!(
             insn.mnemonic(),
-            Add | Adc | And | Btc | Btr | Bts | Cmpxchg | Cmpxchg8b | Cmpxchg16b | Dec | Inc | Neg
-                | Not | Or | Sbb | Sub | Xor | Xadd | Xchg
+            Add | Adc
+                | And
+                | Btc
+                | Btr
+                | Bts
+                | Cmpxchg
+                | Cmpxchg8b
+                | Cmpxchg16b
+                | Dec
+                | Inc
+                | Neg
+                | Not
+                | Or
+                | Sbb
+                | Sub
+                | Xor
+                | Xadd
+                | Xchg
         )
 }
 

@@ -101,6 +101,18 @@ fn ri<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn rm<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let Some(b) = cpu.quick_load::<N>(op) else {
+        return rm_slow::<O, N>(cpu, op);
+    };
+    let a = cpu.regs.get::<N>(op.a);
+    let r = O::apply::<N>(&mut cpu.flags, a, b);
+    cpu.regs.set::<N>(op.a, r);
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn rm_slow<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Read));
     let b = ok!(cpu, op, cpu.load::<N>(la));
     let a = cpu.regs.get::<N>(op.a);
@@ -110,6 +122,16 @@ fn rm<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn mr<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let b = cpu.regs.get::<N>(op.a);
+    if !cpu.quick_rmw::<N>(op, |f, a| O::apply::<N>(f, a, b)) {
+        return mr_slow::<O, N>(cpu, op);
+    }
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn mr_slow<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Write));
     let b = cpu.regs.get::<N>(op.a);
     ok!(cpu, op, cpu.rmw::<N>(la, |f, a| O::apply::<N>(f, a, b)));
@@ -117,6 +139,16 @@ fn mr<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn mi<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let b = op.imm;
+    if !cpu.quick_rmw::<N>(op, |f, a| O::apply::<N>(f, a, b)) {
+        return mi_slow::<O, N>(cpu, op);
+    }
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn mi_slow<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Write));
     let b = op.imm;
     ok!(cpu, op, cpu.rmw::<N>(la, |f, a| O::apply::<N>(f, a, b)));
@@ -126,14 +158,22 @@ fn mi<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 fn lock_mr<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Write));
     let b = cpu.regs.get::<N>(op.a);
-    ok!(cpu, op, cpu.rmw_locked::<N>(la, |f, a| O::apply::<N>(f, a, b)));
+    ok!(
+        cpu,
+        op,
+        cpu.rmw_locked::<N>(la, |f, a| O::apply::<N>(f, a, b))
+    );
     next(cpu, op)
 }
 
 fn lock_mi<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Write));
     let b = op.imm;
-    ok!(cpu, op, cpu.rmw_locked::<N>(la, |f, a| O::apply::<N>(f, a, b)));
+    ok!(
+        cpu,
+        op,
+        cpu.rmw_locked::<N>(la, |f, a| O::apply::<N>(f, a, b))
+    );
     next(cpu, op)
 }
 
@@ -163,6 +203,17 @@ fn cmp_ri<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn cmp_rm<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let Some(b) = cpu.quick_load::<N>(op) else {
+        return cmp_rm_slow::<O, N>(cpu, op);
+    };
+    let a = cpu.regs.get::<N>(op.a);
+    O::apply::<N>(&mut cpu.flags, a, b);
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn cmp_rm_slow<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Read));
     let b = ok!(cpu, op, cpu.load::<N>(la));
     let a = cpu.regs.get::<N>(op.a);
@@ -171,6 +222,17 @@ fn cmp_rm<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn cmp_mr<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let Some(a) = cpu.quick_load::<N>(op) else {
+        return cmp_mr_slow::<O, N>(cpu, op);
+    };
+    let b = cpu.regs.get::<N>(op.a);
+    O::apply::<N>(&mut cpu.flags, a, b);
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn cmp_mr_slow<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Read));
     let a = ok!(cpu, op, cpu.load::<N>(la));
     let b = cpu.regs.get::<N>(op.a);
@@ -179,6 +241,16 @@ fn cmp_mr<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn cmp_mi<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let Some(a) = cpu.quick_load::<N>(op) else {
+        return cmp_mi_slow::<O, N>(cpu, op);
+    };
+    O::apply::<N>(&mut cpu.flags, a, op.imm);
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn cmp_mi_slow<O: Binary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Read));
     let a = ok!(cpu, op, cpu.load::<N>(la));
     O::apply::<N>(&mut cpu.flags, a, op.imm);
@@ -205,6 +277,15 @@ fn unary_r<O: Unary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn unary_m<O: Unary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    if !cpu.quick_rmw::<N>(op, |f, a| O::apply::<N>(f, a)) {
+        return unary_m_slow::<O, N>(cpu, op);
+    }
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn unary_m_slow<O: Unary, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Write));
     ok!(cpu, op, cpu.rmw::<N>(la, |f, a| O::apply::<N>(f, a)));
     next(cpu, op)
@@ -319,7 +400,11 @@ pub fn cmpxchg_pair<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
         let seen = std::cell::Cell::new(0);
         let swap = |_: &mut Flags, dest: u64| {
             seen.set(dest);
-            if u128::from(dest) == old { new as u64 } else { dest }
+            if u128::from(dest) == old {
+                new as u64
+            } else {
+                dest
+            }
         };
         ok!(cpu, op, cpu.rmw_locked::<8>(la, swap));
         u128::from(seen.get())

@@ -97,7 +97,11 @@ fn mr<O: BitOp, const LOCK: bool, const N: usize>(cpu: &mut Cpu, op: &Op) -> Lea
 }
 
 fn mi<O: BitOp, const LOCK: bool, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    let la = ok!(cpu, op, cpu.ea::<N>(op, if O::WRITES { Write } else { Read }));
+    let la = ok!(
+        cpu,
+        op,
+        cpu.ea::<N>(op, if O::WRITES { Write } else { Read })
+    );
     ok!(cpu, op, touch::<O, LOCK, N>(cpu, la, op.imm));
     next(cpu, op)
 }
@@ -196,7 +200,11 @@ const fn crc_byte(byte: u8) -> u32 {
     let mut crc = byte as u32;
     let mut bit = 0;
     while bit < 8 {
-        crc = if crc & 1 != 0 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        crc = if crc & 1 != 0 {
+            crc >> 1 ^ 0x82f6_3b78
+        } else {
+            crc >> 1
+        };
         bit += 1;
     }
     crc
@@ -253,7 +261,9 @@ mod tests {
 
     #[test]
     fn crc32c_of_the_check_string_is_known() {
-        let sum = b"123456789".iter().fold(u32::MAX, |c, b| crc::<1>(c, (*b).into()) as u32);
+        let sum = b"123456789"
+            .iter()
+            .fold(u32::MAX, |c, b| crc::<1>(c, (*b).into()) as u32);
         assert_eq!(!sum, 0xe306_9283);
     }
 }

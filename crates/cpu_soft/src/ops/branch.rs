@@ -4,6 +4,7 @@
 //! size by the decoder.
 
 use umbra_mmu::AccessKind::Read;
+use umbra_x86::state::gpr::RSP;
 use umbra_x86::state::seg;
 
 use super::{by_condition, ok};
@@ -26,14 +27,31 @@ fn go(cpu: &mut Cpu, op: &Op, target: u64) -> Leave {
 #[inline(always)]
 fn check(cpu: &mut Cpu, target: u64) -> Result<(), Trap> {
     let good = if cpu.long_code() {
-        (target << 16) as i64 >> 16 == target as i64 || cpu.canonical(target)
+        plausible(target) || cpu.canonical(target)
     } else {
         target <= u64::from(cpu.seg[seg::CS].limit)
     };
     if good { Ok(()) } else { Err(cpu.gp(0)) }
 }
 
+/// Canonical with 48-bit addresses, which is canonical with 57 too.
+#[inline(always)]
+fn plausible(target: u64) -> bool {
+    (target << 16) as i64 >> 16 == target as i64
+}
+
 fn jcc<C: Condition>(cpu: &mut Cpu, op: &Op) -> Leave {
+    if !cpu.long_code() || !plausible(op.imm) {
+        return jcc_slow::<C>(cpu, op);
+    }
+    let next = cpu.rip_of(op).wrapping_add(op.len.into());
+    cpu.rip = if C::holds(&cpu.flags) { op.imm } else { next };
+    Leave::Done
+}
+
+#[cold]
+#[inline(never)]
+fn jcc_slow<C: Condition>(cpu: &mut Cpu, op: &Op) -> Leave {
     if C::holds(&cpu.flags) {
         return go(cpu, op, op.imm);
     }
@@ -81,6 +99,19 @@ fn call<const N: usize>(cpu: &mut Cpu, op: &Op, target: u64) -> Leave {
 
 /// CALL relative.
 pub fn call_rel<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    if N != 8
+        || !plausible(op.imm)
+        || !cpu.quick_push::<N>(cpu.rip_of(op).wrapping_add(op.len.into()))
+    {
+        return call_rel_slow::<N>(cpu, op);
+    }
+    cpu.rip = op.imm;
+    Leave::Done
+}
+
+#[cold]
+#[inline(never)]
+fn call_rel_slow<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     call::<N>(cpu, op, op.imm)
 }
 
@@ -99,6 +130,18 @@ pub fn call_m<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// RET, releasing `imm` bytes of arguments.
 pub fn ret<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let Some(target) = cpu.quick_top::<N>().filter(|t| plausible(*t)) else {
+        return ret_slow::<N>(cpu, op);
+    };
+    let pointer = cpu.regs.r(RSP).wrapping_add(N as u64 + op.imm);
+    cpu.regs.set_r(RSP, pointer);
+    cpu.rip = target;
+    Leave::Done
+}
+
+#[cold]
+#[inline(never)]
+fn ret_slow<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let target = ok!(cpu, op, cpu.peek::<N>(0));
     ok!(cpu, op, check(cpu, target));
     cpu.release(N as u64 + op.imm);

@@ -1,7 +1,9 @@
 //! Instructions about RFLAGS: CLC, STC, CMC, CLD, STD, LAHF, SAHF, CLI, STI, STAC, CLAC, PUSHF,
 //! POPF.
 
-use umbra_x86::rflags::{AC, AF, CF, DF, ID, IF, IOPL, NT, OF, PF, RF, SF, STATUS, TF, VIF, VIP, VM, ZF};
+use umbra_x86::rflags::{
+    AC, AF, CF, DF, ID, IF, IOPL, NT, OF, PF, RF, SF, STATUS, TF, VIF, VIP, VM, ZF,
+};
 use umbra_x86::{cr4, rflags};
 
 use super::ok;
@@ -56,7 +58,8 @@ pub fn sahf(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// The privilege that CLI and STI need (SDM vol. 3, 6.8.1).
 fn may_change_if(cpu: &mut Cpu) -> Result<(), Trap> {
-    let allowed = !(cpu.protected() || cpu.v86()) || cpu.cpl <= cpu.iopl() && !cpu.v86()
+    let allowed = !(cpu.protected() || cpu.v86())
+        || cpu.cpl <= cpu.iopl() && !cpu.v86()
         || cpu.v86() && cpu.iopl() == 3;
     if allowed { Ok(()) } else { Err(cpu.gp(0)) }
 }

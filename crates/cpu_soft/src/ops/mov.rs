@@ -5,7 +5,7 @@ use umbra_mmu::AccessKind::{Read, Write};
 use super::{by_condition, by_size, ok};
 use crate::cpu::Cpu;
 use crate::flags::Condition;
-use crate::op::{Handler, Leave, Op, next};
+use crate::op::{Handler, Leave, Op, addr, next};
 use crate::width::sext;
 
 /// MOV register, register.
@@ -23,6 +23,16 @@ pub fn ri<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// MOV register, memory.
 pub fn rm<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let Some(v) = cpu.quick_load::<N>(op) else {
+        return rm_slow::<N>(cpu, op);
+    };
+    cpu.regs.set::<N>(op.a, v);
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn rm_slow<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Read));
     let v = ok!(cpu, op, cpu.load::<N>(la));
     cpu.regs.set::<N>(op.a, v);
@@ -31,6 +41,16 @@ pub fn rm<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// MOV memory, register.
 pub fn mr<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let v = cpu.regs.get::<N>(op.a);
+    if !cpu.quick_store::<N>(op, v) {
+        return mr_slow::<N>(cpu, op);
+    }
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn mr_slow<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Write));
     let v = cpu.regs.get::<N>(op.a);
     ok!(cpu, op, cpu.store::<N>(la, v));
@@ -39,6 +59,15 @@ pub fn mr<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// MOV memory, immediate.
 pub fn mi<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    if !cpu.quick_store::<N>(op, op.imm) {
+        return mi_slow::<N>(cpu, op);
+    }
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn mi_slow<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Write));
     ok!(cpu, op, cpu.store::<N>(la, op.imm));
     next(cpu, op)
@@ -47,14 +76,30 @@ pub fn mi<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 /// MOVZX, and MOVSX where `SIGNED`, from `M` bytes to `N`.
 fn extend_r<const SIGNED: bool, const M: usize, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let v = cpu.regs.get::<M>(op.b);
-    cpu.regs.set::<N>(op.a, if SIGNED { sext::<M>(v) } else { v });
+    cpu.regs
+        .set::<N>(op.a, if SIGNED { sext::<M>(v) } else { v });
     next(cpu, op)
 }
 
 fn extend_m<const SIGNED: bool, const M: usize, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let Some(v) = cpu.quick_load::<M>(op) else {
+        return extend_m_slow::<SIGNED, M, N>(cpu, op);
+    };
+    cpu.regs
+        .set::<N>(op.a, if SIGNED { sext::<M>(v) } else { v });
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn extend_m_slow<const SIGNED: bool, const M: usize, const N: usize>(
+    cpu: &mut Cpu,
+    op: &Op,
+) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<M>(op, Read));
     let v = ok!(cpu, op, cpu.load::<M>(la));
-    cpu.regs.set::<N>(op.a, if SIGNED { sext::<M>(v) } else { v });
+    cpu.regs
+        .set::<N>(op.a, if SIGNED { sext::<M>(v) } else { v });
     next(cpu, op)
 }
 
@@ -85,7 +130,11 @@ pub fn extend(signed: bool, memory: bool, from: usize, to: usize) -> Handler {
 
 /// LEA.
 pub fn lea<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    let v = cpu.offset(op);
+    let v = if op.addr & addr::SLOW == 0 {
+        cpu.flat_offset(op)
+    } else {
+        cpu.offset(op)
+    };
     cpu.regs.set::<N>(op.a, v);
     next(cpu, op)
 }
@@ -122,7 +171,11 @@ fn cmov_rr<C: Condition, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 fn cmov_rm<C: Condition, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, cpu.ea::<N>(op, Read));
     let loaded = ok!(cpu, op, cpu.load::<N>(la));
-    let v = if C::holds(&cpu.flags) { loaded } else { cpu.regs.get::<N>(op.a) };
+    let v = if C::holds(&cpu.flags) {
+        loaded
+    } else {
+        cpu.regs.get::<N>(op.a)
+    };
     cpu.regs.set::<N>(op.a, v);
     next(cpu, op)
 }
@@ -154,7 +207,11 @@ fn set_m<C: Condition>(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// Handler of SETcc.
 pub fn setcc(condition: u8, memory: bool) -> Handler {
-    if memory { by_condition!(condition, set_m) } else { by_condition!(condition, set_r) }
+    if memory {
+        by_condition!(condition, set_m)
+    } else {
+        by_condition!(condition, set_r)
+    }
 }
 
 /// BSWAP; of 16 bits it is undefined, and clears the register as processors do.

@@ -100,8 +100,11 @@ fn div<const SIGNED: bool, const N: usize>(cpu: &mut Cpu, divisor: u64) -> Resul
         (cpu.regs.get::<N>(AX), cpu.regs.get::<N>(DX))
     };
     let dividend = u128::from(low) | u128::from(high) << BITS::<N>();
-    let result =
-        if SIGNED { idiv::<N>(dividend, divisor) } else { udiv::<N>(dividend, divisor) };
+    let result = if SIGNED {
+        idiv::<N>(dividend, divisor)
+    } else {
+        udiv::<N>(dividend, divisor)
+    };
     let Some((quotient, remainder)) = result else {
         return Err(cpu.raise(Exception::plain(vector::DE)));
     };
@@ -165,22 +168,38 @@ macro_rules! signed_by_size {
 
 /// Handler of MUL and one-operand IMUL.
 pub fn multiply(signed: bool, memory: bool, size: usize) -> Handler {
-    if memory { signed_by_size!(signed, size, mul_m) } else { signed_by_size!(signed, size, mul_r) }
+    if memory {
+        signed_by_size!(signed, size, mul_m)
+    } else {
+        signed_by_size!(signed, size, mul_r)
+    }
 }
 
 /// Handler of DIV and IDIV.
 pub fn divide(signed: bool, memory: bool, size: usize) -> Handler {
-    if memory { signed_by_size!(signed, size, div_m) } else { signed_by_size!(signed, size, div_r) }
+    if memory {
+        signed_by_size!(signed, size, div_m)
+    } else {
+        signed_by_size!(signed, size, div_r)
+    }
 }
 
 /// Handler of IMUL with two operands.
 pub fn imul2(memory: bool, size: usize) -> Handler {
-    if memory { by_size!(size, imul_rm) } else { by_size!(size, imul_rr) }
+    if memory {
+        by_size!(size, imul_rm)
+    } else {
+        by_size!(size, imul_rr)
+    }
 }
 
 /// Handler of IMUL with three operands.
 pub fn imul3(memory: bool, size: usize) -> Handler {
-    if memory { by_size!(size, imul_rmi) } else { by_size!(size, imul_rri) }
+    if memory {
+        by_size!(size, imul_rmi)
+    } else {
+        by_size!(size, imul_rri)
+    }
 }
 
 #[cfg(test)]
@@ -192,8 +211,14 @@ mod tests {
         assert_eq!(udiv::<1>(0x100, 1), None);
         assert_eq!(udiv::<8>(5, 0), None);
         assert_eq!(udiv::<8>(1 << 64, 1), None);
-        assert_eq!(idiv::<4>(0x8000_0000 | 0xffff_ffff << 32, u64::from(u32::MAX)), None);
+        assert_eq!(
+            idiv::<4>(0x8000_0000 | 0xffff_ffff << 32, u64::from(u32::MAX)),
+            None
+        );
         assert_eq!(idiv::<8>(i64::MIN as i128 as u128, u64::MAX), None);
-        assert_eq!(idiv::<4>(7u64.wrapping_neg() as u128, 2), Some((3u64.wrapping_neg(), u64::MAX)));
+        assert_eq!(
+            idiv::<4>(7u64.wrapping_neg() as u128, 2),
+            Some((3u64.wrapping_neg(), u64::MAX))
+        );
     }
 }

@@ -96,7 +96,11 @@ fn masked<const N: usize>(count: u64) -> u32 {
 
 #[inline(always)]
 fn apply<O: Shift, const N: usize>(flags: &mut Flags, a: u64, count: u32) -> u64 {
-    if count == 0 { a } else { O::apply::<N>(flags, a, count) }
+    if count == 0 {
+        a
+    } else {
+        O::apply::<N>(flags, a, count)
+    }
 }
 
 fn r_imm<O: Shift, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
@@ -151,12 +155,20 @@ fn double<const LEFT: bool, const N: usize>(f: &mut Flags, a: u64, b: u64, c: u3
     let (a128, b128) = (u128::from(a), u128::from(b));
     let (r, cf) = if LEFT {
         let words = a128 << bits | b128;
-        let (words, width) = if N == 2 { (words << bits | a128, 3 * bits) } else { (words, 2 * bits) };
+        let (words, width) = if N == 2 {
+            (words << bits | a128, 3 * bits)
+        } else {
+            (words, 2 * bits)
+        };
         let r = words >> (width - bits - c);
         (r as u64 & mask::<N>(), words >> (width - c) & 1 != 0)
     } else {
         let words = b128 << bits | a128;
-        let words = if N == 2 { words | a128 << (2 * bits) } else { words };
+        let words = if N == 2 {
+            words | a128 << (2 * bits)
+        } else {
+            words
+        };
         ((words >> c) as u64 & mask::<N>(), words >> (c - 1) & 1 != 0)
     };
     f.shift::<N>(r, cf, sign::<N>(r) != sign::<N>(a));
@@ -167,12 +179,20 @@ fn double_op<const LEFT: bool, const CL: bool, const MEM: bool, const N: usize>(
     cpu: &mut Cpu,
     op: &Op,
 ) -> Leave {
-    let count = if CL { cpu.regs.get::<1>(offset(1)) } else { op.imm };
+    let count = if CL {
+        cpu.regs.get::<1>(offset(1))
+    } else {
+        op.imm
+    };
     let count = masked::<N>(count);
     if MEM {
         let la = ok!(cpu, op, cpu.ea::<N>(op, Write));
         let b = cpu.regs.get::<N>(op.a);
-        ok!(cpu, op, cpu.rmw::<N>(la, |f, a| double::<LEFT, N>(f, a, b, count)));
+        ok!(
+            cpu,
+            op,
+            cpu.rmw::<N>(la, |f, a| double::<LEFT, N>(f, a, b, count))
+        );
     } else {
         let (a, b) = (cpu.regs.get::<N>(op.a), cpu.regs.get::<N>(op.b));
         let r = double::<LEFT, N>(&mut cpu.flags, a, b, count);

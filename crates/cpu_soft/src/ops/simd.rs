@@ -85,7 +85,11 @@ fn sse_registers(cpu: &mut Cpu, op: &Op) -> Leave {
 
 fn sse(cpu: &mut Cpu, op: &Op) -> Leave {
     ok!(cpu, op, cpu.check_sse());
-    ok!(cpu, op, with_memory(cpu, op, |cpu, memory, _| float_call(cpu, op, memory)));
+    ok!(
+        cpu,
+        op,
+        with_memory(cpu, op, |cpu, memory, _| float_call(cpu, op, memory))
+    );
     next(cpu, op)
 }
 
@@ -195,14 +199,21 @@ fn float_call(cpu: &mut Cpu, op: &Op, memory: &mut Buffer) -> Result<(), Trap> {
     let before = (unmasked != 0 && op.extra & flag::FLOAT != 0)
         .then(|| (FxArea::clone(&cpu.fx), cpu.regs.clone()));
     cpu.call(stub_of(op), memory, &mut frame);
-    let raised = if op.extra & flag::FLOAT != 0 { frame.mxcsr & 0x3f } else { 0 };
+    let raised = if op.extra & flag::FLOAT != 0 {
+        frame.mxcsr & 0x3f
+    } else {
+        0
+    };
     if let Some((fx, regs)) = before.filter(|_| raised & unmasked != 0) {
         // The destination keeps its value, the flags say why (SDM vol. 1, 11.5.2).
         *cpu.fx = fx;
         cpu.regs = regs;
         cpu.fx.set_mxcsr(mxcsr | raised);
-        let vector =
-            if cpu.cr4 & umbra_x86::cr4::OSXMMEXCPT != 0 { vector::XM } else { vector::UD };
+        let vector = if cpu.cr4 & umbra_x86::cr4::OSXMMEXCPT != 0 {
+            vector::XM
+        } else {
+            vector::UD
+        };
         return Err(cpu.raise(Exception::plain(vector)));
     }
     cpu.fx.set_mxcsr(mxcsr | raised);
@@ -227,7 +238,11 @@ pub fn wait(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn misaligned(cpu: &mut Cpu, op: &Op, la: u64) -> Result<(), Trap> {
-    if op.extra & flag::ALIGNED != 0 && la & 15 != 0 { Err(cpu.gp(0)) } else { Ok(()) }
+    if op.extra & flag::ALIGNED != 0 && la & 15 != 0 {
+        Err(cpu.gp(0))
+    } else {
+        Ok(())
+    }
 }
 
 /// MOVUPS and its like: 16 bytes to register `a`.

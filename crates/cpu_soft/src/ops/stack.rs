@@ -29,7 +29,8 @@ impl Cpu {
         } else {
             let mask = self.stack_mask();
             let kept = self.regs.r(RSP) & !mask;
-            self.regs.set_r(RSP, if mask == 0xffff { kept } else { 0 } | value & mask);
+            self.regs
+                .set_r(RSP, if mask == 0xffff { kept } else { 0 } | value & mask);
         }
     }
 
@@ -52,7 +53,8 @@ impl Cpu {
     pub fn push<const N: usize>(&mut self, value: u64) -> Result<(), Trap> {
         let pointer = self.regs.r(RSP).wrapping_sub(N as u64);
         let la = self.stack_address(pointer, N, Write)?;
-        self.store::<N>(la, value).map_err(|t| self.stack_trap(la, t))?;
+        self.store::<N>(la, value)
+            .map_err(|t| self.stack_trap(la, t))?;
         self.set_stack(pointer);
         Ok(())
     }
@@ -63,6 +65,27 @@ impl Cpu {
         let pointer = self.regs.r(RSP).wrapping_add(distance);
         let la = self.stack_address(pointer, N, Read)?;
         self.load::<N>(la).map_err(|t| self.stack_trap(la, t))
+    }
+
+    /// Pushes in 64-bit code when the stack's page is cached; tells whether it did.
+    #[inline(always)]
+    pub fn quick_push<const N: usize>(&mut self, value: u64) -> bool {
+        let pointer = self.regs.r(RSP).wrapping_sub(N as u64);
+        let done = self.long_code() && self.quick_store_at::<N>(pointer, value);
+        if done {
+            self.regs.set_r(RSP, pointer);
+        }
+        done
+    }
+
+    /// Reads the top of the stack in 64-bit code when its page is cached.
+    #[inline(always)]
+    pub fn quick_top<const N: usize>(&mut self) -> Option<u64> {
+        if self.long_code() {
+            self.quick_load_at::<N>(self.regs.r(RSP))
+        } else {
+            None
+        }
     }
 
     /// Moves the stack pointer up.
@@ -85,11 +108,30 @@ impl Cpu {
 
 fn push_r<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let v = cpu.regs.get::<N>(op.a);
+    if !cpu.quick_push::<N>(v) {
+        return push_r_slow::<N>(cpu, op);
+    }
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn push_r_slow<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let v = cpu.regs.get::<N>(op.a);
     ok!(cpu, op, cpu.push::<N>(v));
     next(cpu, op)
 }
 
 fn push_i<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    if !cpu.quick_push::<N>(op.imm) {
+        return push_i_slow::<N>(cpu, op);
+    }
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn push_i_slow<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     ok!(cpu, op, cpu.push::<N>(op.imm));
     next(cpu, op)
 }
@@ -102,6 +144,18 @@ fn push_m<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn pop_r<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
+    let Some(v) = cpu.quick_top::<N>() else {
+        return pop_r_slow::<N>(cpu, op);
+    };
+    let pointer = cpu.regs.r(RSP).wrapping_add(N as u64);
+    cpu.regs.set_r(RSP, pointer);
+    cpu.regs.set::<N>(op.a, v);
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn pop_r_slow<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let v = ok!(cpu, op, cpu.peek::<N>(0));
     cpu.release(N as u64);
     cpu.regs.set::<N>(op.a, v);
@@ -147,7 +201,11 @@ pub fn push(source: Source, size: usize) -> Handler {
 
 /// Handler of POP.
 pub fn pop(memory: bool, size: usize) -> Handler {
-    if memory { by_size!(size, pop_m) } else { by_size!(size, pop_r) }
+    if memory {
+        by_size!(size, pop_m)
+    } else {
+        by_size!(size, pop_r)
+    }
 }
 
 /// PUSH of a segment register, number in `a`.
@@ -161,7 +219,11 @@ pub fn push_seg<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 pub fn pusha<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let before = cpu.regs.r(RSP);
     for register in 0..8 {
-        let v = if register == RSP { before } else { cpu.regs.r(register) };
+        let v = if register == RSP {
+            before
+        } else {
+            cpu.regs.r(register)
+        };
         if cpu.push::<N>(v).is_err() {
             cpu.regs.set_r(RSP, before);
             return cpu.fault(op);

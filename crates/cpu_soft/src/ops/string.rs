@@ -43,7 +43,11 @@ fn set(cpu: &mut Cpu, op: &Op, register: usize, value: u64) {
 
 /// Signed distance from one element to the next.
 fn step<const N: usize>(cpu: &Cpu) -> u64 {
-    if cpu.sys & DF != 0 { (N as u64).wrapping_neg() } else { N as u64 }
+    if cpu.sys & DF != 0 {
+        (N as u64).wrapping_neg()
+    } else {
+        N as u64
+    }
 }
 
 fn advance<const N: usize>(cpu: &mut Cpu, op: &Op, register: usize, elements: u64) {
@@ -59,7 +63,11 @@ fn source<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<u64, Trap> {
 }
 
 /// The destination is always ES:RDI.
-fn target<const N: usize>(cpu: &mut Cpu, op: &Op, kind: umbra_mmu::AccessKind) -> Result<u64, Trap> {
+fn target<const N: usize>(
+    cpu: &mut Cpu,
+    op: &Op,
+    kind: umbra_mmu::AccessKind,
+) -> Result<u64, Trap> {
     let offset = get(cpu, op, gpr::RDI);
     let segment = if cpu.long_code() { 6 } else { seg::ES as u8 };
     cpu.linear(segment, offset, N, kind, op.addr)
@@ -93,10 +101,17 @@ impl Action for Movs {
         if op.addr & addr::SLOW != 0 || cpu.sys & DF != 0 {
             return Ok(0);
         }
-        let from = cpu.regs.r(gpr::RSI).wrapping_add(cpu.seg_base[(op.seg & 7) as usize]);
+        let from = cpu
+            .regs
+            .r(gpr::RSI)
+            .wrapping_add(cpu.seg_base[(op.seg & 7) as usize]);
         let to = cpu.regs.r(gpr::RDI);
-        let Some((_, left)) = cpu.read_span(from)? else { return Ok(0) };
-        let Some((to_host, room)) = cpu.write_span(to)? else { return Ok(0) };
+        let Some((_, left)) = cpu.read_span(from)? else {
+            return Ok(0);
+        };
+        let Some((to_host, room)) = cpu.write_span(to)? else {
+            return Ok(0);
+        };
         // The second question may have taken the first answer away.
         let entry = cpu.ctx().entry(from);
         if entry.read != from & !0xfff {
@@ -128,7 +143,9 @@ impl Action for Stos {
             return Ok(0);
         }
         let to = cpu.regs.r(gpr::RDI);
-        let Some((host, room)) = cpu.write_span(to)? else { return Ok(0) };
+        let Some((host, room)) = cpu.write_span(to)? else {
+            return Ok(0);
+        };
         let elements = count.min(room / N as u64);
         // SAFETY: 1. the span is inside a page whose cached translation stands now.
         unsafe { raw::stos::<N>(host, cpu.regs.r(gpr::RAX), elements) };
@@ -235,7 +252,11 @@ fn repeat<A: Action, const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<bool, Tra
         if budget == 0 || (budget < SLICE && cpu.wake.wanted()) {
             return Ok(false);
         }
-        let mut done = if A::COMPARES { 0 } else { A::many::<N>(cpu, op, count.min(budget))? };
+        let mut done = if A::COMPARES {
+            0
+        } else {
+            A::many::<N>(cpu, op, count.min(budget))?
+        };
         if done == 0 {
             A::one::<N>(cpu, op)?;
             done = 1;

@@ -21,12 +21,20 @@ fn look(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn require_cpl0(cpu: &mut Cpu) -> Result<(), Trap> {
-    if cpu.cpl == 0 && !cpu.v86() { Ok(()) } else { Err(cpu.gp(0)) }
+    if cpu.cpl == 0 && !cpu.v86() {
+        Ok(())
+    } else {
+        Err(cpu.gp(0))
+    }
 }
 
 /// UMIP: SGDT, SIDT, SLDT, STR, SMSW only at level 0.
 fn umip(cpu: &mut Cpu) -> Result<(), Trap> {
-    if cpu.cr4 & cr4::UMIP != 0 && cpu.cpl != 0 { Err(cpu.gp(0)) } else { Ok(()) }
+    if cpu.cr4 & cr4::UMIP != 0 && cpu.cpl != 0 {
+        Err(cpu.gp(0))
+    } else {
+        Ok(())
+    }
 }
 
 /// An instruction that is not implemented, or does not exist.
@@ -43,7 +51,8 @@ pub fn unimplemented(cpu: &mut Cpu, op: &Op) -> Leave {
     let len = usize::from(op.len).min(15);
     if cpu.read(la, &mut bytes[..len]).is_ok() && cpu.reported.insert(bytes) {
         tracing::warn!(
-            rip = format_args!("{rip:#x}"), bytes = format_args!("{:02x?}", &bytes[..len]),
+            rip = format_args!("{rip:#x}"),
+            bytes = format_args!("{:02x?}", &bytes[..len]),
             "instruction is not implemented: the guest gets #UD"
         );
     }
@@ -187,7 +196,11 @@ pub fn mov_from_cr(cpu: &mut Cpu, op: &Op) -> Leave {
 /// MOV CRn, register.
 pub fn mov_to_cr(cpu: &mut Cpu, op: &Op) -> Leave {
     ok!(cpu, op, require_cpl0(cpu));
-    let value = if cpu.long_code() { cpu.regs.get::<8>(op.a) } else { cpu.regs.get::<4>(op.a) };
+    let value = if cpu.long_code() {
+        cpu.regs.get::<8>(op.a)
+    } else {
+        cpu.regs.get::<4>(op.a)
+    };
     match op.b {
         0 => ok!(cpu, op, cpu.set_cr0(value)),
         2 => cpu.cr2 = value,
@@ -316,7 +329,11 @@ pub fn load_table(cpu: &mut Cpu, op: &Op) -> Leave {
         return cpu.fault(op);
     }
     let table = DescriptorTable { base, limit };
-    if op.extra == 0 { cpu.gdtr = table } else { cpu.idtr = table }
+    if op.extra == 0 {
+        cpu.gdtr = table
+    } else {
+        cpu.idtr = table
+    }
     next(cpu, op)
 }
 
@@ -335,7 +352,11 @@ pub fn load_system<const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Leave {
     }
     ok!(cpu, op, require_cpl0(cpu));
     let selector = ok!(cpu, op, selector_operand(cpu, op, MEM));
-    let loaded = if op.extra == 0 { cpu.load_ldt(selector) } else { cpu.load_task(selector) };
+    let loaded = if op.extra == 0 {
+        cpu.load_ldt(selector)
+    } else {
+        cpu.load_task(selector)
+    };
     ok!(cpu, op, loaded);
     next(cpu, op)
 }
@@ -392,7 +413,9 @@ pub fn inspect<const MEM: bool, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave
 /// INVLPG.
 pub fn invlpg(cpu: &mut Cpu, op: &Op) -> Leave {
     ok!(cpu, op, require_cpl0(cpu));
-    let la = cpu.offset(op).wrapping_add(cpu.seg_base[(op.seg & 7) as usize]);
+    let la = cpu
+        .offset(op)
+        .wrapping_add(cpu.seg_base[(op.seg & 7) as usize]);
     if cpu.canonical(la) {
         cpu.mmu.guest_flush(Scope::Page(Gva(la)));
         cpu.drain();
@@ -415,7 +438,8 @@ pub fn invpcid<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     }
     match kind {
         0 => {
-            cpu.mmu.guest_flush(Scope::PcidPage(pcid as u16, Gva(address)));
+            cpu.mmu
+                .guest_flush(Scope::PcidPage(pcid as u16, Gva(address)));
             cpu.drain();
             cpu.pool.drop_page(address);
         }
@@ -459,7 +483,11 @@ pub fn mov_from_dr(cpu: &mut Cpu, op: &Op) -> Leave {
 /// MOV DRn, register.
 pub fn mov_to_dr(cpu: &mut Cpu, op: &Op) -> Leave {
     let number = ok!(cpu, op, debug_register(cpu, op));
-    let value = if cpu.long_code() { cpu.regs.get::<8>(op.a) } else { cpu.regs.get::<4>(op.a) };
+    let value = if cpu.long_code() {
+        cpu.regs.get::<8>(op.a)
+    } else {
+        cpu.regs.get::<4>(op.a)
+    };
     if number >= 6 && value >> 32 != 0 {
         cpu.gp(0);
         return cpu.fault(op);
@@ -508,7 +536,11 @@ pub fn port_out<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 }
 
 fn port_number(cpu: &Cpu, op: &Op) -> u16 {
-    if op.extra != 0 { cpu.regs.get::<2>(offset(2)) as u16 } else { op.imm as u16 }
+    if op.extra != 0 {
+        cpu.regs.get::<2>(offset(2)) as u16
+    } else {
+        op.imm as u16
+    }
 }
 
 impl Cpu {

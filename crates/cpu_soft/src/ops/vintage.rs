@@ -22,7 +22,13 @@ fn set_result(cpu: &mut Cpu, al: u64, flags: u64) {
 fn decimal(cpu: &mut Cpu, subtract: bool) {
     let al = cpu.regs.get::<1>(AL);
     let (af, cf) = (cpu.flags.af(), cpu.flags.cf());
-    let step = |v: u64, by: u64| if subtract { v.wrapping_sub(by) } else { v.wrapping_add(by) };
+    let step = |v: u64, by: u64| {
+        if subtract {
+            v.wrapping_sub(by)
+        } else {
+            v.wrapping_add(by)
+        }
+    };
     let mut result = al;
     let mut flags = 0;
     let mut carry = false;
@@ -60,7 +66,11 @@ fn ascii(cpu: &mut Cpu, subtract: bool) {
     let adjust = cpu.regs.get::<1>(AL) & 0xf > 9 || cpu.flags.af();
     if adjust {
         let ax = cpu.regs.get::<2>(AL);
-        let ax = if subtract { ax.wrapping_sub(0x106) } else { ax.wrapping_add(0x106) };
+        let ax = if subtract {
+            ax.wrapping_sub(0x106)
+        } else {
+            ax.wrapping_add(0x106)
+        };
         cpu.regs.set::<2>(AL, ax);
     }
     let al = cpu.regs.get::<1>(AL) & 0xf;
@@ -109,7 +119,15 @@ pub fn salc(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// BOUND.
 pub fn bound<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    let la = ok!(cpu, op, if N == 2 { cpu.ea::<4>(op, Read) } else { cpu.ea::<8>(op, Read) });
+    let la = ok!(
+        cpu,
+        op,
+        if N == 2 {
+            cpu.ea::<4>(op, Read)
+        } else {
+            cpu.ea::<8>(op, Read)
+        }
+    );
     let low = sext::<N>(ok!(cpu, op, cpu.load::<N>(la))) as i64;
     let high = sext::<N>(ok!(cpu, op, cpu.load::<N>(la + N as u64))) as i64;
     let index = sext::<N>(cpu.regs.get::<N>(op.a)) as i64;

@@ -1,7 +1,8 @@
 //! Random operands for every form of every instruction.
 
 use iced_x86::{
-    Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register,
+    Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind,
+    Register,
 };
 
 use super::{Case, MEMORY, MEMORY_LEN};
@@ -26,10 +27,32 @@ fn features(code: Code) -> bool {
     code.cpuid_features().iter().all(|f| {
         matches!(
             f,
-            F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV
-                | F::CX8 | F::CMPXCHG16B | F::FPU | F::FPU287 | F::FPU387 | F::MMX | F::SSE
-                | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 | F::AES | F::PCLMULQDQ
-                | F::POPCNT | F::MOVBE | F::PREFETCHW | F::MULTIBYTENOP | F::PAUSE
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::X64
+                | F::CMOV
+                | F::CX8
+                | F::CMPXCHG16B
+                | F::FPU
+                | F::FPU287
+                | F::FPU387
+                | F::MMX
+                | F::SSE
+                | F::SSE2
+                | F::SSE3
+                | F::SSSE3
+                | F::SSE4_1
+                | F::SSE4_2
+                | F::AES
+                | F::PCLMULQDQ
+                | F::POPCNT
+                | F::MOVBE
+                | F::PREFETCHW
+                | F::MULTIBYTENOP
+                | F::PAUSE
         )
     })
 }
@@ -37,31 +60,94 @@ fn features(code: Code) -> bool {
 /// What cannot be compared this way, and why.
 const EXCLUDED: &[&str] = &[
     // Segment registers and descriptor tables of this process.
-    "Lar", "Lsl", "Verr", "Verw", "Lfs", "Lgs", "Lss", "Sgdt", "Sidt", "Sldt", "Str", "Smsw",
+    "Lar",
+    "Lsl",
+    "Verr",
+    "Verw",
+    "Lfs",
+    "Lgs",
+    "Lss",
+    "Sgdt",
+    "Sidt",
+    "Sldt",
+    "Str",
+    "Smsw",
     // Addresses and frames of their own.
-    "Enter", "Leave", "Xlatb", "Maskmovq", "Maskmovdqu", "Cldemote",
+    "Enter",
+    "Leave",
+    "Xlatb",
+    "Maskmovq",
+    "Maskmovdqu",
+    "Cldemote",
     // Images with pointers in them.
-    "Fxsave", "Fxrstor", "Fxsave64", "Fxrstor64", "Fnsave", "Fsave", "Frstor", "Fnstenv", "Fstenv",
+    "Fxsave",
+    "Fxrstor",
+    "Fxsave64",
+    "Fxrstor64",
+    "Fnsave",
+    "Fsave",
+    "Frstor",
+    "Fnstenv",
+    "Fstenv",
     "Fldenv",
     // Historic opcodes that some processors ignore and others refuse.
-    "Fnstdw", "Fnstsg", "Fstdw", "Fstsg", "Frstpm", "Fsetpm", "Fnsetpm", "Fneni", "Fndisi", "Fdisi",
-    "Feni", "Umov", "Loadall",
+    "Fnstdw",
+    "Fnstsg",
+    "Fstdw",
+    "Fstsg",
+    "Frstpm",
+    "Fsetpm",
+    "Fnsetpm",
+    "Fneni",
+    "Fndisi",
+    "Fdisi",
+    "Feni",
+    "Umov",
+    "Loadall",
     // Values that unmask exceptions, flags that trap, ports.
-    "Ldmxcsr", "Fldcw", "Popf", "Popfq", "In", "Out", "Insb", "Insw", "Insd", "Outsb", "Outsw",
-    "Outsd", "Sti", "Cli", "Pushf", "Pushfq",
+    "Ldmxcsr",
+    "Fldcw",
+    "Popf",
+    "Popfq",
+    "In",
+    "Out",
+    "Insb",
+    "Insw",
+    "Insd",
+    "Outsb",
+    "Outsw",
+    "Outsd",
+    "Sti",
+    "Cli",
+    "Pushf",
+    "Pushfq",
 ];
 
 fn excluded(mnemonic: Mnemonic) -> bool {
     let name = format!("{mnemonic:?}");
-    let control = ["J", "Call", "Ret", "Iret", "Loop", "Int", "Sys", "Ud", "Hlt", "Reserved"];
+    let control = [
+        "J", "Call", "Ret", "Iret", "Loop", "Int", "Sys", "Ud", "Hlt", "Reserved",
+    ];
     control.iter().any(|c| name.starts_with(c)) || EXCLUDED.contains(&name.as_str())
 }
 
 fn unsupported(kind: K) -> bool {
     matches!(
         kind,
-        K::farbr2_2 | K::farbr4_2 | K::mem_offs | K::seg_reg | K::cr_reg | K::dr_reg | K::tr_reg
-            | K::br16_1 | K::br32_1 | K::br64_1 | K::br16_2 | K::br32_4 | K::br64_4 | K::xbegin_2
+        K::farbr2_2
+            | K::farbr4_2
+            | K::mem_offs
+            | K::seg_reg
+            | K::cr_reg
+            | K::dr_reg
+            | K::tr_reg
+            | K::br16_1
+            | K::br32_1
+            | K::br64_1
+            | K::br16_2
+            | K::br32_4
+            | K::br64_4
+            | K::xbegin_2
             | K::xbegin_4
     )
 }
@@ -106,7 +192,13 @@ impl Generator {
         for chunk in memory.chunks_exact_mut(8) {
             chunk.copy_from_slice(&self.value().to_le_bytes());
         }
-        let flags = 2 | self.next() & 0x8d5 | if is_string(code) { self.next() & 0x400 } else { 0 };
+        let flags = 2
+            | self.next() & 0x8d5
+            | if is_string(code) {
+                self.next() & 0x400
+            } else {
+                0
+            };
         let mut insn = Instruction::default();
         insn.set_code(code);
         self.operands(code, &mut insn, &mut gpr, round)?;
@@ -123,9 +215,15 @@ impl Generator {
                 insn.set_immediate8(self.below(17) as u8);
             }
         }
-        self.divisor(code, &mut insn, &mut gpr, &mut memory);
+        self.divisor(&mut insn, &mut gpr, &mut memory);
         let fx = self.fx();
-        Some(Case { insn, gpr, flags, fx, memory })
+        Some(Case {
+            insn,
+            gpr,
+            flags,
+            fx,
+            memory,
+        })
     }
 
     fn operands(
@@ -150,13 +248,21 @@ impl Generator {
             }
             let choice = match kind {
                 K::mem | K::mem_mpx | K::mem_mib => None,
-                K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem
-                | K::xmm_or_mem | K::r32_or_mem_mpx | K::r64_or_mem_mpx
+                K::r8_or_mem
+                | K::r16_or_mem
+                | K::r32_or_mem
+                | K::r64_or_mem
+                | K::mm_or_mem
+                | K::xmm_or_mem
+                | K::r32_or_mem_mpx
+                | K::r64_or_mem_mpx
                     if memory_form =>
                 {
                     None
                 }
-                K::r8_or_mem | K::r8_reg | K::r8_opcode => Some(register(self.below(8), Register::SPL)),
+                K::r8_or_mem | K::r8_reg | K::r8_opcode => {
+                    Some(register(self.below(8), Register::SPL))
+                }
                 K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode | K::r16_reg_mem => {
                     Some(register(number, Register::AX))
                 }
@@ -167,7 +273,9 @@ impl Generator {
                     Some(register(number, Register::RAX))
                 }
                 K::mm_or_mem | K::mm_reg | K::mm_rm => Some(register(self.below(8), Register::MM0)),
-                K::xmm_or_mem | K::xmm_reg | K::xmm_rm => Some(register(self.below(16), Register::XMM0)),
+                K::xmm_or_mem | K::xmm_reg | K::xmm_rm => {
+                    Some(register(self.below(16), Register::XMM0))
+                }
                 K::sti_opcode => Some(register(self.below(8), Register::ST0)),
                 K::st0 => Some(Register::ST0),
                 K::al => Some(Register::AL),
@@ -176,8 +284,15 @@ impl Generator {
                 K::dx => Some(Register::DX),
                 K::eax => Some(Register::EAX),
                 K::rax => Some(Register::RAX),
-                K::imm8 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 | K::imm16 | K::imm32
-                | K::imm32sex64 | K::imm64 | K::imm8_const_1 => {
+                K::imm8
+                | K::imm8sex16
+                | K::imm8sex32
+                | K::imm8sex64
+                | K::imm16
+                | K::imm32
+                | K::imm32sex64
+                | K::imm64
+                | K::imm8_const_1 => {
                     self.immediate(insn, i, *kind);
                     continue;
                 }
@@ -237,11 +352,18 @@ impl Generator {
         let bases = [Register::R12, Register::R13, Register::R14, Register::RBP];
         let base = bases[self.below(4) as usize];
         let aligned = MEMORY + 0x400 + 16 * self.below(64);
-        let unaligned_ok = !code.cpuid_features().iter().any(|f| format!("{f:?}").starts_with("SS"))
+        let unaligned_ok = !code
+            .cpuid_features()
+            .iter()
+            .any(|f| format!("{f:?}").starts_with("SS"))
             && !matches!(code, Code::Cmpxchg16b_m128)
             && !format!("{code:?}").starts_with("Aes")
             && !format!("{code:?}").starts_with("Pclmul");
-        let target = if unaligned_ok { aligned + self.below(16) } else { aligned };
+        let target = if unaligned_ok {
+            aligned + self.below(16)
+        } else {
+            aligned
+        };
         let displacement = self.below(256) as i64 - 128;
         let mut address = target.wrapping_sub(displacement as u64);
         insn.set_op_kind(i, OpKind::Memory);
@@ -283,7 +405,12 @@ impl Generator {
     }
 
     /// Keeps divisions from faulting: the high half is smaller than the divisor.
-    fn divisor(&mut self, code: Code, insn: &mut Instruction, gpr: &mut [u64; 16], memory: &mut [u8]) {
+    fn divisor(
+        &mut self,
+        insn: &mut Instruction,
+        gpr: &mut [u64; 16],
+        memory: &mut [u8],
+    ) {
         let signed = insn.mnemonic() == Mnemonic::Idiv;
         if !signed && insn.mnemonic() != Mnemonic::Div {
             return;
@@ -297,15 +424,30 @@ impl Generator {
         memory.iter_mut().for_each(|b| *b = *b & 0x1e | 0x41);
         if insn.op0_kind() == OpKind::Register {
             let number = insn.op0_register().number();
-            let number = if matches!(number, 0 | 2 | 4) { 3 } else { number };
-            insn.set_op_register(0, if size == 1 { Register::BL } else { same_class(insn.op0_register(), number) });
+            let number = if matches!(number, 0 | 2 | 4) {
+                3
+            } else {
+                number
+            };
+            insn.set_op_register(
+                0,
+                if size == 1 {
+                    Register::BL
+                } else {
+                    same_class(insn.op0_register(), number)
+                },
+            );
             let number = if size == 1 { 3 } else { number };
             gpr[number] = gpr[number] & 0x1e1e_1e1e_1e1e_1e1e | 0x4141_4141_4141_4141;
         }
         let negative = signed && self.below(2) == 0;
         let high = if negative { u64::MAX } else { 0 };
         let top = 1u64 << (8 * size - 1);
-        let low = if signed { gpr[0] & (top >> 1) - 1 } else { gpr[0] & (top - 1) };
+        let low = if signed {
+            gpr[0] & (top >> 1) - 1
+        } else {
+            gpr[0] & (top - 1)
+        };
         let low = if negative { low | top | top >> 1 } else { low };
         if size == 1 {
             gpr[0] = high << 8 & 0xff00 | low & 0xff;
@@ -346,7 +488,11 @@ impl Generator {
             1 => 0x7fff,
             _ => 0x3fff - 40 + self.below(80),
         };
-        let mantissa = if exponent == 0 { 0 } else { 1 << 63 | self.next() };
+        let mantissa = if exponent == 0 {
+            0
+        } else {
+            1 << 63 | self.next()
+        };
         let sign = self.below(2) << 15;
         number[..8].copy_from_slice(&mantissa.to_le_bytes());
         number[8..].copy_from_slice(&((exponent | sign) as u16).to_le_bytes());
@@ -365,7 +511,10 @@ fn same_class(register: Register, number: usize) -> Register {
 
 fn is_bit_string(code: Code) -> bool {
     let name = format!("{code:?}");
-    ["Bt_", "Bts_", "Btr_", "Btc_"].iter().any(|p| name.starts_with(p)) && !name.ends_with("imm8")
+    ["Bt_", "Bts_", "Btr_", "Btc_"]
+        .iter()
+        .any(|p| name.starts_with(p))
+        && !name.ends_with("imm8")
 }
 
 fn is_string(code: Code) -> bool {
@@ -376,5 +525,8 @@ fn is_string(code: Code) -> bool {
 
 fn compares(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
-    matches!(mnemonic, Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq)
+    matches!(
+        mnemonic,
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq
+    )
 }

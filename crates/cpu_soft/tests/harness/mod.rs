@@ -98,9 +98,22 @@ fn code(case: &Case) -> Vec<u8> {
     let load = |r, a| Instruction::with2(Code::Mov_r64_rm64, r, abs(a)).expect("valid");
     let store = |a, r| Instruction::with2(Code::Mov_rm64_r64, abs(a), r).expect("valid");
     let registers = [
-        Register::RAX, Register::RCX, Register::RDX, Register::RBX, Register::RSP, Register::RBP,
-        Register::RSI, Register::RDI, Register::R8, Register::R9, Register::R10, Register::R11,
-        Register::R12, Register::R13, Register::R14, Register::R15,
+        Register::RAX,
+        Register::RCX,
+        Register::RDX,
+        Register::RBX,
+        Register::RSP,
+        Register::RBP,
+        Register::RSI,
+        Register::RDI,
+        Register::R8,
+        Register::R9,
+        Register::R10,
+        Register::R11,
+        Register::R12,
+        Register::R13,
+        Register::R14,
+        Register::R15,
     ];
     put(one(Code::Fxrstor64_m512byte, abs(IN + FX)));
     put(Instruction::with2(Code::Mov_r64_imm64, Register::RSP, SCRATCH_STACK).expect("valid"));
@@ -130,12 +143,19 @@ fn input(case: &Case) -> Vec<u8> {
 }
 
 fn outcome(out: &[u8], memory: Vec<u8>, crash: Option<String>) -> Outcome {
-    let word = |i: usize| u64::from_le_bytes(out[8 * i..8 * i + 8].try_into().expect("eight bytes"));
+    let word =
+        |i: usize| u64::from_le_bytes(out[8 * i..8 * i + 8].try_into().expect("eight bytes"));
     let mut gpr = [0; 16];
     for (i, value) in gpr.iter_mut().enumerate() {
         *value = word(i);
     }
-    Outcome { gpr, flags: word(16), fx: out[FX as usize..FX as usize + 512].to_vec(), memory, crash }
+    Outcome {
+        gpr,
+        flags: word(16),
+        fx: out[FX as usize..FX as usize + 512].to_vec(),
+        memory,
+        crash,
+    }
 }
 
 /// Only one test may own the fixed addresses of this process at a time.
@@ -212,10 +232,16 @@ const AREA_GPA: u64 = 0x20_0000;
 impl Guest {
     pub fn new() -> Self {
         let space = AddressSpace::new(umbra_slots::Options::default());
-        let options = RamOptions { len: 0x40_0000, huge: HugePages::default(), prefault: false };
+        let options = RamOptions {
+            len: 0x40_0000,
+            huge: HugePages::default(),
+            prefault: false,
+        };
         let ram = RamRegion::new(options).expect("guest memory");
         let added = space
-            .update("test", |map| map.add_ram(Gpa(0), ram, 0, 0x40_0000, Flags::default()))
+            .update("test", |map| {
+                map.add_ram(Gpa(0), ram, 0, 0x40_0000, Flags::default())
+            })
             .expect("an empty map has room");
         let _ = added.stale;
         let clock = umbra_clock::Clock::start();
@@ -232,11 +258,18 @@ impl Guest {
             code: Arc::new(CodePages::new()),
         })
         .expect("a processor");
-        let guest = Self { space, vcpu, state: long_mode() };
+        let guest = Self {
+            space,
+            vcpu,
+            state: long_mode(),
+        };
         // Level 4, level 3, level 2: one 2 MiB page at BASE.
         guest.put_physical(0x1000, &0x2007u64.to_le_bytes());
         guest.put_physical(0x2000 + 8 * (BASE >> 30), &0x3007u64.to_le_bytes());
-        guest.put_physical(0x3000 + 8 * (BASE >> 21 & 511), &(AREA_GPA | 0x87).to_le_bytes());
+        guest.put_physical(
+            0x3000 + 8 * (BASE >> 21 & 511),
+            &(AREA_GPA | 0x87).to_le_bytes(),
+        );
         guest
     }
 
@@ -250,7 +283,10 @@ impl Guest {
 
     fn get(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.space.load().read(Gpa(at - BASE + AREA_GPA), &mut bytes).expect("guest RAM");
+        self.space
+            .load()
+            .read(Gpa(at - BASE + AREA_GPA), &mut bytes)
+            .expect("guest RAM");
         bytes
     }
 
@@ -282,7 +318,10 @@ impl Guest {
     }
 
     fn execute(&mut self, rip: u64) -> Option<String> {
-        let state = CpuState { rip, ..self.state.clone() };
+        let state = CpuState {
+            rip,
+            ..self.state.clone()
+        };
         self.run_state(&state, GUEST_END)
     }
 
@@ -290,9 +329,7 @@ impl Guest {
         self.vcpu.set_state(state).expect("valid state");
         match self.vcpu.run(&Nothing).expect("the host allows it") {
             Exit::Shutdown(crash) if crash.state.rip == end => None,
-            Exit::Shutdown(crash) => {
-                Some(format!("{} at {:#x}", crash.reason, crash.state.rip))
-            }
+            Exit::Shutdown(crash) => Some(format!("{} at {:#x}", crash.reason, crash.state.rip)),
             other => Some(format!("{other:?}")),
         }
     }
@@ -300,8 +337,18 @@ impl Guest {
 
 /// 64-bit mode at privilege level 0, interrupts off, empty interrupt table.
 fn long_mode() -> CpuState {
-    let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, attr: 0xc093 };
-    let code = Segment { selector: 8, base: 0, limit: u32::MAX, attr: 0xa09b };
+    let data = Segment {
+        selector: 0x10,
+        base: 0,
+        limit: u32::MAX,
+        attr: 0xc093,
+    };
+    let code = Segment {
+        selector: 8,
+        base: 0,
+        limit: u32::MAX,
+        attr: 0xa09b,
+    };
     let mut state = CpuState {
         cr0: cr0::PE | cr0::MP | cr0::NE | cr0::WP | cr0::PG,
         cr3: 0x1000,
