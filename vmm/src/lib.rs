@@ -1,1 +1,59 @@
-//! (to be written)
+//! Composition: from a specification to a running machine, as a library.
+//!
+//! Each phase is a type, and nothing flows backwards:
+//!
+//! ```text
+//!   Spec ──Plan::new──> Plan ──build──> Machine ──run──> Ended { outcome, statistics }
+//!   what is wanted      checked         what exists      blocks: the caller is the driver
+//!                                          └─ handle() ─> Handle: stop, console input
+//!
+//!   driver (the thread in Machine::run)      vcpu 0..n, one thread each
+//!     mailbox <── Event ───────────────────── exit, power-off, reset
+//!     policy: state × event → action           io: snapshot.resolve → bus → device
+//!     kick, join ────────────────────────────>
+//! ```
+//!
+//! Only the driver changes the state of a machine. The library keeps no global state, installs no
+//! signal handler, never ends the process and prints nothing; whatever a machine took is given
+//! back when it is dropped.
+//!
+//! ```no_run
+//! use umbra_vmm::{Console, Machine, Outcome, Plan, Spec};
+//!
+//! let spec = Spec::new("vmlinuz").initrd("initrd.cpio").memory(512 << 20);
+//! let machine = Machine::build(Plan::new(spec)?, Console::to(std::io::stdout()))?;
+//! let ended = machine.run()?;
+//! assert_eq!(ended.outcome, Outcome::PowerOff);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Start reading at [`Spec`], then `build`, then `driver`.
+#![forbid(unsafe_code)]
+
+mod build;
+mod console;
+mod driver;
+mod error;
+mod handle;
+mod io;
+mod layout;
+mod machine;
+mod plan;
+mod policy;
+mod spec;
+mod vcpu;
+
+#[cfg(test)]
+mod tests;
+
+pub use console::Console;
+pub use driver::Ended;
+pub use error::{BuildError, PlanError, RunError};
+pub use handle::{ConsoleClosed, ConsoleInput, Handle};
+pub use machine::Machine;
+pub use plan::Plan;
+pub use policy::Outcome;
+pub use spec::{Backend, Spec, Verify};
+
+pub use umbra_boot::Protocol;
+pub use umbra_cpu::Crash;

@@ -1,0 +1,59 @@
+//! The processors. Only the software processor exists so far.
+
+use std::sync::Arc;
+
+use umbra_clock::Clock;
+use umbra_cpu::Vcpu;
+use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts, model};
+use umbra_irqchip::Chipset;
+use umbra_mmu::{Audit, Config, Mmu};
+use umbra_slots::AddressSpace;
+use umbra_x86::state::CpuState;
+
+use crate::error::BuildError;
+use crate::spec::{Spec, Verify};
+
+/// The processors of a machine, and the MMU that they share.
+pub struct Processors {
+    pub vcpus: Vec<Box<dyn Vcpu>>,
+    pub mmu: Arc<Mmu>,
+}
+
+/// Makes software processors; number 0 starts in `state`, the others wait for it to wake them.
+pub fn soft(
+    spec: &Spec,
+    space: &Arc<AddressSpace>,
+    chipset: &Chipset,
+    clock: Clock,
+    state: &CpuState,
+) -> Result<Processors, BuildError> {
+    let audit = match spec.verify {
+        Verify::Off => Audit::Off,
+        Verify::EveryFault(faults) => Audit::EveryFault(faults),
+    };
+    let config = Config {
+        tag_bits: spec.tag_bits,
+        audit,
+        ..Config::default()
+    };
+    let mmu = Mmu::new(space.clone(), config);
+    let code = Arc::new(CodePages::new());
+    let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
+    for id in 0..spec.cpus {
+        let mut vcpu = SoftVcpu::new(SoftVcpuParts {
+            id,
+            boot: id == 0,
+            space: space.clone(),
+            mmu: mmu.clone(),
+            apic: chipset.apics.apic(id),
+            clock,
+            cpuid: model::x86_64_v2(id, spec.cpus),
+            code: code.clone(),
+        })?;
+        if id == 0 {
+            vcpu.set_state(state)?;
+        }
+        vcpus.push(Box::new(vcpu));
+    }
+    Ok(Processors { vcpus, mmu })
+}

@@ -1,0 +1,76 @@
+//! The driver: one mailbox, one owner of the machine's state.
+//!
+//! It runs on the thread that called [`Machine::run`](crate::Machine::run) and sleeps until an
+//! event comes or the 8254 is due. When the machine ends it first closes the console, for a
+//! processor may be waiting there, then kicks every processor, then waits for their threads.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use umbra_clock::Clock;
+use umbra_irqchip::Pit;
+
+use crate::error::RunError;
+use crate::policy::{Action, Event, Outcome, State, decide};
+
+/// How a machine ended, and what it counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Ended {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Counters, for people to read: who counted, what, how many.
+    pub statistics: Vec<(String, &'static str, u64)>,
+}
+
+/// What the driver watches.
+pub struct Driver<'a> {
+    pub events: &'a Receiver<Event>,
+    pub clock: Clock,
+    pub pit: Arc<Pit>,
+}
+
+impl Driver<'_> {
+    /// Runs the machine until it has ended: calls `kick` once, and returns how it ended.
+    pub fn run(&self, kick: impl FnOnce()) -> Result<Outcome, RunError> {
+        let mut state = State::Running;
+        loop {
+            let event = self.next();
+            let (next, action) = decide(state, event);
+            if action == Action::Kick {
+                kick();
+                let State::Ending(result) = next else {
+                    unreachable!("only an ending machine kicks its processors");
+                };
+                return result;
+            }
+            state = next;
+        }
+    }
+
+    /// Waits for the next event; lets the timer tick meanwhile.
+    fn next(&self) -> Event {
+        loop {
+            let due = self.pit.next_event().map(|at| self.clock.instant_at(at));
+            let received = match due {
+                Some(due) => {
+                    let wait = due.saturating_duration_since(Instant::now());
+                    // A zero wait would not look at the mailbox under a fast timer.
+                    self.events.recv_timeout(wait.max(Duration::from_micros(1)))
+                }
+                None => self
+                    .events
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
+                Ok(Event::Timer) => {}
+                Ok(event) => return event,
+                Err(RecvTimeoutError::Timeout) => self.pit.tick(self.clock.now()),
+                // The machine itself holds a sender, so this cannot happen while it lives.
+                Err(RecvTimeoutError::Disconnected) => return Event::End(Outcome::Stopped),
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What can go wrong before a machine runs, and while it does. Each prints as one line.
+
+use umbra_bus::{BusError, PortsError};
+use umbra_cpu::CpuError;
+use umbra_slots::{RamError, SlotError};
+
+/// Why a specification cannot be a machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The number of processors is out of range.
+    #[error("a machine has 1 to {max} processors, not {cpus}; choose a number in between")]
+    Cpus {
+        /// What was asked for.
+        cpus: u32,
+        /// The limit.
+        max: u32,
+    },
+    /// The size of memory is out of range.
+    #[error(
+        "a machine has {min_mib} MiB to {max_mib} MiB of memory, not {bytes} bytes; choose a size in between"
+    )]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// The least.
+        min_mib: u64,
+        /// The most.
+        max_mib: u64,
+    },
+    /// The size of memory is not a whole number of pages.
+    #[error("{bytes} bytes of memory are not a multiple of 4 KiB; round the size")]
+    MemoryUnaligned {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// There is no KVM backend.
+    #[error(
+        "this version has no KVM backend yet; use the software processor (backend soft or auto)"
+    )]
+    NoKvm,
+    /// The width of the generation tag is out of range.
+    #[error("a generation tag has 2 to 19 bits, not {bits}; choose a width in between")]
+    TagBits {
+        /// What was asked for.
+        bits: u32,
+    },
+}
+
+/// Why a planned machine cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Kernel, initrd or command line are wrong, or do not fit.
+    #[error(transparent)]
+    Boot(#[from] umbra_boot::Error),
+    /// The host gave no memory.
+    #[error("the host gave no memory for the guest; ask for less or free some")]
+    Ram(#[from] RamError),
+    /// The map refused a range. The layout is fixed: this is a bug.
+    #[error("the guest-physical map refused a range")]
+    Map(#[from] SlotError),
+    /// The bus refused a device. The layout is fixed: this is a bug.
+    #[error("the bus refused a device")]
+    Bus(#[from] BusError),
+    /// The ports refused a device. The layout is fixed: this is a bug.
+    #[error("the ports refused a device")]
+    Ports(#[from] PortsError),
+    /// The processor cannot work here.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// A thread could not be started.
+    #[error("cannot start a thread for {what}; raise the limit of processes")]
+    Thread {
+        /// What it was for.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why a machine ended that the guest did not end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A processor failed.
+    #[error("processor {id} failed")]
+    Cpu {
+        /// Which.
+        id: u32,
+        /// Why.
+        #[source]
+        source: CpuError,
+    },
+    /// A processor's thread panicked: a bug.
+    #[error("the thread of processor {id} panicked; this is a bug of the monitor")]
+    Panicked {
+        /// Which.
+        id: u32,
+    },
+    /// A processor's thread could not be started.
+    #[error("cannot start a thread for processor {id}; raise the limit of processes")]
+    Thread {
+        /// Which.
+        id: u32,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}

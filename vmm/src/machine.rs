@@ -1,0 +1,163 @@
+//! What exists: a machine that was built, and the order in which it goes.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+
+use umbra_boot::Protocol;
+use umbra_bus::{Bus, Ports};
+use umbra_clock::Clock;
+use umbra_cpu::Vcpu;
+use umbra_devices::Serial;
+use umbra_irqchip::Chipset;
+use umbra_mmu::Mmu;
+use umbra_slots::AddressSpace;
+
+use crate::build;
+use crate::console::{Console, Writer};
+use crate::driver::{Driver, Ended};
+use crate::error::{BuildError, RunError};
+use crate::handle::{ConsoleInput, Handle};
+use crate::io::MachineIo;
+use crate::plan::Plan;
+use crate::policy::Event;
+use crate::vcpu::VcpuThread;
+
+/// A machine that is built and has not run.
+///
+/// Fields are dropped in their order: processors before what they use.
+#[must_use]
+pub struct Machine {
+    pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
+    pub(crate) protocol: Protocol,
+    pub(crate) mmu: Arc<Mmu>,
+    pub(crate) chipset: Chipset,
+    pub(crate) serial: Arc<Serial>,
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) ports: Arc<Ports>,
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) clock: Clock,
+    pub(crate) writer: Writer,
+    pub(crate) input: ConsoleInput,
+    pub(crate) to_driver: Sender<Event>,
+    pub(crate) events: Receiver<Event>,
+}
+
+impl Machine {
+    /// Builds a machine: takes memory, wires devices, loads the kernel.
+    ///
+    /// # Errors
+    ///
+    /// If a file is wrong or the host refuses something; nothing is left behind then.
+    pub fn build(plan: Plan, console: Console) -> Result<Self, BuildError> {
+        build::machine(plan, console)
+    }
+
+    /// Returns what other threads may do with the machine.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            events: self.to_driver.clone(),
+            input: self.input.clone(),
+        }
+    }
+
+    /// Returns how the kernel is entered.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Returns the guest-physical map.
+    pub fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
+    /// Returns the devices behind it.
+    pub fn bus(&self) -> &Arc<Bus> {
+        &self.bus
+    }
+
+    /// Returns the devices behind ports.
+    pub fn ports(&self) -> &Arc<Ports> {
+        &self.ports
+    }
+
+    /// Runs the guest until it ends, on this thread and one thread a processor. All threads have
+    /// ended when this returns, and the console has been written.
+    ///
+    /// # Errors
+    ///
+    /// If a processor fails or a thread cannot be started. A guest that crashes is no error.
+    pub fn run(self) -> Result<Ended, RunError> {
+        let Self {
+            vcpus,
+            mmu,
+            chipset,
+            serial,
+            bus,
+            ports,
+            space,
+            clock,
+            writer,
+            input,
+            to_driver,
+            events,
+            ..
+        } = self;
+        let io = Arc::new(MachineIo {
+            space: space.clone(),
+            bus: bus.clone(),
+            ports: ports.clone(),
+        });
+        let mut threads = Vec::new();
+        let mut started = Ok(());
+        for (id, vcpu) in (0..).zip(vcpus) {
+            match VcpuThread::start(id, vcpu, io.clone(), to_driver.clone()) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    started = Err(error);
+                    break;
+                }
+            }
+        }
+        let end = || {
+            input.close();
+            writer.close();
+            threads.iter().for_each(VcpuThread::leave);
+        };
+        let result = match started {
+            Ok(()) => Driver {
+                events: &events,
+                clock,
+                pit: chipset.pit.clone(),
+            }
+            .run(end),
+            Err(error) => {
+                end();
+                Err(error)
+            }
+        };
+        let mut statistics = Vec::new();
+        for (id, thread) in threads.into_iter().enumerate() {
+            add(&mut statistics, &format!("vcpu {id}"), thread.join());
+        }
+        add(&mut statistics, "mmu", mmu.statistics());
+        let machine = vec![
+            ("map generation", space.generation().0),
+            ("memory accesses that hit nothing", bus.misses()),
+            ("port accesses that hit nothing", ports.misses()),
+            ("console bytes lost", serial.lost()),
+        ];
+        add(&mut statistics, "machine", machine);
+        Ok(Ended {
+            outcome: result?,
+            statistics,
+        })
+    }
+}
+
+fn add(all: &mut Vec<(String, &'static str, u64)>, who: &str, counters: Vec<(&'static str, u64)>) {
+    all.extend(
+        counters
+            .into_iter()
+            .map(|(name, value)| (who.to_owned(), name, value)),
+    );
+}

@@ -1,0 +1,111 @@
+//! A specification that was checked. Pure: nothing is opened or allocated.
+
+use umbra_boot::layout::MIN_RAM;
+
+use crate::error::PlanError;
+use crate::spec::{Backend, Spec};
+
+/// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
+const MAX_CPUS: u32 = 255;
+/// Half a TiB: with the hole it stays far below the 46 address bits that the processor shows.
+const MAX_MEMORY: u64 = 1 << 39;
+
+/// A machine that can be built, as far as numbers tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Plan {
+    pub(crate) spec: Spec,
+}
+
+impl Plan {
+    /// Checks a specification.
+    ///
+    /// # Errors
+    ///
+    /// If a number is out of range, or the backend does not exist.
+    pub fn new(spec: Spec) -> Result<Self, PlanError> {
+        if spec.cpus == 0 || spec.cpus > MAX_CPUS {
+            return Err(PlanError::Cpus {
+                cpus: spec.cpus,
+                max: MAX_CPUS,
+            });
+        }
+        check_memory(spec.memory)?;
+        if !(2..=19).contains(&spec.tag_bits) {
+            return Err(PlanError::TagBits {
+                bits: spec.tag_bits,
+            });
+        }
+        if spec.backend == Backend::Kvm {
+            return Err(PlanError::NoKvm);
+        }
+        Ok(Self { spec })
+    }
+
+    /// Returns the specification.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+}
+
+fn check_memory(bytes: u64) -> Result<(), PlanError> {
+    if !(MIN_RAM..=MAX_MEMORY).contains(&bytes) {
+        let (min_mib, max_mib) = (MIN_RAM >> 20, MAX_MEMORY >> 20);
+        return Err(PlanError::Memory {
+            bytes,
+            min_mib,
+            max_mib,
+        });
+    }
+    if !bytes.is_multiple_of(0x1000) {
+        return Err(PlanError::MemoryUnaligned { bytes });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_machine_can_be_planned() {
+        assert!(Plan::new(Spec::new("kernel")).is_ok());
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        let spec = || Spec::new("kernel");
+        let refused = |spec| Plan::new(spec).unwrap_err();
+        for cpus in [0, 256, u32::MAX] {
+            assert_eq!(
+                refused(spec().cpus(cpus)),
+                PlanError::Cpus { cpus, max: 255 }
+            );
+        }
+        for bytes in [0, 1 << 20, u64::MAX] {
+            assert!(matches!(
+                refused(spec().memory(bytes)),
+                PlanError::Memory { .. }
+            ));
+        }
+        let bytes = (4 << 20) + 1;
+        assert_eq!(
+            refused(spec().memory(bytes)),
+            PlanError::MemoryUnaligned { bytes }
+        );
+        for bits in [1, 20] {
+            let narrow = Spec {
+                tag_bits: bits,
+                ..spec()
+            };
+            assert_eq!(refused(narrow), PlanError::TagBits { bits });
+        }
+    }
+
+    #[test]
+    fn a_backend_that_does_not_exist_is_refused_and_auto_takes_another() {
+        let with = |backend| Plan::new(Spec::new("kernel").backend(backend));
+        assert_eq!(with(Backend::Kvm), Err(PlanError::NoKvm));
+        assert!(with(Backend::Auto).is_ok() && with(Backend::Soft).is_ok());
+    }
+}

@@ -1,0 +1,99 @@
+//! What somebody wants: plain data, unchecked.
+
+use std::path::PathBuf;
+
+/// Which processor executes the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// The best that works here.
+    #[default]
+    Auto,
+    /// The software processor.
+    Soft,
+    /// The host's KVM.
+    Kvm,
+}
+
+/// Self-verification of the software processor's MMU, for tests and debug boots. Slow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// None.
+    #[default]
+    Off,
+    /// Every translation is compared with a plain walk of the guest's tables, and all structures
+    /// are audited every so many slow faults. A violation panics in the processor's thread, which
+    /// ends the machine with [`RunError::Panicked`](crate::RunError::Panicked).
+    EveryFault(u32),
+}
+
+/// A machine as it is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Spec {
+    /// The kernel: bzImage, ELF with a PVH note, or multiboot 1.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// Number of processors.
+    pub cpus: u32,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// Which processor executes the guest.
+    pub backend: Backend,
+    /// Width of the generation tag in MMIO entries, 2 to 19; narrow ones are for tests.
+    pub tag_bits: u32,
+    /// Self-verification.
+    pub verify: Verify,
+}
+
+impl Spec {
+    /// The command line of a machine that says nothing else: console on the serial port, and a
+    /// panic restarts the machine at once, so that it ends instead of hanging.
+    pub const COMMAND_LINE: &'static str = "console=ttyS0 panic=-1";
+
+    /// A machine with one processor and 512 MiB that boots `kernel`.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            kernel: kernel.into(),
+            initrd: None,
+            command_line: Self::COMMAND_LINE.into(),
+            cpus: 1,
+            memory: 512 << 20,
+            backend: Backend::Auto,
+            tag_bits: 19,
+            verify: Verify::Off,
+        }
+    }
+
+    /// Sets the initial RAM disk.
+    pub fn initrd(mut self, path: impl Into<PathBuf>) -> Self {
+        self.initrd = Some(path.into());
+        self
+    }
+
+    /// Sets the command line.
+    pub fn command_line(mut self, line: impl Into<String>) -> Self {
+        self.command_line = line.into();
+        self
+    }
+
+    /// Sets the number of processors.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Sets the bytes of RAM.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// Sets the processor.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+}
