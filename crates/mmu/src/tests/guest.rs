@@ -216,3 +216,15 @@ impl Machine {
 pub fn frame(gpa: u64) -> Gfn {
     Gpa(gpa).gfn()
 }
+
+/// A processor that takes its flushes while its own thread waits for a change of the map.
+pub trait WaitFrom {
+    fn wait_from(self, vcpu: &mut VcpuMmu);
+}
+
+impl<T> WaitFrom for umbra_slots::Updated<T> {
+    fn wait_from(self, vcpu: &mut VcpuMmu) {
+        self.stale.wait();
+        vcpu.take_flushes(|_| {});
+    }
+}
