@@ -91,6 +91,11 @@ impl Machine {
             first_generation: first,
             ..Options::default()
         });
+        Self::on(space, config)
+    }
+
+    /// A machine in 64-bit mode on a map that has no slots yet.
+    pub fn on(space: Arc<AddressSpace>, config: Config) -> Self {
         let mmu = Mmu::new(space.clone(), config);
         let vcpu = mmu.attach(Box::new(|| {}));
         let slot = space

@@ -235,6 +235,47 @@ fn a_leaf_table_that_is_also_a_directory_does_not_get_out_of_sync() {
     m.audit();
 }
 
+/// Another processor still holds a write right to the page that became a table: until it has
+/// dropped it the shadow is right only after a flush, and after that every write traps.
+#[test]
+fn r36_a_new_table_settles_when_the_last_stale_write_right_is_gone() {
+    let mut m = with_direct_map(checked());
+    let entry = m.map(AT, TARGET, PWU);
+    let mut other = m.mmu.attach(Box::new(|| {}));
+    other.set_regs(&m.regs);
+    other.enter();
+    let held = other.translate(Gva(DIRECT + entry), WRITE).unwrap();
+    assert!(matches!(held.kind, Kind::Ram(page) if page.write));
+
+    m.page(AT, WRITE); // the page is a table now
+    assert!(m.statistic("unsettled") > 0);
+    assert_eq!(m.kind(DIRECT + entry, WRITE), Kind::Tracked, "no new right");
+    m.audit();
+
+    m.vcpu.guest_flush(Scope::NonGlobal);
+    assert!(
+        m.statistic("unsettled") > 0,
+        "nobody can make the other hurry"
+    );
+
+    // The other processor writes with the right that it holds, and flushes: that settles the
+    // table, because it takes what is pending before it writes again.
+    let space = m.space.clone();
+    let raw = (TARGET + 0x1000) | PWU;
+    let at = umbra_slots::Gpa(entry);
+    space.load().write(at, &raw.to_le_bytes()).unwrap();
+    other.guest_flush(Scope::NonGlobal);
+    assert_eq!(m.statistic("unsettled"), 0);
+    assert!(other.pending());
+    other.take_flushes(|_| {});
+    let found = other.translate(Gva(AT), READ).unwrap();
+    assert_eq!(found.gpa.0, TARGET + 0x1000);
+    let tracked = other.translate(Gva(DIRECT + entry), WRITE).unwrap();
+    assert_eq!(tracked.kind, Kind::Tracked);
+    other.leave();
+    m.audit();
+}
+
 #[test]
 fn too_many_shadow_pages_are_recycled() {
     let mut m = Machine::new(Config {
