@@ -3,8 +3,9 @@
 //!
 //! Deliberately plain, and deliberately not the walker's code: it shares the constants of the
 //! manual and no more. With [`Audit::EveryFault`](crate::Audit::EveryFault) every answer is
-//! compared with it. Other processors may edit the tables between the answer and the comparison,
-//! so a difference counts only if the shadow still differs from the tables under the MMU lock.
+//! compared with it. Other processors may edit the tables, and the map may change, between the
+//! answer and the comparison: a difference counts only if it is still there with the map held
+//! still, under the MMU lock, and after tables that may be out of sync were read again.
 
 use umbra_slots::{Gpa, Snapshot, Target};
 use umbra_x86::{Gva, PageFaultError as Error, cr0, cr4, efer, pte};
@@ -317,30 +318,39 @@ impl VcpuMmu {
         let mmu = self.mmu().clone();
         mmu.audit_sometimes();
         for _ in 0..RACES_MAX {
-            let registers = self.registers();
-            let map = mmu.space.load();
-            if registers.agrees(&map, gva, access, &answer) {
+            let right = self
+                .registers()
+                .agrees(&mmu.space.load(), gva, access, &answer);
+            if right || self.is_as_stale_as_a_tlb(gva, access) {
                 return answer;
             }
-            drop(map);
-            let mut tables = mmu.tables.lock();
-            let map = mmu.space.load();
-            let shadow = self.peek(&mut tables, gva, access).map(Ok);
-            let right = |given| registers.agrees(&map, gva, access, given);
-            let contradicts = shadow.as_ref().is_some_and(|given| !right(given));
-            let still = mmu.space.generation() == map.generation();
-            if contradicts && tables.unsettled.is_empty() && still {
-                let walk = registers.describe(&map, gva).join("\n  ");
-                panic!("R40: {gva} {access:?} is {shadow:?}, but the tables say\n  {walk}");
-            }
-            if contradicts {
-                return answer; // as stale as a TLB may be
-            }
-            drop(map);
-            drop(tables);
             answer = self.ask(gva, access);
         }
         let walk = self.describe_walk(gva).join("\n  ");
         panic!("R40: {gva} {access:?} was answered {answer:?}, but the tables say\n  {walk}");
+    }
+
+    /// Looks again, with the map held still and nobody else in the shadow. True if the shadow
+    /// contradicts tables that may be out of sync, and no longer does when they are read again.
+    ///
+    /// # Panics
+    /// If it contradicts others.
+    fn is_as_stale_as_a_tlb(&mut self, gva: Gva, access: Access) -> bool {
+        let mmu = self.mmu().clone();
+        let map = self.hold(&mmu);
+        let mut tables = mmu.tables.lock();
+        let registers = self.registers();
+        let wrong = |shadow: Option<Translation>| {
+            shadow.filter(|&given| !registers.agrees(&map, gva, access, &Ok(given)))
+        };
+        let before = wrong(self.peek(&mut tables, gva, access));
+        if before.is_some() {
+            tables.flush(&map, self.port());
+        }
+        if let Some(given) = wrong(self.peek(&mut tables, gva, access)) {
+            let walk = registers.describe(&map, gva).join("\n  ");
+            panic!("R40: {gva} {access:?} is {given:?}, but the tables say\n  {walk}");
+        }
+        before.is_some()
     }
 }

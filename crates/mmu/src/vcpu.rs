@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use umbra_slots::{Gfn, Gpa, Snapshot, Target};
+use umbra_slots::{Gfn, Gpa, Hold, Snapshot, Target};
 use umbra_x86::Gva;
 
 use crate::fault::{Outcome, Request};
@@ -167,14 +167,8 @@ impl VcpuMmu {
                 let map = mmu.space.load();
                 self.attempt(&map, gva, access)
             } else {
-                // Publications come faster than walks: hold the map still. The writer lock is
-                // taken from outside, so that nobody waits for this processor meanwhile.
-                let inside = self.port.is_inside();
-                self.leave();
-                let map = mmu.space.hold();
-                if inside {
-                    self.enter();
-                }
+                // Publications come faster than walks.
+                let map = self.hold(&mmu);
                 mmu.tables.lock().stats.holds += 1;
                 self.attempt(&map, gva, access)
             };
@@ -183,6 +177,18 @@ impl VcpuMmu {
             }
         }
         unreachable!("the loop ends with an answer only")
+    }
+
+    /// Holds the map still. The writer lock is taken from outside, so that nobody waits for this
+    /// processor meanwhile.
+    pub(crate) fn hold<'a>(&self, mmu: &'a Mmu) -> Hold<'a> {
+        let inside = self.port.is_inside();
+        self.leave();
+        let map = mmu.space.hold();
+        if inside {
+            self.enter();
+        }
+        map
     }
 
     fn attempt(
@@ -225,14 +231,8 @@ impl VcpuMmu {
             tables.stats.map_races += 1;
             return None;
         }
-        let request = Request {
-            mode: &self.mode,
-            gva,
-            access,
-            port: &self.port,
-        };
         if walk.uncached {
-            return Some(tables.uncached(map, walk, &request));
+            return Some(tables.uncached(map, walk, &self.request(gva, access)));
         }
         tables.prepare();
         let table = self.root.table(self.mode.format(), gva.0)?;
@@ -359,6 +359,10 @@ impl VcpuMmu {
 
     pub(crate) fn mmu(&self) -> &Arc<Mmu> {
         &self.mmu
+    }
+
+    pub(crate) fn port(&self) -> &Arc<Port> {
+        &self.port
     }
 
     /// What the oracle needs.

@@ -91,6 +91,11 @@ impl Machine {
             first_generation: first,
             ..Options::default()
         });
+        Self::on(space, config)
+    }
+
+    /// A machine in 64-bit mode on a map that has no slots yet.
+    pub fn on(space: Arc<AddressSpace>, config: Config) -> Self {
         let mmu = Mmu::new(space.clone(), config);
         let vcpu = mmu.attach(Box::new(|| {}));
         let slot = space
@@ -215,4 +220,16 @@ impl Machine {
 
 pub fn frame(gpa: u64) -> Gfn {
     Gpa(gpa).gfn()
+}
+
+/// A processor that takes its flushes while its own thread waits for a change of the map.
+pub trait WaitFrom {
+    fn wait_from(self, vcpu: &mut VcpuMmu);
+}
+
+impl<T> WaitFrom for umbra_slots::Updated<T> {
+    fn wait_from(self, vcpu: &mut VcpuMmu) {
+        self.stale.wait();
+        vcpu.take_flushes(|_| {});
+    }
 }

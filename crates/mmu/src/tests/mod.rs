@@ -1,5 +1,14 @@
 //! Tests of the MMU as a whole. A test is named after what it claims; the rule numbers are those
 //! of the MMIO generation's rules.
 
+mod flush;
 mod guest;
 mod mmio;
+mod modes;
+mod oracle;
+mod races;
+mod random;
+mod rights;
+mod slots;
+mod threads;
+mod tracking;

@@ -1,0 +1,201 @@
+//! RAM that leaves the map, becomes read-only, or is logged (R19, R21, R39).
+
+use umbra_slots::{Flags, Gpa};
+use umbra_x86::{Gva, pte};
+
+use super::guest::*;
+use crate::{Flush, Kind};
+
+const AT: u64 = 0x4000_0000;
+const BASE: Gpa = Gpa(0x5000_0000);
+
+fn add(m: &Machine, len: u64, flags: Flags) -> umbra_slots::SlotId {
+    m.space
+        .update("create", |e| e.add_ram(BASE, ram(len), 0, len, flags))
+        .unwrap()
+        .wait()
+}
+
+const LOGGED: Flags = Flags {
+    read_only: false,
+    dirty_log: true,
+};
+
+#[test]
+fn r19_ram_that_leaves_takes_its_leaves_and_its_tables_along() {
+    let mut m = Machine::new(checked());
+    let slot = add(&m, 0x10_0000, Flags::default());
+    // A leaf into the slot, and a leaf table inside it.
+    m.map(AT, BASE.0, PWU);
+    let directory = m.entry_at(AT + 0x20_0000, 2);
+    m.store(directory, (BASE.0 + 0x1000) | PWU);
+    m.store(BASE.0 + 0x1000, 0x20_0000 | PWU);
+    m.page(AT, WRITE);
+    m.page(AT + 0x20_0000, WRITE);
+    m.flushes();
+
+    let gone = m.space.update("delete", |e| e.remove(slot)).unwrap();
+    assert!(m.vcpu.pending());
+    assert_eq!(m.flushes(), [Flush::All]);
+    gone.wait();
+    m.audit();
+    assert!(matches!(m.kind(AT, READ), Kind::Mmio { .. }));
+    // The table reads as all ones: reserved bits.
+    assert_eq!(m.error(AT + 0x20_0000, READ), 0b1001);
+}
+
+#[test]
+fn r19_moved_and_shortened_ram_is_found_where_it_is_now() {
+    let mut m = Machine::new(checked());
+    let slot = add(&m, 0x2000, Flags::default());
+    let other = Gpa(0x6000_0000);
+    m.map(AT, BASE.0 + 0x1000, PWU);
+    m.map(AT + 0x1000, other.0 + 0x1000, PWU);
+    let host = m.page(AT, READ).page;
+    assert!(matches!(m.kind(AT + 0x1000, READ), Kind::Mmio { .. }));
+    m.space
+        .update("move", |e| e.move_to(slot, other))
+        .unwrap()
+        .wait_from(&mut m.vcpu);
+    m.audit();
+    assert!(matches!(m.kind(AT, READ), Kind::Mmio { .. }));
+    assert_eq!(m.page(AT + 0x1000, READ).page, host);
+    m.space
+        .update("shrink", |e| e.resize(slot, 0x1000))
+        .unwrap()
+        .wait_from(&mut m.vcpu);
+    m.audit();
+    assert!(matches!(m.kind(AT + 0x1000, READ), Kind::Mmio { .. }));
+}
+
+#[test]
+fn a_large_mapping_goes_when_only_its_end_leaves() {
+    let mut m = Machine::new(checked());
+    let slot = add(&m, 0x40_0000, Flags::default());
+    let at = m.entry_at(AT, 2);
+    m.store(at, BASE.0 | PWU | pte::PS);
+    m.page(AT + 0x1f_f000, WRITE);
+    assert_eq!(m.mmu.tables.lock().rmap.large_frames().count(), 1);
+    m.space
+        .update("shrink", |e| e.resize(slot, 0x1f_0000))
+        .unwrap()
+        .wait_from(&mut m.vcpu);
+    m.audit();
+    assert!(matches!(m.kind(AT + 0x1f_f000, READ), Kind::Mmio { .. }));
+    m.page(AT + 0x1e_f000, READ);
+    m.audit();
+}
+
+#[test]
+fn r19_memory_that_left_stays_mapped_until_every_processor_dropped_it() {
+    let mut m = Machine::new(checked());
+    let region = ram(0x1000);
+    let weak = std::sync::Arc::downgrade(&region);
+    let slot = m
+        .space
+        .update("create", |e| {
+            e.add_ram(BASE, region, 0, 0x1000, Flags::default())
+        })
+        .unwrap()
+        .wait();
+    m.map(AT, BASE.0, PWU);
+    m.page(AT, READ);
+    m.flushes();
+    drop(m.space.update("delete", |e| e.remove(slot)).unwrap());
+    assert!(weak.upgrade().is_some(), "the processor may still use it");
+    m.flushes();
+    assert!(weak.upgrade().is_none());
+}
+
+#[test]
+fn r21_a_root_outside_ram_recovers_when_ram_is_created_there() {
+    let mut m = Machine::new(checked());
+    m.regs.cr3 = BASE.0;
+    m.load_regs();
+    assert_eq!(m.error(AT, READ), 0b1001, "all ones: reserved bits");
+    add(&m, 0x1000, Flags::default());
+    assert_eq!(m.error(AT, READ), 0, "zeros: not present");
+    m.map(AT, 0x20_0000, PWU);
+    m.page(AT, READ);
+    m.audit();
+}
+
+#[test]
+fn r39_a_write_is_marked_before_the_right_to_write_is_given() {
+    let mut m = Machine::new(checked());
+    let slot = add(&m, 0x4000, LOGGED);
+    m.map(AT, BASE.0 + 0x2000, PWU | pte::A | pte::D);
+    assert!(!m.page(AT, READ).write);
+    assert!(m.space.harvest(slot).unwrap().is_empty(), "nothing written");
+    assert!(m.page(AT, WRITE).write);
+    assert!(m.page(AT, READ).write, "marked already");
+    let pages: Vec<_> = m.space.harvest(slot).unwrap().iter().collect();
+    assert_eq!(pages, [frame(BASE.0 + 0x2000)]);
+    assert_eq!(m.flushes(), [Flush::All]);
+    assert!(!m.page(AT, READ).write, "the right is gone");
+    assert!(m.page(AT, WRITE).write);
+    assert_eq!(m.space.harvest(slot).unwrap().count(), 1);
+    m.audit();
+}
+
+#[test]
+fn r39_turning_the_log_on_takes_write_rights_and_splits_large_mappings() {
+    let mut m = Machine::new(checked());
+    let slot = add(&m, 0x40_0000, Flags::default());
+    let at = m.entry_at(AT, 2);
+    m.store(at, BASE.0 | PWU | pte::PS);
+    m.page(AT, WRITE);
+    assert_eq!(m.mmu.tables.lock().rmap.large_frames().count(), 1);
+    m.space
+        .update("log", |e| e.set_flags(slot, LOGGED))
+        .unwrap()
+        .wait_from(&mut m.vcpu);
+    assert!(!m.page(AT, READ).write);
+    m.page(AT + 0x3000, WRITE);
+    let pages: Vec<_> = m.space.harvest(slot).unwrap().iter().collect();
+    assert_eq!(pages, [frame(BASE.0 + 0x3000)]);
+    m.audit();
+    m.space
+        .update("stop", |e| e.set_flags(slot, Flags::default()))
+        .unwrap()
+        .wait_from(&mut m.vcpu);
+    assert!(m.page(AT + 0x5000, WRITE).write);
+}
+
+#[test]
+fn r39_accessed_bits_and_trapped_writes_are_marked_too() {
+    let mut m = Machine::new(checked());
+    let slot = add(&m, 0x4000, LOGGED);
+    let directory = m.entry_at(AT, 2);
+    m.store(directory, (BASE.0 + 0x1000) | PWU);
+    m.store(BASE.0 + 0x1000, 0x20_0000 | PWU);
+    assert_eq!(m.space.harvest(slot).unwrap().count(), 1);
+    m.page(AT, READ); // sets the accessed bit in the table
+    let pages: Vec<_> = m.space.harvest(slot).unwrap().iter().collect();
+    assert_eq!(pages, [frame(BASE.0 + 0x1000)]);
+    m.store(BASE.0 + 0x1008, 0);
+    assert_eq!(m.space.harvest(slot).unwrap().count(), 1);
+    m.vcpu.take_flushes(|_| {});
+    m.vcpu.translate(Gva(AT), READ).unwrap();
+}
+
+#[test]
+fn a_table_in_rom_works_without_accessed_bits() {
+    let mut m = Machine::new(checked());
+    let region = ram(0x1000);
+    let read_only = Flags {
+        read_only: true,
+        ..Flags::default()
+    };
+    m.space
+        .update("rom", |e| e.add_ram(BASE, region, 0, 0x1000, read_only))
+        .unwrap()
+        .wait();
+    let raw: u64 = 0x20_0000 | PWU | pte::D;
+    m.space.load().write(BASE, &raw.to_le_bytes()).unwrap();
+    let directory = m.entry_at(AT, 2);
+    m.store(directory, BASE.0 | PWU);
+    assert!(m.page(AT, WRITE).write);
+    assert_eq!(m.load(BASE.0), raw);
+    m.audit();
+}
