@@ -10,5 +10,6 @@ mod races;
 mod random;
 mod rights;
 mod slots;
+mod speed;
 mod threads;
 mod tracking;
