@@ -47,8 +47,17 @@ pub enum Scope {
 
 /// One processor's end of an [`Mmu`].
 ///
-/// After any call that takes `&mut self`, and after any call out to a device, the processor must
-/// look at [`pending`](Self::pending) before it uses a translation that it cached earlier.
+/// How long a translation may be used:
+///
+/// 1. until [`take_flushes`](Self::take_flushes) names it. That call acknowledges: whoever posted
+///    the flush counts on it from then on. A translation that was returned, but not yet used, is
+///    no exception; drop it, and translate again.
+/// 2. A call that takes `&mut self`, and a call out to a device, may wait, and while it waits the
+///    processor counts as outside. What was returned *before* such a call may be used after it
+///    only if [`pending`](Self::pending) is false; what the call itself returns is good.
+///
+/// So a processor polls `pending` between instructions; and, inside one, between a call and the
+/// use of an older translation: if it is set, the access starts again.
 pub struct VcpuMmu {
     mmu: Arc<Mmu>,
     port: Arc<Port>,
