@@ -373,31 +373,43 @@ impl Tables {
         request.answer(walk.frame, kind)
     }
 
-    /// Finds or makes the root for an address.
-    pub fn root_page(
+    /// Finds the shadow of a root table, if it exists.
+    pub fn find_root(&self, table: Gfn, mode: &Mode) -> Option<PageId> {
+        self.find(table, root_role(table, mode))
+    }
+
+    /// Finds or makes the shadow of a root table.
+    pub fn make_root(
         &mut self,
         map: &Snapshot,
         table: Gfn,
         mode: &Mode,
         port: &Arc<Port>,
     ) -> PageId {
-        let role = Role {
-            rules: mode.rules,
-            level: mode.format().root_level(),
-            rights: Rights::ALL,
-            direct: None,
-        };
-        if mode.format() == Format::Off {
-            let page = crate::walk::unpaged_page(table);
-            let role = Role::split(mode.rules, role.level, &page);
-            return self.direct_page(table, role);
+        let role = root_role(table, mode);
+        match role.direct {
+            Some(_) => self.direct_page(table, role),
+            None => self.table_page(map, table, role, port),
         }
-        self.table_page(map, table, role, port)
     }
 
     /// Makes room for what one slow fault may need, before it holds any page.
     pub fn prepare(&mut self) {
         self.make_room(PAGES_PER_FAULT);
+    }
+}
+
+/// The role of a root: a direct page where the guest does not page.
+fn root_role(table: Gfn, mode: &Mode) -> Role {
+    let level = mode.format().root_level();
+    if mode.format() == Format::Off {
+        return Role::split(mode.rules, level, &crate::walk::unpaged_page(table));
+    }
+    Role {
+        rules: mode.rules,
+        level,
+        rights: Rights::ALL,
+        direct: None,
     }
 }
 

@@ -21,10 +21,13 @@
 //!
 //! This crate does not know what a device is, what an instruction is, or who runs the guest.
 //! Not handled: nested paging, shadow stacks, system-management mode, memory types (PAT, MTRR).
+//! Writes to guest tables that are made from outside (by the host or a device, not through
+//! [`VcpuMmu::tracked`]) are seen when the guest flushes the address, not before.
 //!
 //! Start reading at [`VcpuMmu::translate`], then `fault`, `tables`, `mmu`.
 #![deny(unsafe_code)]
 
+mod age;
 mod audit;
 mod config;
 mod entry;
@@ -40,6 +43,7 @@ mod oracle;
 mod page;
 mod rights;
 mod rmap;
+mod roots;
 mod shadowed;
 mod statistics;
 mod sync;

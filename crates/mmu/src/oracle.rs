@@ -303,6 +303,8 @@ impl Registers {
 
 /// How often a difference may be another processor's doing.
 const RACES_MAX: u32 = 64;
+/// How often a table that is out of sync may be written just after it was read.
+const REREADS_MAX: u32 = 16;
 
 impl VcpuMmu {
     /// Compares an answer with the oracle's, and gives it, or a later one, back.
@@ -318,24 +320,26 @@ impl VcpuMmu {
         let mmu = self.mmu().clone();
         mmu.audit_sometimes();
         for _ in 0..RACES_MAX {
-            let right = self
+            if self
                 .registers()
-                .agrees(&mmu.space.load(), gva, access, &answer);
-            if right || self.is_as_stale_as_a_tlb(gva, access) {
+                .agrees(&mmu.space.load(), gva, access, &answer)
+            {
                 return answer;
             }
+            self.judge(gva, access);
+            // Asked anew, because the processor was outside meanwhile.
             answer = self.ask(gva, access);
         }
         let walk = self.describe_walk(gva).join("\n  ");
         panic!("R40: {gva} {access:?} was answered {answer:?}, but the tables say\n  {walk}");
     }
 
-    /// Looks again, with the map held still and nobody else in the shadow. True if the shadow
-    /// contradicts tables that may be out of sync, and no longer does when they are read again.
+    /// Looks again, with the map held still and nobody else in the shadow. Tables that may be out
+    /// of sync are read again, more than once: others may be writing them.
     ///
     /// # Panics
-    /// If it contradicts others.
-    fn is_as_stale_as_a_tlb(&mut self, gva: Gva, access: Access) -> bool {
+    /// If the shadow still contradicts the tables.
+    fn judge(&mut self, gva: Gva, access: Access) {
         let mmu = self.mmu().clone();
         let map = self.hold(&mmu);
         let mut tables = mmu.tables.lock();
@@ -343,14 +347,17 @@ impl VcpuMmu {
         let wrong = |shadow: Option<Translation>| {
             shadow.filter(|&given| !registers.agrees(&map, gva, access, &Ok(given)))
         };
-        let before = wrong(self.peek(&mut tables, gva, access));
-        if before.is_some() {
+        let mut contradiction = None;
+        for _ in 0..REREADS_MAX {
+            contradiction = wrong(self.peek(&mut tables, gva, access));
+            if contradiction.is_none() {
+                return;
+            }
             tables.flush(&map, self.port());
         }
-        if let Some(given) = wrong(self.peek(&mut tables, gva, access)) {
+        if let Some(given) = contradiction {
             let walk = registers.describe(&map, gva).join("\n  ");
             panic!("R40: {gva} {access:?} is {given:?}, but the tables say\n  {walk}");
         }
-        before.is_some()
     }
 }

@@ -3,12 +3,7 @@
 //! Everything here runs under the MMU lock. An entry changes only through [`Tables::set_leaf`],
 //! [`Tables::set_mmio`], [`Tables::link`] and [`Tables::clear`], which keep the reverse map and
 //! the parent lists: so a present entry that becomes MMIO goes through the ordinary drop (R13).
-//!
-//! *Obsolete* pages: `validity` is the number of the current era. When it advances, every page of
-//! an older era is obsolete at once, without a walk: lookups do not find it, roots are not used,
-//! and [`Tables::reap`] throws it away later, a few at a time (rule R16).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -16,6 +11,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use umbra_slots::{Gfn, Snapshot};
 
+use crate::age::Age;
 use crate::config::Config;
 use crate::entry::{Entry, Leaf, Mmio};
 use crate::flush::{Flush, Hub, Port, Ticket};
@@ -59,9 +55,7 @@ pub(crate) struct Tables {
     pub shadowed: ShadowedMap,
     pub direct: FxHashMap<(Gfn, Role), PageId>,
     pub rmap: Rmap,
-    /// Pages by age, with their serial numbers; zapped ones are dropped from it later.
-    order: VecDeque<(PageId, u64)>,
-    next_serial: u64,
+    pub age: Age,
     /// The current era; pages of an older one are obsolete.
     pub validity: u64,
     /// Tables in another state than protected.
@@ -81,8 +75,7 @@ impl Tables {
             shadowed: ShadowedMap::default(),
             direct: FxHashMap::default(),
             rmap: Rmap::default(),
-            order: VecDeque::new(),
-            next_serial: 0,
+            age: Age::default(),
             validity: 0,
             unsettled: Vec::new(),
             stats: Statistics::default(),
@@ -107,7 +100,7 @@ impl Tables {
     /// before is write-protected first.
     pub fn table_page(&mut self, map: &Snapshot, gfn: Gfn, role: Role, me: &Arc<Port>) -> PageId {
         debug_assert!(role.direct.is_none());
-        if let Some(id) = self.find_table(gfn, role) {
+        if let Some(id) = self.find(gfn, role) {
             self.settle(map, gfn, me);
             return id;
         }
@@ -136,7 +129,12 @@ impl Tables {
         id
     }
 
-    fn find_table(&self, gfn: Gfn, role: Role) -> Option<PageId> {
+    /// Finds the valid page of a frame and a role.
+    pub fn find(&self, gfn: Gfn, role: Role) -> Option<PageId> {
+        if role.direct.is_some() {
+            let id = *self.direct.get(&(gfn, role))?;
+            return self.is_valid(id).then_some(id);
+        }
         let shadowed = self.shadowed.get(gfn)?;
         let fits = |id: &&PageId| self.pages[**id].role == role && self.is_valid(**id);
         shadowed.pages.iter().find(fits).copied()
@@ -145,11 +143,11 @@ impl Tables {
     /// Finds or makes the direct page that maps the frames from `gfn` on.
     pub fn direct_page(&mut self, gfn: Gfn, role: Role) -> PageId {
         debug_assert!(role.direct.is_some());
-        if let Some(&id) = self.direct.get(&(gfn, role)) {
-            if self.is_valid(id) {
-                return id;
-            }
-            self.zap(id);
+        if let Some(id) = self.find(gfn, role) {
+            return id;
+        }
+        if let Some(&obsolete) = self.direct.get(&(gfn, role)) {
+            self.zap(obsolete);
         }
         let id = self.new_page(gfn, role);
         self.direct.insert((gfn, role), id);
@@ -158,13 +156,7 @@ impl Tables {
 
     fn new_page(&mut self, gfn: Gfn, role: Role) -> PageId {
         let id = self.pages.insert(gfn, role, self.validity);
-        self.pages[id].serial = self.next_serial;
-        if self.order.len() > 2 * self.pages.len() + 64 {
-            let pages = &self.pages;
-            self.order.retain(|&(id, serial)| lives(pages, id, serial));
-        }
-        self.order.push_back((id, self.next_serial));
-        self.next_serial += 1;
+        self.remember_age(id);
         self.stats.pages_made += 1;
         id
     }
@@ -346,54 +338,6 @@ impl Tables {
         }
     }
 
-    /// Makes every page obsolete. The caller publishes in the same lock section (rule R15).
-    pub fn make_obsolete(&mut self) {
-        self.validity += 1;
-        self.stats.wraps += 1;
-        self.bump_epoch();
-    }
-
-    /// Throws away up to `limit` obsolete pages; false if none is left. New pages are never
-    /// reaped, so this ends however fast processors fault (rule R16).
-    pub fn reap(&mut self, limit: usize) -> bool {
-        for _ in 0..limit {
-            // Obsolete pages are the oldest: none was made after the era ended.
-            match self.oldest() {
-                Some(id) if self.pages[id].validity != self.validity => self.zap(id),
-                _ => return false,
-            }
-        }
-        true
-    }
-
-    /// Makes room for `wanted` pages by throwing old ones away, pinned roots excepted.
-    pub fn make_room(&mut self, wanted: usize) {
-        let mut looks = 2 * self.order.len();
-        while self.pages.len() + wanted > self.config.max_pages && looks > 0 {
-            looks -= 1;
-            let Some(id) = self.oldest() else { return };
-            let obsolete = self.pages[id].validity != self.validity;
-            let page = &mut self.pages[id];
-            if !obsolete && (page.pins > 0 || std::mem::take(&mut page.used)) {
-                self.order.rotate_left(1);
-                continue;
-            }
-            self.zap(id);
-            self.stats.pages_recycled += 1;
-        }
-    }
-
-    /// The page at the head of the age list.
-    fn oldest(&mut self) -> Option<PageId> {
-        while let Some(&(id, serial)) = self.order.front() {
-            if lives(&self.pages, id, serial) {
-                return Some(id);
-            }
-            self.order.pop_front();
-        }
-        None
-    }
-
     pub fn list_unsettled(&mut self, gfn: Gfn) {
         if !self.unsettled.contains(&gfn) {
             self.unsettled.push(gfn);
@@ -410,13 +354,6 @@ impl Tables {
         let count = self.unsettled.len();
         self.published.unsettled.store(count, Ordering::SeqCst);
     }
-}
-
-/// Tells whether this is still the page that the age list meant, and not thrown away.
-fn lives(pages: &Slab, id: PageId, serial: u64) -> bool {
-    pages
-        .get(id)
-        .is_some_and(|page| page.serial == serial && !page.zapped)
 }
 
 /// Tells whether something that `was` allowed `is` no longer.

@@ -12,8 +12,8 @@ use crate::flush::{Flush, Port};
 use crate::mmu::Mmu;
 use crate::mode::{Mode, PagingRegs};
 use crate::oracle::Registers;
-use crate::page::PageId;
 use crate::rights::Access;
+use crate::roots::Roots;
 use crate::tables::Tables;
 use crate::translation::{PageFault, Translation};
 use crate::walk::{Root, Stop, Walk, read_pdptes, walk};
@@ -47,16 +47,23 @@ pub enum Scope {
 
 /// One processor's end of an [`Mmu`].
 ///
-/// After any call that takes `&mut self`, and after any call out to a device, the processor must
-/// look at [`pending`](Self::pending) before it uses a translation that it cached earlier.
+/// How long a translation may be used:
+///
+/// 1. until [`take_flushes`](Self::take_flushes) names it. That call acknowledges: whoever posted
+///    the flush counts on it from then on. A translation that was returned, but not yet used, is
+///    no exception; drop it, and translate again.
+/// 2. A call that takes `&mut self`, and a call out to a device, may wait, and while it waits the
+///    processor counts as outside. What was returned *before* such a call may be used after it
+///    only if [`pending`](Self::pending) is false; what the call itself returns is good.
+///
+/// So a processor polls `pending` between instructions; and, inside one, between a call and the
+/// use of an older translation: if it is set, the access starts again.
 pub struct VcpuMmu {
     mmu: Arc<Mmu>,
     port: Arc<Port>,
     regs: PagingRegs,
     mode: Mode,
-    root: Root,
-    /// The current roots, pinned.
-    pages: [Option<PageId>; 4],
+    roots: Roots,
 }
 
 impl VcpuMmu {
@@ -67,24 +74,23 @@ impl VcpuMmu {
             port,
             regs: PagingRegs::default(),
             mode,
-            root: Root::default(),
-            pages: [None; 4],
+            roots: Roots::default(),
         }
     }
 
     /// Tells the registers that translation depends on. Cheap; implies no guest flush.
     pub fn set_regs(&mut self, regs: &PagingRegs) {
         let mode = Mode::new(regs, self.mmu.config.phys_bits);
-        let root = Root {
+        let guest = Root {
             cr3: regs.cr3,
-            ..self.root
+            ..self.roots.guest
         };
-        if mode.rules != self.mode.rules || root != self.root {
-            self.drop_roots();
+        if mode.rules != self.mode.rules || guest != self.roots.guest {
+            self.roots.forget();
         }
         self.regs = *regs;
         self.mode = mode;
-        self.root = root;
+        self.roots.guest = guest;
     }
 
     /// Loads the four page-directory-pointer registers of PAE paging from the table at `cr3`.
@@ -95,9 +101,9 @@ impl VcpuMmu {
         let map = self.mmu.space.load();
         let pdptes = read_pdptes(&map, cr3, self.mmu.config.phys_bits).ok_or(BadPdpte { cr3 })?;
         drop(map);
-        if pdptes != self.root.pdptes {
-            self.drop_roots();
-            self.root.pdptes = pdptes;
+        if pdptes != self.roots.guest.pdptes {
+            self.roots.forget();
+            self.roots.guest.pdptes = pdptes;
         }
         Ok(())
     }
@@ -113,10 +119,9 @@ impl VcpuMmu {
         match scope {
             Scope::Page(gva) | Scope::PcidPage(_, gva) => {
                 let gva = Gva(self.mode.format().truncate(gva.0));
-                let index = self.mode.format().root_index(gva.0);
                 let mut tables = self.mmu.tables.lock();
                 let map = self.mmu.space.load();
-                let root = self.pages[index].filter(|&id| tables.is_valid(id));
+                let root = self.roots.current(&tables, &self.mode, gva.0);
                 tables.flush_page(&map, root, gva, &self.port);
             }
             _ if !unsettled => {}
@@ -145,16 +150,14 @@ impl VcpuMmu {
     /// [`translate`](Self::translate) without the oracle.
     pub(crate) fn ask(&mut self, gva: Gva, access: Access) -> Result<Translation, PageFault> {
         let gva = Gva(self.mode.format().truncate(gva.0));
-        let index = self.mode.format().root_index(gva.0);
-        if let Some(root) = self.pages[index] {
-            let mut tables = self.mmu.tables.lock();
-            if tables.is_valid(root) {
-                let request = self.request(gva, access);
-                if let Some(found) = tables.lookup(root, &request, || self.mmu.space.generation()) {
-                    return Ok(found);
-                }
+        let mut tables = self.mmu.tables.lock();
+        if let Some(root) = self.roots.find(&mut tables, &self.mode, gva.0) {
+            let request = self.request(gva, access);
+            if let Some(found) = tables.lookup(root, &request, || self.mmu.space.generation()) {
+                return Ok(found);
             }
         }
+        drop(tables);
         self.slow(gva, access)
     }
 
@@ -198,7 +201,7 @@ impl VcpuMmu {
         access: Access,
     ) -> Option<Result<Translation, PageFault>> {
         self.mmu.step("loaded");
-        let walked = walk(map, &self.mode, &self.root, gva, access);
+        let walked = walk(map, &self.mode, &self.roots.guest, gva, access);
         self.mmu.step("walked");
         match walked {
             Ok(walk) => {
@@ -235,8 +238,10 @@ impl VcpuMmu {
             return Some(tables.uncached(map, walk, &self.request(gva, access)));
         }
         tables.prepare();
-        let table = self.root.table(self.mode.format(), gva.0)?;
-        let root = self.current_root(&mut tables, map, gva, table);
+        let root = self
+            .roots
+            .make(&mut tables, map, &self.mode, gva.0, &self.port)
+            .expect("the walk began at the guest's root");
         let request = self.request(gva, access);
         match tables.install(map, root, walk, &request) {
             Outcome::Done(translation) => {
@@ -256,38 +261,6 @@ impl VcpuMmu {
             gva,
             access,
             port: &self.port,
-        }
-    }
-
-    /// The pinned root for an address; takes a new one if there is none or it is no longer valid.
-    fn current_root(
-        &mut self,
-        tables: &mut Tables,
-        map: &Snapshot,
-        gva: Gva,
-        table: Gfn,
-    ) -> PageId {
-        let slot = self.mode.format().root_index(gva.0);
-        if let Some(id) = self.pages[slot] {
-            if tables.is_valid(id) {
-                return id;
-            }
-            tables.unpin(id);
-            self.pages[slot] = None;
-        }
-        let id = tables.root_page(map, table, &self.mode, &self.port);
-        tables.pin(id);
-        self.pages[slot] = Some(id);
-        id
-    }
-
-    fn drop_roots(&mut self) {
-        if self.pages.iter().all(Option::is_none) {
-            return;
-        }
-        let mut tables = self.mmu.tables.lock();
-        for id in self.pages.iter_mut().filter_map(Option::take) {
-            tables.unpin(id);
         }
     }
 
@@ -369,7 +342,7 @@ impl VcpuMmu {
     pub(crate) fn registers(&self) -> Registers {
         Registers {
             regs: self.regs,
-            pdptes: self.root.pdptes,
+            pdptes: self.roots.guest.pdptes,
             phys_bits: self.mmu.config.phys_bits,
         }
     }
@@ -381,10 +354,7 @@ impl VcpuMmu {
         gva: Gva,
         access: Access,
     ) -> Option<Translation> {
-        let root = self.pages[self.mode.format().root_index(gva.0)]?;
-        if !tables.is_valid(root) {
-            return None;
-        }
+        let root = self.roots.current(tables, &self.mode, gva.0)?;
         let request = self.request(gva, access);
         tables.lookup(root, &request, || self.mmu.space.generation())
     }
@@ -392,7 +362,7 @@ impl VcpuMmu {
 
 impl Drop for VcpuMmu {
     fn drop(&mut self) {
-        self.drop_roots();
+        self.roots.unpin(&mut self.mmu.tables.lock());
         self.mmu.hub.detach(&self.port);
     }
 }

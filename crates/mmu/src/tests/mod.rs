@@ -1,6 +1,7 @@
 //! Tests of the MMU as a whole. A test is named after what it claims; the rule numbers are those
 //! of the MMIO generation's rules.
 
+mod caches;
 mod flush;
 mod guest;
 mod mmio;
@@ -10,5 +11,6 @@ mod races;
 mod random;
 mod rights;
 mod slots;
+mod speed;
 mod threads;
 mod tracking;

@@ -3,7 +3,7 @@
 use umbra_x86::{Gva, pte};
 
 use super::guest::*;
-use crate::{Access, AccessKind, Config, Flush, Kind, Scope, Unsync};
+use crate::{Access, AccessKind, Audit, Config, Flush, Kind, Scope, Unsync};
 
 const AT: u64 = 0x4000_0000;
 const TARGET: u64 = 0x60_0000;
@@ -168,7 +168,11 @@ fn the_guest_may_map_its_own_root_as_a_table() {
 
 #[test]
 fn an_unsync_table_is_written_freely_and_read_again_by_invlpg() {
-    let mut m = with_direct_map(unsync(3));
+    // No oracle: it would read the table as soon as it sees the difference.
+    let mut m = with_direct_map(Config {
+        audit: Audit::Off,
+        ..unsync(3)
+    });
     let entry = m.map(AT, TARGET, PWU);
     m.page(AT, WRITE);
     for i in 1..=3 {
@@ -185,6 +189,40 @@ fn an_unsync_table_is_written_freely_and_read_again_by_invlpg() {
     space.load().write(at, &raw.to_le_bytes()).unwrap();
     assert_eq!(m.page(AT, READ).page, m.host(TARGET), "as stale as a TLB");
     m.vcpu.guest_flush(Scope::Page(Gva(AT)));
+    assert_eq!(m.page(AT, READ).page, m.host(TARGET + 0x1000));
+    m.audit();
+}
+
+/// INVLPG flushes a global translation in every address space, and the next CR3 load may ask for
+/// no flush.
+#[test]
+fn invlpg_reads_an_unsync_table_for_other_address_spaces_too() {
+    let mut m = with_direct_map(Config {
+        audit: Audit::Off,
+        ..unsync(1)
+    });
+    let entry = m.map(AT, TARGET, PWU | pte::G);
+    let first = m.regs.cr3;
+    // Another root leads to the same leaf table with fewer rights: another role.
+    m.regs.cr3 = m.alloc();
+    let second = m.regs.cr3;
+    let directory = m.entry_at(AT, 2);
+    m.store(directory, (entry & !0xfff) | pte::P | pte::US);
+    m.load_regs();
+    m.page(AT, READ);
+    m.regs.cr3 = first;
+    m.load_regs();
+    m.page(AT, READ);
+    m.store(entry + 8, 0);
+    assert_eq!(m.statistic("unsynced"), 1);
+
+    let raw = (TARGET + 0x1000) | PWU | pte::G;
+    let space = m.space.clone();
+    let at = umbra_slots::Gpa(entry);
+    space.load().write(at, &raw.to_le_bytes()).unwrap();
+    m.vcpu.guest_flush(Scope::Page(Gva(AT)));
+    m.regs.cr3 = second;
+    m.load_regs();
     assert_eq!(m.page(AT, READ).page, m.host(TARGET + 0x1000));
     m.audit();
 }
