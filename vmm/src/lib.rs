@@ -55,5 +55,5 @@ pub use plan::Plan;
 pub use policy::Outcome;
 pub use spec::{Backend, Spec, Verify};
 
-pub use umbra_boot::Protocol;
+pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;

@@ -1,0 +1,220 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use umbra_vmm::{Backend, Spec, Verify};
+
+use crate::size;
+use crate::status::{HELP, Status};
+
+/// Runs microVMs anywhere, with or without KVM
+#[derive(Debug, Parser)]
+#[command(name = "umbra", version, after_help = HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a kernel, with its console on this terminal
+    #[command(after_help = HELP)]
+    Run(Run),
+    /// Fetch a Debian kernel and busybox, and boot into a shell
+    #[command(after_help = HELP)]
+    Demo(Demo),
+    /// Fetch what `demo` boots, and print the paths of kernel and initrd
+    Fetch(Fetch),
+}
+
+/// `umbra run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The kernel: a bzImage, an ELF image with a PVH note, or a multiboot 1 image
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// `umbra demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    #[command(flatten)]
+    pub fetch: Fetch,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// `umbra fetch`.
+#[derive(Debug, Args)]
+pub struct Fetch {
+    /// The package of the kernel, or one that depends on it
+    #[arg(long, value_name = "NAME")]
+    pub kernel_package: Option<String>,
+    /// Fetch again, also what was fetched before
+    #[arg(long)]
+    pub refresh: bool,
+}
+
+/// What every machine can be given.
+#[derive(Debug, Args)]
+pub struct MachineArgs {
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = Spec::COMMAND_LINE, allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// Number of processors
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// Size of memory, like 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
+    pub memory: u64,
+    /// What executes the guest
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub backend: BackendArg,
+    /// Print counters when the guest has ended
+    #[arg(long)]
+    pub stats: bool,
+    /// Width of the generation tag in MMIO entries, 2 to 19 (for debugging)
+    #[arg(long, value_name = "N", default_value_t = 19, hide = true)]
+    pub tag_bits: u32,
+    /// Compare every translation with a plain page walk, and audit the MMU's structures every N
+    /// slow faults (for debugging; slow)
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1000", hide = true)]
+    pub audit: Option<u32>,
+}
+
+/// `--backend`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// The best that works here
+    Auto,
+    /// The software processor
+    Soft,
+    /// The host's KVM (not in this version)
+    Kvm,
+}
+
+impl MachineArgs {
+    /// Makes the specification of a machine that boots `kernel`.
+    pub fn spec(&self, kernel: PathBuf, initrd: Option<PathBuf>) -> Spec {
+        Spec {
+            initrd,
+            command_line: self.cmdline.clone(),
+            cpus: self.cpus,
+            memory: self.memory,
+            backend: match self.backend {
+                BackendArg::Auto => Backend::Auto,
+                BackendArg::Soft => Backend::Soft,
+                BackendArg::Kvm => Backend::Kvm,
+            },
+            tag_bits: self.tag_bits,
+            verify: self.audit.map_or(Verify::Off, Verify::EveryFault),
+            ..Spec::new(kernel)
+        }
+    }
+}
+
+/// Parses the process's arguments. Prints what is wrong in one line, or the help that was asked for.
+pub fn parse() -> Result<Command, Status> {
+    Cli::try_parse()
+        .map(|cli| cli.command)
+        .map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                // Nothing can be done about a standard output that is closed.
+                let _ = error.print();
+                Status::Success
+            }
+            _ => {
+                eprintln!("umbra: {}", one_line(&error.render().to_string()));
+                Status::BadInput
+            }
+        })
+}
+
+/// Makes one line of clap's several: the cause, its hints, and where to read on.
+fn one_line(message: &str) -> String {
+    let cause = message.split("\n\nUsage:").next().unwrap_or(message);
+    let cause = cause
+        .split("\n\nFor more information")
+        .next()
+        .unwrap_or(cause);
+    let cause = cause.strip_prefix("error: ").unwrap_or(cause);
+    let parts: Vec<String> = cause
+        .split("\n\n")
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|part| !part.is_empty())
+        .collect();
+    let cause = if cause.starts_with("Runs microVMs") {
+        "no command was given".to_owned()
+    } else {
+        parts.join("; ")
+    };
+    format!("{cause}; 'umbra --help' tells more")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(arguments: &[&str]) -> String {
+        let all = ["umbra"].iter().chain(arguments);
+        one_line(&Cli::try_parse_from(all).unwrap_err().render().to_string())
+    }
+
+    #[test]
+    fn every_refusal_is_one_line_that_names_the_culprit() {
+        let table: [(&[&str], &str); 7] = [
+            (&[], "no command was given"),
+            (&["fly"], "'fly'"),
+            (&["run"], "--kernel"),
+            (&["run", "--kernel", "k", "--turbo"], "--turbo"),
+            (
+                &["run", "--kernel", "k", "--memory", "lots"],
+                "\"lots\" is no size",
+            ),
+            (&["run", "--kernel", "k", "--cpus", "-1"], "-1"),
+            (
+                &["run", "--kernel", "k", "--backend", "xen"],
+                "[possible values: auto, soft, kvm]",
+            ),
+        ];
+        for (arguments, culprit) in table {
+            let line = refusal(arguments);
+            assert!(line.contains(culprit) && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_for_the_kernel_may_begin_with_a_dash() {
+        let cli = Cli::try_parse_from(["umbra", "run", "--kernel", "k", "--cmdline", "-- -x"]);
+        let Command::Run(run) = cli.unwrap().command else {
+            panic!()
+        };
+        assert_eq!(run.machine.cmdline, "-- -x");
+    }
+
+    #[test]
+    fn the_debugging_switches_reach_the_specification() {
+        let arguments = [
+            "umbra",
+            "run",
+            "--kernel",
+            "k",
+            "--tag-bits",
+            "2",
+            "--audit",
+        ];
+        let Command::Run(run) = Cli::try_parse_from(arguments).unwrap().command else {
+            panic!()
+        };
+        let spec = run.machine.spec("k".into(), None);
+        assert_eq!((spec.tag_bits, spec.verify), (2, Verify::EveryFault(1000)));
+    }
+}

@@ -1,0 +1,119 @@
+//! `umbra demo` and `umbra fetch`: a Debian kernel and a busybox shell, without any preparation.
+//!
+//! Packages come by the distribution's own client and are unpacked, not installed: no root is
+//! needed, and nothing outside the cache directory is touched. What was fetched is kept there.
+
+mod apt;
+mod cache;
+mod cpio;
+mod initramfs;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::args;
+use crate::run;
+use crate::status::Status;
+use cache::Cache;
+
+/// Kernels to look for, in this order, where none was named: Debian's, Ubuntu's.
+const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-virtual"];
+const BUSYBOX: &str = "busybox-static";
+
+/// What a machine can be booted with.
+struct Guest {
+    kernel: PathBuf,
+    initrd: PathBuf,
+}
+
+/// Boots into a shell.
+pub fn demo(arguments: &args::Demo) -> Result<Status> {
+    let guest = prepare(&arguments.fetch)?;
+    eprintln!("Ctrl-A x ends the machine, Ctrl-A h explains, `poweroff -f` switches it off.");
+    run::run(&guest.kernel, Some(&guest.initrd), &arguments.machine)
+}
+
+/// Prints the paths as shell assignments.
+pub fn fetch(arguments: &args::Fetch) -> Result<Status> {
+    let guest = prepare(arguments)?;
+    for (name, path) in [("kernel", &guest.kernel), ("initrd", &guest.initrd)] {
+        println!("{name}={}", quoted(&path.to_string_lossy()));
+    }
+    Ok(Status::Success)
+}
+
+/// Quotes a word for a shell, where it needs that.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._+-~".contains(c);
+    if word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// Finds kernel and initramfs in the cache; fetches and builds what is not there.
+fn prepare(arguments: &args::Fetch) -> Result<Guest> {
+    let cache = Cache::open()?;
+    let wanted: Vec<&str> = match &arguments.kernel_package {
+        Some(name) => vec![name],
+        None => KERNELS.to_vec(),
+    };
+    let found = wanted
+        .iter()
+        .map(|name| cache.kernel(name))
+        .find(|path| path.exists());
+    let kernel = match found {
+        Some(kernel) if !arguments.refresh => kernel,
+        _ => fetch_kernel(&cache, &wanted)?,
+    };
+    let initrd = cache.initrd();
+    if arguments.refresh || !initrd.exists() {
+        let busybox = fetch_busybox(&cache)?;
+        cache.store(&initrd, &initramfs::archive(&busybox))?;
+    }
+    Ok(Guest { kernel, initrd })
+}
+
+fn fetch_kernel(cache: &Cache, wanted: &[&str]) -> Result<PathBuf> {
+    let work = cache.work_directory()?;
+    let apt = apt::Client::find(cache.lists())?;
+    let (name, package) = apt.resolve(wanted)?;
+    let files = apt.unpack(&package, work.path())?;
+    let image = cache::first_file(&files.join("boot"), "vmlinuz-")
+        .with_context(|| format!("the package {package} holds no boot/vmlinuz-*"))?;
+    let bytes =
+        std::fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
+    let kernel = cache.kernel(name);
+    cache.store(&kernel, &bytes)?;
+    Ok(kernel)
+}
+
+fn fetch_busybox(cache: &Cache) -> Result<Vec<u8>> {
+    let work = cache.work_directory()?;
+    let apt = apt::Client::find(cache.lists())?;
+    let (_, package) = apt.resolve(&[BUSYBOX])?;
+    let files = apt.unpack(&package, work.path())?;
+    let places = ["bin/busybox", "usr/bin/busybox"];
+    let binary = places
+        .iter()
+        .map(|place| files.join(place))
+        .find(|path| path.is_file());
+    let binary = binary.with_context(|| format!("the package {package} holds no busybox"))?;
+    std::fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(
+            quoted("/home/a/.cache/umbra/vmlinuz-6.1"),
+            "/home/a/.cache/umbra/vmlinuz-6.1"
+        );
+        assert_eq!(quoted("/home/a b/it's"), "'/home/a b/it'\\''s'");
+    }
+}

@@ -1,0 +1,123 @@
+//! What the command prints about itself: failures, crashes, counters, the log.
+
+use std::io::Write;
+
+use anyhow::Error;
+use tracing_subscriber::EnvFilter;
+use umbra_vmm::{BuildError, Crash, Ended, PlanError};
+
+use crate::status::Status;
+
+/// Lets `UMBRA_LOG` (for example `umbra_vmm=debug,umbra_mmu=trace`) choose what is logged.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("UMBRA_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+/// Prints a failure as one line; returns the status that it means.
+pub fn failure(error: &Error) -> Status {
+    let mut line = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        // A cause that its parent has quoted already is not said twice.
+        if !line.contains(&cause) {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(&cause);
+        }
+    }
+    eprintln!("umbra: {}", line.replace(['\n', '\r'], " "));
+    if is_bad_input(error) {
+        Status::BadInput
+    } else {
+        Status::Failed
+    }
+}
+
+/// Marks a failure as the user's: a wrong file, number or argument.
+#[derive(Debug)]
+pub struct BadInput(pub String);
+
+impl std::fmt::Display for BadInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadInput {}
+
+fn is_bad_input(error: &Error) -> bool {
+    error.is::<PlanError>()
+        || error.is::<BadInput>()
+        || matches!(error.downcast_ref(), Some(BuildError::Boot(boot)) if !is_host_failure(boot))
+}
+
+/// Memory that could not be written is not the user's fault.
+fn is_host_failure(error: &umbra_vmm::BootError) -> bool {
+    matches!(error, umbra_vmm::BootError::Memory { .. })
+}
+
+/// Prints a guest's crash: why, the registers, the last page walk.
+pub fn crash(crash: &Crash) {
+    let mut text = format!("umbra: the guest crashed: {}\n", crash.reason);
+    text.push_str(&registers(crash));
+    if !crash.walk.is_empty() {
+        text.push_str("last page walk:\n");
+        crash
+            .walk
+            .iter()
+            .for_each(|line| text.push_str(&format!("  {line}\n")));
+    }
+    // A standard error that is closed leaves nobody to tell.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+fn registers(crash: &Crash) -> String {
+    const NAMES: [&str; 16] = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+        "r13", "r14", "r15",
+    ];
+    const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
+    let state = &crash.state;
+    let mut text = format!("  rip {:016x}  rflags {:08x}\n", state.rip, state.rflags);
+    for row in NAMES.iter().zip(state.gpr).collect::<Vec<_>>().chunks(4) {
+        let fields: Vec<String> = row
+            .iter()
+            .map(|(name, value)| format!("{name:>3} {value:016x}"))
+            .collect();
+        text.push_str(&format!("  {}\n", fields.join("  ")));
+    }
+    for row in SEGMENTS.iter().zip(state.seg).collect::<Vec<_>>().chunks(2) {
+        let fields: Vec<String> = row
+            .iter()
+            .map(|(name, s)| {
+                format!(
+                    "{name} {:04x} base {:016x} limit {:08x} attr {:04x}",
+                    s.selector, s.base, s.limit, s.attr
+                )
+            })
+            .collect();
+        text.push_str(&format!("  {}\n", fields.join("  ")));
+    }
+    text.push_str(&format!(
+        "  gdt {:016x} limit {:04x}  idt {:016x} limit {:04x}\n",
+        state.gdtr.base, state.gdtr.limit, state.idtr.base, state.idtr.limit
+    ));
+    text.push_str(&format!(
+        "  cr0 {:08x}  cr2 {:016x}  cr3 {:016x}  cr4 {:08x}  efer {:04x}\n",
+        state.cr0, state.cr2, state.cr3, state.cr4, state.efer
+    ));
+    text
+}
+
+/// Prints the counters.
+pub fn statistics(ended: &Ended) {
+    let mut text = String::new();
+    for (who, name, value) in &ended.statistics {
+        text.push_str(&format!("{who:<10} {name:<36} {value:>14}\n"));
+    }
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
