@@ -70,6 +70,8 @@ pub struct Stats {
     pub blocks_dropped: u64,
     /// Accesses that missed the translation caches.
     pub tlb_misses: u64,
+    /// Blocks that no jump led to.
+    pub jump_misses: u64,
     /// Accesses to what is no RAM.
     pub mmio: u64,
     /// Port accesses.

@@ -114,6 +114,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn find(&mut self, mode: u8) -> Result<*const Block, Trap> {
+        self.stats.jump_misses += 1;
         let block = self.block(mode)?;
         let rip = self.rip;
         // SAFETY: owned by `self.blocks`, see `enter_block`.

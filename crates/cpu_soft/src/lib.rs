@@ -145,6 +145,7 @@ impl Vcpu for SoftVcpu {
             ("blocks decoded", s.blocks_decoded),
             ("blocks dropped", s.blocks_dropped),
             ("translation cache misses", s.tlb_misses),
+            ("block lookups", s.jump_misses),
             ("device accesses", s.mmio),
             ("port accesses", s.ports),
             ("exceptions", s.exceptions),

@@ -17,7 +17,7 @@ use crate::code::Block;
 
 /// Data entries of a context.
 pub const ENTRIES: usize = 1024;
-/// Block entries of a context: 64 rows, one a page, of 64.
+/// Block entries of a context.
 pub const JUMPS: usize = 4096;
 /// Fetch entries of a context.
 const FETCHES: usize = 128;
@@ -87,9 +87,10 @@ pub fn jump_tag(rip: u64, mode: u8) -> u64 {
     rip ^ (mode as u64) << 57
 }
 
+/// Blocks begin at any byte, and many pages are hot at once: only a good hash spreads them.
 #[inline(always)]
 fn jump_index(rip: u64) -> usize {
-    ((rip >> 12 & 63) << 6 | ((rip ^ rip >> 6) & 63)) as usize
+    (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - JUMPS.trailing_zeros())) as usize
 }
 
 /// What distinguishes contexts: two accesses with the same key translate alike.
@@ -201,32 +202,16 @@ impl Ctx {
                 *entry = EMPTY;
             }
         }
-        let mut keep = [false; 64];
         for entry in &mut self.fetches {
             if entry.gpa & GLOBAL == 0 {
                 *entry = NO_FETCH;
             }
         }
-        // A row of jumps is kept only where the page it is used for now has a global translation;
-        // rows are shared by pages, so each jump is checked against its own page.
-        for (row, kept) in keep.iter_mut().enumerate() {
-            *kept = self
-                .fetches
-                .iter()
-                .any(|f| f.page != NONE && (f.page >> 12 & 63) as usize == row);
-        }
-        for (row, kept) in keep.into_iter().enumerate() {
-            let jumps = &mut self.jumps[row * 64..row * 64 + 64];
-            if !kept {
-                jumps.fill(NO_JUMP);
-                continue;
-            }
-            for jump in jumps {
-                let page = jump.rip() & !0xfff;
-                let global = self.fetches[(page >> 12) as usize % FETCHES].page == page;
-                if !global {
-                    *jump = NO_JUMP;
-                }
+        // A jump stays where the fetch translation of its page stays.
+        for jump in self.jumps.iter_mut().filter(|j| j.tag != NO_JUMP.tag) {
+            let page = jump.rip() & !0xfff;
+            if self.fetches[(page >> 12) as usize % FETCHES].page != page {
+                *jump = NO_JUMP;
             }
         }
     }
@@ -245,8 +230,9 @@ impl Ctx {
         if fetch.page == page {
             *fetch = NO_FETCH;
         }
-        let row = (la >> 12 & 63) as usize * 64;
-        self.jumps[row..row + 64].fill(NO_JUMP);
+        for jump in self.jumps.iter_mut().filter(|j| j.rip() & !0xfff == page) {
+            *jump = NO_JUMP;
+        }
     }
 }
 
