@@ -1,2 +1,34 @@
-//! (to be written)
-fn main() {}
+//! Project tasks: `cargo xtask lint`, `cargo xtask test`, `cargo xtask bench NAME`.
+
+mod bench;
+mod lint;
+mod test;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask TASK
+  lint         check that crates depend on lower levels only, and other rules of the house
+  test         everything that has to pass: formatting, clippy, lint, all tests
+  bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["lint"] => lint::run(),
+        ["test", rest @ ..] => test::run(rest),
+        ["bench", "boot"] => bench::boot(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

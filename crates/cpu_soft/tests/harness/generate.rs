@@ -405,12 +405,7 @@ impl Generator {
     }
 
     /// Keeps divisions from faulting: the high half is smaller than the divisor.
-    fn divisor(
-        &mut self,
-        insn: &mut Instruction,
-        gpr: &mut [u64; 16],
-        memory: &mut [u8],
-    ) {
+    fn divisor(&mut self, insn: &mut Instruction, gpr: &mut [u64; 16], memory: &mut [u8]) {
         let signed = insn.mnemonic() == Mnemonic::Idiv;
         if !signed && insn.mnemonic() != Mnemonic::Div {
             return;

@@ -1,0 +1,70 @@
+//! Everything that has to pass before a change lands.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Runs a command with its output on ours; `cargo` itself where `program` is empty.
+fn step(title: &str, program: &str, args: &[&str]) -> Result<()> {
+    println!("== {title}");
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let program = if program.is_empty() {
+        cargo.as_str()
+    } else {
+        program
+    };
+    let status = Command::new(program)
+        .args(args)
+        .status()
+        .with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("{title}: {program} {} failed ({status})", args.join(" "));
+    }
+    Ok(())
+}
+
+fn has_nextest() -> bool {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    Command::new(cargo)
+        .args(["nextest", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+/// `rest` goes to the test runner: a filter, say.
+pub fn run(rest: &[&str]) -> Result<()> {
+    step("formatting", "", &["fmt", "--all", "--check"])?;
+    step("layers", "", &["xtask", "lint"])?;
+    step(
+        "clippy",
+        "",
+        &[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    )?;
+    // The tests run the command itself: it has to be there before they do.
+    step(
+        "the command",
+        "",
+        &["build", "--quiet", "--package", "umbra"],
+    )?;
+    if has_nextest() {
+        let base = ["nextest", "run", "--workspace", "--no-fail-fast"];
+        step("tests", "", &[&base, rest].concat())?;
+    } else {
+        println!("(cargo-nextest is not installed: using the slower built-in runner)");
+        let base = ["test", "--workspace", "--no-fail-fast", "--all-targets"];
+        step("tests", "", &[&base, rest].concat())?;
+    }
+    step(
+        "documentation tests",
+        "",
+        &["test", "--quiet", "--workspace", "--doc"],
+    )
+}
