@@ -3,7 +3,7 @@
 //! Input is never lost to the guest's start-up: a driver that initialises a port reads and throws
 //! away what it finds there (PC16550D, 8.6; Linux `serial8250_do_startup`), so input waits in the
 //! queue until the guest shows that it listens. It does so by enabling the receive interrupt, or, a
-//! guest that polls, by reading the line status over and over without sending anything.
+//! guest that polls, by reading the line status over and over and nothing else.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -28,9 +28,9 @@ const RECEIVE: u8 = 1;
 /// Line control: registers 0 and 1 are the divisor.
 const DIVISOR_ACCESS: u8 = 1 << 7;
 
-/// Readings of the line status in a row, none of them followed by a write, that mean "I poll".
-/// A driver that sends reads it once or twice a byte.
-const POLLS: u32 = 16;
+/// Readings of the line status in a row, with no other access between them, that mean "I poll". A
+/// driver that sends or initialises reads it once or twice and then does something else.
+const POLLS: u32 = 32;
 
 /// How many bytes of input wait for the guest.
 const QUEUE: usize = 4096;
@@ -140,18 +140,19 @@ impl Inner {
         if register == LINE_STATUS {
             self.polls = self.polls.saturating_add(1);
             self.feed();
+        } else if register != DATA {
+            self.polls = 0;
         }
         let value = self.uart.read(register);
         if register == DATA {
+            // A guest that polls goes on to do so: it gets the rest without waiting again.
             self.feed();
         }
         value
     }
 
     fn write(&mut self, register: u8, value: u8) {
-        if register == DATA {
-            self.polls = 0;
-        }
+        self.polls = 0;
         if let Err(error) = self.uart.write(register, value) {
             self.lost += 1;
             tracing::trace!(?error, "console output was refused");
@@ -263,7 +264,7 @@ mod tests {
         for value in [1, 7, 0] {
             bench.set(2, value);
         }
-        for register in [LINE_STATUS, DATA, 2, 6] {
+        for register in [LINE_STATUS, DATA, 2, 6].repeat(20) {
             bench.get(register);
         }
         bench.set(LINE_CONTROL, 0x83);
