@@ -104,7 +104,7 @@ pub fn aam(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// AAD.
 pub fn aad(cpu: &mut Cpu, op: &Op) -> Leave {
-    let al = cpu.regs.get::<1>(AH) * (op.imm & 0xff) + cpu.regs.get::<1>(AL) & 0xff;
+    let al = (cpu.regs.get::<1>(AH) * (op.imm & 0xff) + cpu.regs.get::<1>(AL)) & 0xff;
     cpu.regs.set::<1>(AH, 0);
     set_result(cpu, al, 0);
     next(cpu, op)
