@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use umbra_bus::{Bus, Ports};
-use umbra_cpu::Io;
-use umbra_slots::{AddressSpace, Gpa};
+use umbra_cpu::{Io, Served};
+use umbra_slots::{AddressSpace, Gpa, Target};
 
 /// The machine around its processors. Runs on their threads, under no lock but the device's own.
 pub struct MachineIo {
@@ -18,12 +18,22 @@ pub struct MachineIo {
 impl Io for MachineIo {
     // The map is held for the whole access (`load_full`, not a guard): a device may change the map
     // from inside its own access, when the guest moves a window.
-    fn mmio_read(&self, gpa: Gpa, data: &mut [u8]) {
-        self.bus.read(&self.space.load_full(), gpa, data);
+    fn mmio_read(&self, gpa: Gpa, data: &mut [u8]) -> Served {
+        let map = self.space.load_full();
+        if matches!(map.resolve(gpa), Target::Ram(_)) {
+            return Served::Memory;
+        }
+        self.bus.read(&map, gpa, data);
+        Served::Done
     }
 
-    fn mmio_write(&self, gpa: Gpa, data: &[u8]) {
-        self.bus.write(&self.space.load_full(), gpa, data);
+    fn mmio_write(&self, gpa: Gpa, data: &[u8]) -> Served {
+        let map = self.space.load_full();
+        if matches!(map.resolve(gpa), Target::Ram(ram) if !ram.read_only) {
+            return Served::Memory;
+        }
+        self.bus.write(&map, gpa, data);
+        Served::Done
     }
 
     fn port_read(&self, port: u16, data: &mut [u8]) {

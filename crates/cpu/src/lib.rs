@@ -26,13 +26,25 @@ use umbra_x86::state::CpuState;
 /// callee's business.
 pub trait Io: Sync {
     /// Reads guest-physical memory that is no RAM.
-    fn mmio_read(&self, gpa: Gpa, data: &mut [u8]);
+    fn mmio_read(&self, gpa: Gpa, data: &mut [u8]) -> Served;
     /// Writes guest-physical memory that is no RAM, or is read-only.
-    fn mmio_write(&self, gpa: Gpa, data: &[u8]);
+    fn mmio_write(&self, gpa: Gpa, data: &[u8]) -> Served;
     /// Reads a port.
     fn port_read(&self, port: u16, data: &mut [u8]);
     /// Writes a port.
     fn port_write(&self, port: u16, data: &[u8]);
+}
+
+/// What became of a memory access that a processor took for one to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Served {
+    /// A device answered, or nobody did and the bus floated.
+    Done,
+    /// The map has changed since the processor decided: there is RAM now, and nothing was done.
+    /// The processor decides again. It must not be written from here: only the processor's own way
+    /// to memory keeps shadow page tables and decoded code true.
+    Memory,
 }
 
 /// Why [`Vcpu::run`] returned.

@@ -70,7 +70,10 @@ pub struct Blocks {
     map: FxHashMap<BlockKey, Box<Block>>,
     by_page: FxHashMap<u64, Vec<BlockKey>>,
     /// Blocks that died while they may be executing; emptied between blocks.
-    #[expect(clippy::vec_box, reason = "a block that may be executing must not move")]
+    #[expect(
+        clippy::vec_box,
+        reason = "a block that may be executing must not move"
+    )]
     graveyard: Vec<Box<Block>>,
     ops: usize,
 }

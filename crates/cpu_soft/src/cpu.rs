@@ -157,8 +157,6 @@ pub struct Cpu {
     pub nmi_pending: bool,
     /// NMIs are held back until IRET.
     pub nmi_blocked: bool,
-    /// Length of the access that is looked at for watchpoints.
-    pub access_len: u64,
     /// Data breakpoints that the current instruction hit, as DR6 bits.
     pub watch_hits: u64,
     /// x87, MMX and SSE registers.
@@ -277,7 +275,6 @@ impl Cpu {
             dr: [0; 8],
             nmi_pending: false,
             nmi_blocked: false,
-            access_len: 1,
             watch_hits: 0,
             fx: Box::new(FxArea::reset()),
             msrs: Msrs::default(),

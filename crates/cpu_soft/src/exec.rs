@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use umbra_cpu::{Crash, Exit};
 use umbra_irqchip::Event;
+use umbra_mmu::AccessKind;
 use umbra_x86::rflags::{IF, RF, TF};
 use umbra_x86::state::{Segment, seg};
 use umbra_x86::{Exception, Gva, vector};
@@ -205,27 +206,25 @@ impl Cpu {
         hit != 0
     }
 
-    /// Notes data breakpoints that an access of unknown length at `la` hits.
-    pub fn check_watchpoints(&mut self, la: u64, kind: umbra_mmu::AccessKind) {
+    /// Notes the data breakpoints that `len` bytes at `la` hit (SDM vol. 3, 17.2.4, 17.2.5). Pages
+    /// are not cached while any is armed, so every access comes here.
+    pub fn check_watchpoints(&mut self, la: u64, kind: AccessKind, len: u64) {
         let dr7 = self.dr[7];
         if dr7 & 0xff == 0 {
             return;
         }
         for i in 0..4 {
             let enabled = dr7 >> (2 * i) & 3 != 0;
-            let condition = dr7 >> (16 + 4 * i) & 3;
-            let wanted = match condition {
-                1 => kind == umbra_mmu::AccessKind::Write,
-                3 => kind != umbra_mmu::AccessKind::Fetch,
+            let wanted = match dr7 >> (16 + 4 * i) & 3 {
+                1 => kind == AccessKind::Write,
+                3 => kind != AccessKind::Fetch,
                 _ => false,
             };
-            let len = [1, 2, 8, 4][(dr7 >> (18 + 4 * i) & 3) as usize];
-            let start = self.dr[i] & !(len - 1);
-            if enabled && wanted && la.wrapping_add(7) >= start && la < start.wrapping_add(len) {
-                let exact = la >= start || la.wrapping_add(self.access_len) > start;
-                if exact {
-                    self.watch_hits |= 1 << i;
-                }
+            let size = [1, 2, 8, 4][(dr7 >> (18 + 4 * i) & 3) as usize];
+            let start = self.dr[i] & !(size - 1);
+            let overlaps = la < start.wrapping_add(size) && start < la.wrapping_add(len);
+            if enabled && wanted && overlaps {
+                self.watch_hits |= 1 << i;
             }
         }
     }

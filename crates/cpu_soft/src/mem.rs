@@ -9,8 +9,10 @@
 //!                                             └─ fault     #PF
 //! ```
 //! An access that crosses a page is split; both pages are asked before either is written.
-//! A translation returned by the MMU is used only if no flush is pending afterwards.
+//! A translation returned by the MMU is used only if no flush is pending afterwards. A device access
+//! that finds memory, because the map changed in between, is translated again.
 
+use umbra_cpu::Served;
 use umbra_mmu::{Access, AccessKind, Flush, Kind};
 use umbra_slots::Gpa;
 use umbra_x86::{Exception, Gva, vector};
@@ -181,7 +183,7 @@ impl Cpu {
             return self.rmw::<N>(la, change);
         }
         loop {
-            match self.resolve(la, AccessKind::Write)? {
+            match self.resolve(la, AccessKind::Write, N)? {
                 // SAFETY: 1. resolved for writing just now, one page.
                 Where::Ram(at) => unsafe { exchange::<N>(&mut self.flags, at, change) },
                 Where::Code(at, gpa) => {
@@ -203,9 +205,15 @@ impl Cpu {
                 }
                 Where::Device(gpa) => {
                     let mut data = [0; 8];
-                    self.device_read(gpa, &mut data[..N]);
-                    let new = change(&mut self.flags, u64::from_le_bytes(data));
-                    self.device_write(gpa, &new.to_le_bytes()[..N]);
+                    if self.device_read(gpa, &mut data[..N]) == Served::Memory {
+                        continue;
+                    }
+                    let mut after = self.flags;
+                    let new = change(&mut after, u64::from_le_bytes(data));
+                    if self.device_write(gpa, &new.to_le_bytes()[..N]) == Served::Memory {
+                        continue;
+                    }
+                    self.flags = after;
                 }
             }
             return Ok(());
@@ -215,7 +223,7 @@ impl Cpu {
     /// Compares and swaps sixteen bytes; `la` is a multiple of sixteen. Returns the old value.
     pub fn cmpxchg16(&mut self, la: u64, old: u128, new: u128) -> Result<u128, Trap> {
         loop {
-            match self.resolve(la, AccessKind::Write)? {
+            match self.resolve(la, AccessKind::Write, 16)? {
                 // SAFETY: 1. resolved for writing just now; 2. aligned, by the caller and because
                 // host pages are aligned like guest pages.
                 Where::Ram(at) => return Ok(unsafe { raw::cmpxchg16(at, old, new) }),
@@ -237,11 +245,14 @@ impl Cpu {
                     }
                 }
                 Where::Device(gpa) => {
+                    // A device cannot be locked for sixteen bytes: it is read, and keeps its value.
                     let mut data = [0; 16];
-                    for half in data.chunks_exact_mut(8).enumerate() {
-                        self.device_read(Gpa(gpa.0 + half.0 as u64 * 8), half.1);
+                    let (low, high) = data.split_at_mut(8);
+                    let first = self.device_read(gpa, low);
+                    let second = self.device_read(Gpa(gpa.0 + 8), high);
+                    if (first, second) == (Served::Done, Served::Done) {
+                        return Ok(u128::from_le_bytes(data));
                     }
-                    return Ok(u128::from_le_bytes(data));
                 }
             }
         }
@@ -270,12 +281,18 @@ impl Cpu {
     }
 
     fn read_part(&mut self, la: u64, data: &mut [u8]) -> Result<(), Trap> {
-        match self.resolve(la, AccessKind::Read)? {
-            // SAFETY: 1. resolved for reading just now, one page.
-            Where::Ram(at) | Where::Code(at, _) => unsafe { read_ram(at, data) },
-            Where::Tracked(gpa) | Where::Device(gpa) => self.device_read(gpa, data),
+        loop {
+            match self.resolve(la, AccessKind::Read, data.len())? {
+                // SAFETY: 1. resolved for reading just now, one page.
+                Where::Ram(at) | Where::Code(at, _) => unsafe { read_ram(at, data) },
+                Where::Tracked(gpa) | Where::Device(gpa) => {
+                    if self.device_read(gpa, data) == Served::Memory {
+                        continue;
+                    }
+                }
+            }
+            return Ok(());
         }
-        Ok(())
     }
 
     /// Writes any number of bytes below a page, all or none.
@@ -285,15 +302,15 @@ impl Cpu {
         }
         let (head, tail) = data.split_at((0x1000 - (la & 0xfff)) as usize);
         let second = self.wrap(la.wrapping_add(head.len() as u64));
-        self.resolve(la, AccessKind::Write)?;
-        self.resolve(second, AccessKind::Write)?;
+        self.resolve(la, AccessKind::Write, head.len())?;
+        self.resolve(second, AccessKind::Write, tail.len())?;
         self.write_part(la, head)?;
         self.write_part(second, tail)
     }
 
     fn write_part(&mut self, la: u64, data: &[u8]) -> Result<(), Trap> {
         loop {
-            match self.resolve(la, AccessKind::Write)? {
+            match self.resolve(la, AccessKind::Write, data.len())? {
                 // SAFETY: 1. resolved for writing just now, one page.
                 Where::Ram(at) => unsafe { write_ram(at, data) },
                 Where::Code(at, gpa) => {
@@ -312,7 +329,11 @@ impl Cpu {
                     }
                     self.code_written(gpa, data.len());
                 }
-                Where::Device(gpa) => self.device_write(gpa, data),
+                Where::Device(gpa) => {
+                    if self.device_write(gpa, data) == Served::Memory {
+                        continue;
+                    }
+                }
             }
             return Ok(());
         }
@@ -320,12 +341,10 @@ impl Cpu {
 
     /// Raises what a write of `len` bytes at `la` would raise, without writing.
     pub fn probe_write(&mut self, la: u64, len: usize) -> Result<(), Trap> {
-        self.resolve(la, AccessKind::Write)?;
+        self.resolve(la, AccessKind::Write, len)?;
         if crosses(la, len) {
-            self.resolve(
-                self.wrap((la & !0xfff).wrapping_add(0x1000)),
-                AccessKind::Write,
-            )?;
+            let second = self.wrap((la & !0xfff).wrapping_add(0x1000));
+            self.resolve(second, AccessKind::Write, 1)?;
         }
         Ok(())
     }
@@ -334,7 +353,7 @@ impl Cpu {
     /// page; `None` where each access must be seen.
     pub fn read_span(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
         if self.ctx().entry(la).read != la & !0xfff {
-            self.resolve(la, AccessKind::Read)?;
+            self.resolve(la, AccessKind::Read, 1)?;
         }
         let entry = self.ctx().entry(la);
         let hit = entry.read == la & !0xfff;
@@ -344,7 +363,7 @@ impl Cpu {
     /// The same for writes.
     pub fn write_span(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
         if self.ctx().entry(la).write != la & !0xfff {
-            self.resolve(la, AccessKind::Write)?;
+            self.resolve(la, AccessKind::Write, 1)?;
         }
         let entry = self.ctx().entry(la);
         let hit = entry.write == la & !0xfff;
@@ -360,12 +379,12 @@ impl Cpu {
         }
     }
 
-    fn resolve(&mut self, la: u64, kind: AccessKind) -> Result<Where, Trap> {
+    fn resolve(&mut self, la: u64, kind: AccessKind, len: usize) -> Result<Where, Trap> {
         if !self.canonical(la) {
             return Err(self.raise(Exception::with_error(vector::GP, 0)));
         }
         self.stats.tlb_misses += 1;
-        self.check_watchpoints(la, kind);
+        self.check_watchpoints(la, kind, len as u64);
         let access = Access {
             kind,
             user: self.access_user,
@@ -482,7 +501,7 @@ impl Cpu {
         }
     }
 
-    fn device_read(&mut self, gpa: Gpa, data: &mut [u8]) {
+    fn device_read(&mut self, gpa: Gpa, data: &mut [u8]) -> Served {
         self.stats.mmio += 1;
         if let Some(offset) = self.apic_offset(gpa) {
             let value = self.apic.mmio_read(offset & !3) >> (8 * (offset & 3));
@@ -490,12 +509,12 @@ impl Cpu {
             data.fill(0);
             let len = data.len().min(4);
             data[..len].copy_from_slice(&bytes[..len]);
-            return;
+            return Served::Done;
         }
-        self.outside(|io| io.mmio_read(gpa, data));
+        self.outside(|io| io.mmio_read(gpa, data))
     }
 
-    fn device_write(&mut self, gpa: Gpa, data: &[u8]) {
+    fn device_write(&mut self, gpa: Gpa, data: &[u8]) -> Served {
         self.stats.mmio += 1;
         if let Some(offset) = self.apic_offset(gpa) {
             let mut bytes = [0; 4];
@@ -503,9 +522,10 @@ impl Cpu {
             bytes[..len].copy_from_slice(&data[..len]);
             self.apic.mmio_write(offset & !3, u32::from_le_bytes(bytes));
             self.timer_changed();
-            return;
+            self.wake.want();
+            return Served::Done;
         }
-        self.outside(|io| io.mmio_write(gpa, data));
+        self.outside(|io| io.mmio_write(gpa, data))
     }
 
     /// Offset in the local APIC's page, when it is enabled and `gpa` lies there.

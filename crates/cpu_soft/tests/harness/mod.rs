@@ -14,7 +14,7 @@ use std::arch::global_asm;
 use std::sync::Arc;
 
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
-use umbra_cpu::{Exit, Io, Vcpu};
+use umbra_cpu::{Exit, Io, Served, Vcpu};
 use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts, model};
 use umbra_mmu::{Config, Mmu};
 use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
@@ -216,10 +216,13 @@ pub struct Guest {
 struct Nothing;
 
 impl Io for Nothing {
-    fn mmio_read(&self, _: Gpa, data: &mut [u8]) {
+    fn mmio_read(&self, _: Gpa, data: &mut [u8]) -> Served {
         data.fill(0xff);
+        Served::Done
     }
-    fn mmio_write(&self, _: Gpa, _: &[u8]) {}
+    fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
+        Served::Done
+    }
     fn port_read(&self, _: u16, data: &mut [u8]) {
         data.fill(0xff);
     }
