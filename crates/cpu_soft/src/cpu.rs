@@ -492,7 +492,7 @@ impl Cpu {
         if size == 2 {
             self.mode = 2;
         }
-        if self.sys & rflags::TF != 0 || self.breakpoints_armed() {
+        if self.sys & rflags::TF != 0 || self.breakpoints_armed() || self.watches_armed() {
             self.mode |= mode::SINGLE;
         }
         self.select_class();
