@@ -3,7 +3,9 @@
 //! Input is never lost to the guest's start-up: a driver that initialises a port reads and throws
 //! away what it finds there (PC16550D, 8.6; Linux `serial8250_do_startup`), so input waits in the
 //! queue until the guest shows that it listens. It does so by enabling the receive interrupt, or, a
-//! guest that polls, by reading the line status over and over and nothing else.
+//! guest that polls, by reading the line status over and over and nothing else. When it stops
+//! listening, what it has not read waits in the queue again: Linux's `autoconfig` enables all
+//! interrupts for a moment, only to see whether they can be.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,10 +23,15 @@ use vm_superio::serial::NoEvents;
 const DATA: u8 = 0;
 const INTERRUPT_ENABLE: u8 = 1;
 const LINE_CONTROL: u8 = 3;
+const MODEM_CONTROL: u8 = 4;
 const LINE_STATUS: u8 = 5;
 
 /// Interrupt enable: received data.
 const RECEIVE: u8 = 1;
+/// Modem control: what is sent comes back.
+const LOOP: u8 = 1 << 4;
+/// Line status: a byte was received.
+const DATA_READY: u8 = 1;
 /// Line control: registers 0 and 1 are the divisor.
 const DIVISOR_ACCESS: u8 = 1 << 7;
 
@@ -91,7 +98,7 @@ impl Serial {
     #[must_use = "bytes that were not taken have to be offered again"]
     pub fn input(&self, bytes: &[u8]) -> usize {
         let mut inner = self.inner.lock();
-        let taken = bytes.len().min(QUEUE - inner.queue.len());
+        let taken = bytes.len().min(QUEUE.saturating_sub(inner.queue.len()));
         inner.queue.extend(&bytes[..taken]);
         inner.feed();
         taken
@@ -109,6 +116,10 @@ impl Serial {
 }
 
 impl Inner {
+    fn listens(&mut self) -> bool {
+        self.polls >= POLLS || self.receive_enabled()
+    }
+
     fn receive_enabled(&mut self) -> bool {
         // While the divisor is accessed register 1 is not the interrupt enable register.
         self.uart.read(LINE_CONTROL) & DIVISOR_ACCESS == 0
@@ -117,8 +128,7 @@ impl Inner {
 
     /// Moves input from the queue into the receiver, if the guest listens.
     fn feed(&mut self) {
-        let listens = self.polls >= POLLS || self.receive_enabled();
-        if self.queue.is_empty() || !listens {
+        if self.queue.is_empty() || !self.listens() {
             return;
         }
         let room = self.uart.fifo_capacity().min(self.queue.len());
@@ -129,11 +139,25 @@ impl Inner {
         } else {
             self.uart.enqueue_raw_bytes(&bytes).unwrap_or(0)
         };
-        let was_full = self.queue.len() == QUEUE;
+        let was_full = self.queue.len() >= QUEUE;
         self.queue.drain(..taken);
         if was_full && taken > 0 {
             (self.on_space)();
         }
+    }
+
+    /// Moves input that the guest has not read from the receiver back into the queue.
+    fn withdraw(&mut self) {
+        // In loop mode the receiver holds what the guest itself has sent.
+        if self.uart.read(MODEM_CONTROL) & LOOP != 0 {
+            return;
+        }
+        let mut unread = VecDeque::new();
+        while self.uart.read(LINE_STATUS) & DATA_READY != 0 {
+            unread.push_back(self.uart.read(DATA));
+        }
+        unread.append(&mut self.queue);
+        self.queue = unread;
     }
 
     fn read(&mut self, register: u8) -> u8 {
@@ -157,8 +181,13 @@ impl Inner {
             self.lost += 1;
             tracing::trace!(?error, "console output was refused");
         }
-        if register == INTERRUPT_ENABLE {
-            self.feed();
+        // While the divisor is accessed this was not the interrupt enable register.
+        if register == INTERRUPT_ENABLE && self.uart.read(LINE_CONTROL) & DIVISOR_ACCESS == 0 {
+            if self.listens() {
+                self.feed();
+            } else {
+                self.withdraw();
+            }
         }
     }
 }
@@ -274,6 +303,22 @@ mod tests {
         bench.set(INTERRUPT_ENABLE, 5);
         assert_eq!(bench.pulses(), 1);
         assert_eq!(bench.drain(), b"ls\n");
+    }
+
+    #[test]
+    fn input_survives_a_probe_of_the_interrupt_enable_register() {
+        let bench = bench();
+        assert_eq!(bench.serial.input(b"ls\n"), 3);
+        // Linux autoconfig, then the readings "for luck".
+        for value in [0, 0x0f, 0] {
+            bench.set(INTERRUPT_ENABLE, value);
+        }
+        for register in [LINE_STATUS, DATA, DATA] {
+            bench.get(register);
+        }
+        assert_eq!(bench.serial.input(b"exit\n"), 5);
+        bench.set(INTERRUPT_ENABLE, 5);
+        assert_eq!(bench.drain(), b"ls\nexit\n");
     }
 
     #[test]
