@@ -139,37 +139,45 @@ impl Client {
         }
     }
 
-    /// Downloads a package into `directory` and unpacks it there; returns where. All packages of
-    /// one directory are unpacked into one place.
-    pub fn unpack(&self, package: &str, directory: &Path) -> Result<PathBuf> {
-        let mut result = self.download(Lists::System, package, directory);
+    /// Downloads packages into `directory` and unpacks them there, into one place; returns where.
+    pub fn unpack(&self, packages: &[String], directory: &Path) -> Result<PathBuf> {
+        let mut result = self.download(Lists::System, packages, directory);
         if result.is_err() {
             // The system's lists are missing or older than the archive.
             self.update()?;
-            result = self.download(Lists::Private, package, directory);
+            result = self.download(Lists::Private, packages, directory);
         }
-        let archive = result?;
+        result?;
         let files = directory.join("files");
-        let unpacked = Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(&archive)
-            .arg(&files)
-            .output()?;
-        if !unpacked.status.success() {
-            bail!(
-                "dpkg-deb cannot unpack {package}: {}",
-                last_line(&unpacked.stderr)
-            );
+        for package in packages {
+            let archive = super::cache::first_file(directory, &format!("{package}_"))
+                .with_context(|| format!("apt-get did not download {package}"))?;
+            let unpacked = Command::new("dpkg-deb")
+                .arg("-x")
+                .arg(&archive)
+                .arg(&files)
+                .output()?;
+            if !unpacked.status.success() {
+                bail!(
+                    "dpkg-deb cannot unpack {package}: {}",
+                    last_line(&unpacked.stderr)
+                );
+            }
         }
         Ok(files)
     }
 
-    fn download(&self, lists: Lists, package: &str, directory: &Path) -> Result<PathBuf> {
-        let size = self.show(lists, package).map_or(0, |package| package.size);
-        let bar = progress(package, size);
+    fn download(&self, lists: Lists, packages: &[String], directory: &Path) -> Result<()> {
+        let (name, size) = match packages {
+            [one] => (one.clone(), self.show(lists, one).map_or(0, |p| p.size)),
+            // Looking up the sizes of many would take longer than the download.
+            many => (format!("{} packages", many.len()), 0),
+        };
+        let bar = progress(&name, size);
         let mut child = self
             .command("apt-get", lists)
-            .args(["-q", "download", package])
+            .args(["-q", "download"])
+            .args(packages)
             .current_dir(directory)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -181,14 +189,13 @@ impl Client {
         }
         bar.finish_and_clear();
         let output = child.wait_with_output()?;
-        let archive = super::cache::first_file(directory, &format!("{package}_"));
-        match archive {
-            Some(archive) if output.status.success() => Ok(archive),
-            _ => bail!(
-                "apt-get cannot download {package}: {}",
+        if !output.status.success() {
+            bail!(
+                "apt-get cannot download {name}: {}",
                 last_line(&output.stderr)
-            ),
+            );
         }
+        Ok(())
     }
 
     /// Fetches package lists into a private directory, as any user can.
@@ -284,8 +291,11 @@ fn parse(name: &str, record: &str) -> Option<Package> {
     })
 }
 
-fn progress(package: &str, size: u64) -> ProgressBar {
-    let bar = ProgressBar::new(size).with_message(package.to_owned());
+fn progress(name: &str, size: u64) -> ProgressBar {
+    if size == 0 {
+        return ProgressBar::new_spinner().with_message(name.to_owned());
+    }
+    let bar = ProgressBar::new(size).with_message(name.to_owned());
     let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {eta}";
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),

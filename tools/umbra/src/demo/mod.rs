@@ -80,7 +80,7 @@ fn fetch_kernel(cache: &Cache, wanted: &[&str]) -> Result<PathBuf> {
     let work = cache.work_directory()?;
     let apt = apt::Client::find(cache.lists())?;
     let (name, package) = apt.resolve(wanted)?;
-    let files = apt.unpack(&package, work.path())?;
+    let files = apt.unpack(std::slice::from_ref(&package), work.path())?;
     let image = cache::first_file(&files.join("boot"), "vmlinuz-")
         .with_context(|| format!("the package {package} holds no boot/vmlinuz-*"))?;
     let bytes =
@@ -94,7 +94,7 @@ fn fetch_busybox(cache: &Cache) -> Result<Vec<u8>> {
     let work = cache.work_directory()?;
     let apt = apt::Client::find(cache.lists())?;
     let (_, package) = apt.resolve(&[BUSYBOX])?;
-    let files = apt.unpack(&package, work.path())?;
+    let files = apt.unpack(std::slice::from_ref(&package), work.path())?;
     let places = ["bin/busybox", "usr/bin/busybox"];
     let binary = places
         .iter()

@@ -59,6 +59,7 @@ impl fmt::Display for Ended {
 /// The command while it runs; killed when dropped.
 pub struct Running {
     child: Child,
+    arguments: String,
     output: Option<[JoinHandle<String>; 2]>,
     place: TempDir,
 }
@@ -117,6 +118,7 @@ impl Umbra {
         ]);
         Running {
             child,
+            arguments: format!("{:?}", self.command),
             output,
             place: self.place,
         }
@@ -160,13 +162,14 @@ impl Running {
             left_behind.push("a process".into());
         }
         let [stdout, stderr] = self.output.take().unwrap().map(|text| text.join().unwrap());
+        let arguments = &self.arguments;
         let ended = Ended {
             status: status.code(),
             stdout,
             stderr,
             left_behind,
         };
-        assert!(!late, "killed after {limit:?}: {ended}");
+        assert!(!late, "killed after {limit:?}, {arguments}: {ended}");
         ended
     }
 }

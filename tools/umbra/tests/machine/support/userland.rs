@@ -22,6 +22,8 @@ const PACKAGES: [&str; 5] = [
     "libpython3-stdlib",
     "busybox-static",
 ];
+/// By its path: the search path is the tree's.
+const CHROOT: &str = "/usr/sbin/chroot";
 /// What nobody here reads, or is large and of no use.
 const UNUSED: [&str; 4] = [
     "usr/share",
@@ -42,10 +44,8 @@ pub fn fetch() -> Result<PathBuf> {
     let work = cache.work_directory()?;
     // Libraries and Python's parts; not what only maintainer scripts need.
     let needed = |name: &str| name.starts_with("lib") || name.starts_with("python3");
-    for package in apt.closure(&PACKAGES, needed)? {
-        apt.unpack(&package, work.path())?;
-    }
-    let files = work.path().join("files");
+    let packages = apt.closure(&PACKAGES, needed)?;
+    let files = apt.unpack(&packages, work.path())?;
     for directory in UNUSED {
         let _ = fs::remove_dir_all(files.join(directory));
     }
@@ -88,10 +88,10 @@ fn compile(root: &Path) -> Result<()> {
 /// Runs a program of the tree natively, with the tree as its root; returns what it prints.
 pub fn native(root: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = if rustix::process::geteuid().is_root() {
-        Command::new("chroot")
+        Command::new(CHROOT)
     } else {
-        let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "chroot"]);
+        let mut command = Command::new("/usr/bin/unshare");
+        command.args(["--map-root-user", CHROOT]);
         command
     };
     let output = command
