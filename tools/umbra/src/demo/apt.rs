@@ -90,27 +90,51 @@ impl Client {
     ///
     /// If a wanted package is in no list.
     pub fn closure(&self, wanted: &[&str], follow: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-        let mut found = BTreeSet::new();
-        let mut open: Vec<String> = Vec::new();
         for name in wanted {
-            open.push(self.resolve(&[name])?.1);
+            check_name(name)?;
         }
-        let lists = if self.updated.get() {
-            Lists::Private
-        } else {
-            Lists::System
-        };
-        while let Some(name) = open.pop() {
-            if found.contains(&name) {
-                continue;
+        for lists in [Lists::System, Lists::Private] {
+            if lists == Lists::Private {
+                self.update()?;
             }
-            if let Some(package) = self.show(lists, &name) {
-                let needed = package.depends.into_iter();
-                open.extend(needed.filter(|next| follow(next)));
-                found.insert(name);
+            let found = self.closure_in(lists, wanted, &follow)?;
+            if wanted.iter().all(|name| found.contains(*name)) {
+                return Ok(found.into_iter().collect());
             }
         }
-        Ok(found.into_iter().collect())
+        bail!(BadInput(format!(
+            "not all of {} are in the package lists; add their archive to apt's sources",
+            wanted.join(", ")
+        )))
+    }
+
+    /// Looks up one level of needs after the other: a call takes a second, whatever it asks for.
+    fn closure_in(
+        &self,
+        lists: Lists,
+        wanted: &[&str],
+        follow: impl Fn(&str) -> bool,
+    ) -> Result<BTreeSet<String>> {
+        let (mut found, mut asked) = (BTreeSet::new(), BTreeSet::new());
+        let mut open: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
+        while !open.is_empty() {
+            let output = self
+                .command("apt-cache", lists)
+                .args(["show", "--no-all-versions"])
+                .args(&open)
+                .output()
+                .context("cannot start apt-cache")?;
+            asked.extend(open);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let packages = text.split("\n\n").filter_map(parse);
+            let mut needed = BTreeSet::new();
+            for package in packages {
+                needed.extend(package.depends.into_iter().filter(|name| follow(name)));
+                found.insert(package.name);
+            }
+            open = needed.difference(&asked).cloned().collect();
+        }
+        Ok(found)
     }
 
     fn follow(&self, lists: Lists, name: &str) -> Option<String> {
@@ -133,7 +157,7 @@ impl Client {
             .ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
-            parse(name, &text)
+            parse(&text)
         } else {
             None
         }
@@ -258,7 +282,7 @@ fn check_name(name: &str) -> Result<()> {
 
 /// Reads the record of `apt-cache show`. A kernel among the dependencies is what a package without
 /// content of its own stands for.
-fn parse(name: &str, record: &str) -> Option<Package> {
+fn parse(record: &str) -> Option<Package> {
     let field = |key: &str| {
         let line = record.lines().find(|line| {
             line.strip_prefix(key)
@@ -266,7 +290,7 @@ fn parse(name: &str, record: &str) -> Option<Package> {
         })?;
         Some(line[key.len() + 1..].trim())
     };
-    field("Package")?;
+    let name = field("Package")?;
     let depends: Vec<String> = ["Pre-Depends", "Depends"]
         .into_iter()
         .flat_map(|key| field(key).unwrap_or("").split(','))
@@ -333,7 +357,7 @@ mod tests {
     fn a_meta_package_stands_for_the_kernel_it_depends_on() {
         let record = "Package: linux-image-cloud-amd64\nVersion: 6.1.192-2\nSize: 1480\n\
                       Depends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)\n";
-        let package = parse("linux-image-cloud-amd64", record).unwrap();
+        let package = parse(record).unwrap();
         assert_eq!(
             package.kernel.as_deref(),
             Some("linux-image-6.1.0-56-cloud-amd64")
@@ -345,16 +369,16 @@ mod tests {
     fn a_kernel_stands_for_itself() {
         let record = "Package: linux-image-6.1.0-56-cloud-amd64\n\
                       Depends: kmod, linux-base (>= 4.3~), initramfs-tools | linux-initramfs-tool\n";
-        let package = parse("linux-image-6.1.0-56-cloud-amd64", record).unwrap();
+        let package = parse(record).unwrap();
         assert_eq!(package.kernel, None);
-        assert!(parse("x", "").is_none());
+        assert!(parse("").is_none());
     }
 
     #[test]
     fn needed_packages_are_names_without_versions_and_alternatives() {
         let record = "Package: a\nPre-Depends: libc6 (>= 2.34), python3:any\n\
                       Depends: libx | liby, libz (= 1)\n";
-        let package = parse("a", record).unwrap();
+        let package = parse(record).unwrap();
         assert_eq!(package.depends, ["libc6", "python3", "libx", "libz"]);
     }
 

@@ -43,7 +43,11 @@ pub fn fetch() -> Result<PathBuf> {
     let apt = Client::find(cache.lists())?;
     let work = cache.work_directory()?;
     // Libraries and Python's parts; not what only maintainer scripts need.
-    let needed = |name: &str| name.starts_with("lib") || name.starts_with("python3");
+    let needed = |name: &str| {
+        ["lib", "zlib", "python3"]
+            .iter()
+            .any(|part| name.starts_with(part))
+    };
     let packages = apt.closure(&PACKAGES, needed)?;
     let files = apt.unpack(&packages, work.path())?;
     for directory in UNUSED {
