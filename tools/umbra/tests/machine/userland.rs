@@ -69,6 +69,8 @@ fn fifty_commands_and_a_python_program_give_the_native_output() {
     prepare(&root);
     let initrd = directory.path().join("initrd");
     fs::write(&initrd, userland::archive(&root)).unwrap();
+    // The tree has no devices, and a shell takes nothing for the input of its jobs.
+    fs::write(root.join("dev/null"), "").unwrap();
     let natively = userland::native(&root, &["bash", "/work/all"]).unwrap();
     assert_eq!(
         COMMANDS
@@ -77,6 +79,9 @@ fn fifty_commands_and_a_python_program_give_the_native_output() {
             .count(),
         50
     );
+    for broken in ["No such file", "not found", "Traceback"] {
+        assert!(!natively.contains(broken), "{natively}");
+    }
     assert!(natively.contains("commands: status 0\n"), "{natively}");
     assert!(natively.contains("program: status 0\n"), "{natively}");
 

@@ -123,8 +123,9 @@ pub fn environment() -> BTreeMap<&'static str, &'static str> {
     [
         ("PATH", "/usr/bin:/bin"),
         ("HOME", "/work"),
-        ("LC_ALL", "C.UTF-8"),
+        ("LC_ALL", "C"),
         ("TZ", "UTC"),
+        ("PYTHONUTF8", "1"),
         ("PYTHONHASHSEED", "0"),
         (
             "GLIBC_TUNABLES",
