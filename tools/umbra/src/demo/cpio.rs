@@ -93,7 +93,7 @@ mod tests {
             "070701000000010000218000000000000000000000000100000000000000000000000000000000\
              00000005000000010000000c00000000dev/console\0"
         ));
-        assert!(text.contains("init\0\0#!\0\0070701"));
+        assert!(text.contains("init\0\0#!\0\x00070701"));
         assert!(text.trim_end_matches('\0').ends_with("TRAILER!!!"));
     }
 }

@@ -4,6 +4,9 @@
 //! and kept in the user's cache directory, as `umbra demo` does. Where they cannot be had a test
 //! says SKIPPED and why, and fails, unless `UMBRA_ALLOW_SKIP` is set.
 
+// All of this is a test; the helpers are not recognised as such.
+#![allow(clippy::unwrap_used)]
+
 mod audit;
 mod bad_input;
 mod boot;
