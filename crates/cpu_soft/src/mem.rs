@@ -476,6 +476,7 @@ impl Cpu {
     /// Throws away what was decoded from bytes that were just written.
     #[inline(never)]
     fn code_written(&mut self, gpa: Gpa, len: usize) {
+        self.stats.code_writes += 1;
         if let Some((page, mask)) = self.code.written(gpa.0, len as u64, &self.code_port) {
             self.drop_code(page, mask);
         }

@@ -362,8 +362,9 @@ impl Pool {
     }
 
     /// A CR3 load that flushes: drops the non-global translations of the contexts of `cr3`,
-    /// unless no shadow entry was dropped since they were last clean.
-    pub fn load(&mut self, cr3: u64, epoch: u64) {
+    /// unless no shadow entry was dropped since they were last clean. Returns how many it flushed.
+    pub fn load(&mut self, cr3: u64, epoch: u64) -> u64 {
+        let mut flushed = 0;
         for ctx in self
             .contexts
             .iter_mut()
@@ -372,8 +373,10 @@ impl Pool {
             if ctx.epoch != epoch {
                 ctx.clear_non_global();
                 ctx.epoch = epoch;
+                flushed += 1;
             }
         }
+        flushed
     }
 
     /// Takes the right to write page `gpa` out of every entry.
