@@ -98,6 +98,13 @@ fn jump_index(rip: u64) -> usize {
     (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - JUMPS.trailing_zeros())) as usize
 }
 
+/// Where a translation of `la` is kept. The higher bits are folded in: two streams a multiple of
+/// 4 MiB apart (a decompressor's input and output) would evict each other with every access.
+#[inline(always)]
+fn slot(la: u64) -> usize {
+    (la >> 12 ^ la >> 22) as usize % ENTRIES
+}
+
 /// What distinguishes contexts: two accesses with the same key translate alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
@@ -150,13 +157,13 @@ impl Ctx {
     /// Returns the entry in which a translation of `la` would be.
     #[inline(always)]
     pub fn entry(&self, la: u64) -> &Entry {
-        &self.entries[(la >> 12) as usize % ENTRIES]
+        &self.entries[slot(la)]
     }
 
     /// Puts a data translation in.
     pub fn fill(&mut self, la: u64, entry: Entry) {
         self.large |= entry.gpa & LARGE != 0;
-        let slot = &mut self.entries[(la >> 12) as usize % ENTRIES];
+        let slot = &mut self.entries[slot(la)];
         *slot = Entry {
             read: if entry.read == 0 { NONE } else { la & !0xfff },
             write: if entry.write == 0 { NONE } else { la & !0xfff },
@@ -227,7 +234,7 @@ impl Ctx {
         let page = la & !0xfff;
         let near = |other: u64| (other ^ la) >> 30 == 0;
         if !self.large {
-            let entry = &mut self.entries[(la >> 12) as usize % ENTRIES];
+            let entry = &mut self.entries[slot(la)];
             if entry.read == page || entry.write == page {
                 *entry = EMPTY;
             }
