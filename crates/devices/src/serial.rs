@@ -2,8 +2,10 @@
 //!
 //! Input is never lost to the guest's start-up: a driver that initialises a port reads and throws
 //! away what it finds there (PC16550D, 8.6; Linux `serial8250_do_startup`), so input waits in the
-//! queue until the guest shows that it listens. It does so by enabling the receive interrupt, or, a
-//! guest that polls, by reading the line status over and over and nothing else.
+//! queue until the guest shows that it listens. It does so by enabling the receive interrupt together with
+//! OUT2, which connects the interrupt on a PC (a driver that only looks which chip this is writes the
+//! interrupt enable register, too), or, a guest that polls, by reading the line status over and over
+//! and nothing else.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -15,18 +17,22 @@ use umbra_irq::Line;
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 use vm_superio::Trigger;
-use vm_superio::serial::NoEvents;
+use vm_superio::serial::{NoEvents, SerialState};
 
 /// Registers.
 const DATA: u8 = 0;
 const INTERRUPT_ENABLE: u8 = 1;
 const LINE_CONTROL: u8 = 3;
+const MODEM_CONTROL: u8 = 4;
 const LINE_STATUS: u8 = 5;
 
 /// Interrupt enable: received data.
 const RECEIVE: u8 = 1;
 /// Line control: registers 0 and 1 are the divisor.
 const DIVISOR_ACCESS: u8 = 1 << 7;
+
+/// Modem control: the interrupt output is connected.
+const OUT2: u8 = 1 << 3;
 
 /// Readings of the line status in a row, with no other access between them, that mean "I poll". A
 /// driver that sends or initialises reads it once or twice and then does something else.
@@ -70,9 +76,16 @@ impl Serial {
     /// Makes a port that pulses `line` and sends to `output`, byte by byte, on the processor's
     /// thread and with the port's lock held: `output` must not block for long.
     pub fn new(line: Arc<dyn Line>, output: Box<dyn Write + Send>) -> Self {
+        // After a reset OUT2 is off (PC16550D, table 1).
+        let reset = SerialState {
+            modem_control: 0,
+            ..SerialState::default()
+        };
+        let uart = Uart::from_state(&reset, Interrupt(line), NoEvents, output)
+            .expect("the state holds no input, so it fits, and raises no interrupt");
         Self {
             inner: Mutex::new(Inner {
-                uart: Uart::new(Interrupt(line), output),
+                uart,
                 queue: VecDeque::new(),
                 polls: 0,
                 lost: 0,
@@ -110,9 +123,11 @@ impl Serial {
 
 impl Inner {
     fn receive_enabled(&mut self) -> bool {
-        // While the divisor is accessed register 1 is not the interrupt enable register.
+        // While the divisor is accessed register 1 is not the interrupt enable register. Reading
+        // these three has no side effect.
         self.uart.read(LINE_CONTROL) & DIVISOR_ACCESS == 0
             && self.uart.read(INTERRUPT_ENABLE) & RECEIVE != 0
+            && self.uart.read(MODEM_CONTROL) & OUT2 != 0
     }
 
     /// Moves input from the queue into the receiver, if the guest listens.
@@ -157,7 +172,7 @@ impl Inner {
             self.lost += 1;
             tracing::trace!(?error, "console output was refused");
         }
-        if register == INTERRUPT_ENABLE {
+        if matches!(register, INTERRUPT_ENABLE | LINE_CONTROL | MODEM_CONTROL) {
             self.feed();
         }
     }
@@ -260,10 +275,14 @@ mod tests {
     fn input_survives_the_start_up_of_a_driver() {
         let bench = bench();
         assert_eq!(bench.serial.input(b"ls\n"), 3);
-        // serial8250_do_startup: clear the FIFOs, then read everything "for luck".
+        // autoconfig: which chip is this? Then serial8250_do_startup: clear the FIFOs, then read everything "for luck".
+        bench.set(INTERRUPT_ENABLE, 0xf);
+        bench.get(INTERRUPT_ENABLE);
+        bench.set(INTERRUPT_ENABLE, 0);
         for value in [1, 7, 0] {
             bench.set(2, value);
         }
+        bench.set(MODEM_CONTROL, OUT2);
         for register in [LINE_STATUS, DATA, 2, 6].repeat(20) {
             bench.get(register);
         }
@@ -271,8 +290,9 @@ mod tests {
         bench.set(1, 1); // the divisor's high byte, not the interrupt enable register
         assert_eq!(bench.serial.waiting(), 3);
         bench.set(LINE_CONTROL, 3);
+        let before = bench.pulses();
         bench.set(INTERRUPT_ENABLE, 5);
-        assert_eq!(bench.pulses(), 1);
+        assert_eq!(bench.pulses(), before + 1);
         assert_eq!(bench.drain(), b"ls\n");
     }
 
@@ -289,6 +309,7 @@ mod tests {
     #[test]
     fn a_long_paste_arrives_whole_and_in_order() {
         let bench = bench();
+        bench.set(MODEM_CONTROL, OUT2);
         bench.set(INTERRUPT_ENABLE, 1);
         let room = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&room);
@@ -311,6 +332,7 @@ mod tests {
     #[test]
     fn each_refill_of_the_receiver_interrupts() {
         let bench = bench();
+        bench.set(MODEM_CONTROL, OUT2);
         bench.set(INTERRUPT_ENABLE, 1);
         assert_eq!(bench.serial.input(&[7; 100]), 100);
         let first = bench.pulses();
