@@ -32,8 +32,9 @@ pub struct Session {
 impl Session {
     /// Takes over the terminal, if standard input is one.
     pub fn start(handle: Handle) -> Result<Self> {
-        let raw = RawMode::enter().context("cannot put the terminal into raw mode")?;
+        // Signals first: one that came between would leave the terminal raw.
         let signals = Signals::start(handle.clone()).context("cannot handle signals")?;
+        let raw = RawMode::enter().context("cannot put the terminal into raw mode")?;
         let keyboard =
             Keyboard::start(handle, raw.is_some()).context("cannot read the keyboard")?;
         Ok(Self {

@@ -1,5 +1,7 @@
 //! Debian packages by `apt-get download`: resolved, downloaded and unpacked without root.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +18,8 @@ const DEPTH: usize = 4;
 /// apt with the system's package lists, or with lists of its own.
 pub struct Client {
     private: PathBuf,
+    /// The private lists are fresh.
+    updated: Cell<bool>,
 }
 
 /// Which lists to look into.
@@ -30,6 +34,8 @@ struct Package {
     name: String,
     size: u64,
     kernel: Option<String>,
+    /// What it needs; the first of alternatives.
+    depends: Vec<String>,
 }
 
 impl Client {
@@ -48,7 +54,10 @@ impl Client {
                 )));
             }
         }
-        Ok(Self { private })
+        Ok(Self {
+            private,
+            updated: Cell::new(false),
+        })
     }
 
     /// Finds the first of the packages `wanted` that exists, and what it really is: a package that
@@ -72,6 +81,36 @@ impl Client {
              archive to apt's sources",
             wanted.join(" or ")
         )))
+    }
+
+    /// Returns `wanted` and what they need, directly or not, as far as `follow` agrees to a name.
+    /// Names that no package has, because others provide them, are left out.
+    ///
+    /// # Errors
+    ///
+    /// If a wanted package is in no list.
+    pub fn closure(&self, wanted: &[&str], follow: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        let mut found = BTreeSet::new();
+        let mut open: Vec<String> = Vec::new();
+        for name in wanted {
+            open.push(self.resolve(&[name])?.1);
+        }
+        let lists = if self.updated.get() {
+            Lists::Private
+        } else {
+            Lists::System
+        };
+        while let Some(name) = open.pop() {
+            if found.contains(&name) {
+                continue;
+            }
+            if let Some(package) = self.show(lists, &name) {
+                let needed = package.depends.into_iter();
+                open.extend(needed.filter(|next| follow(next)));
+                found.insert(name);
+            }
+        }
+        Ok(found.into_iter().collect())
     }
 
     fn follow(&self, lists: Lists, name: &str) -> Option<String> {
@@ -100,36 +139,45 @@ impl Client {
         }
     }
 
-    /// Downloads a package into `directory` and unpacks it there; returns where.
-    pub fn unpack(&self, package: &str, directory: &Path) -> Result<PathBuf> {
-        let mut result = self.download(Lists::System, package, directory);
+    /// Downloads packages into `directory` and unpacks them there, into one place; returns where.
+    pub fn unpack(&self, packages: &[String], directory: &Path) -> Result<PathBuf> {
+        let mut result = self.download(Lists::System, packages, directory);
         if result.is_err() {
             // The system's lists are missing or older than the archive.
             self.update()?;
-            result = self.download(Lists::Private, package, directory);
+            result = self.download(Lists::Private, packages, directory);
         }
-        let archive = result?;
+        result?;
         let files = directory.join("files");
-        let unpacked = Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(&archive)
-            .arg(&files)
-            .output()?;
-        if !unpacked.status.success() {
-            bail!(
-                "dpkg-deb cannot unpack {package}: {}",
-                last_line(&unpacked.stderr)
-            );
+        for package in packages {
+            let archive = super::cache::first_file(directory, &format!("{package}_"))
+                .with_context(|| format!("apt-get did not download {package}"))?;
+            let unpacked = Command::new("dpkg-deb")
+                .arg("-x")
+                .arg(&archive)
+                .arg(&files)
+                .output()?;
+            if !unpacked.status.success() {
+                bail!(
+                    "dpkg-deb cannot unpack {package}: {}",
+                    last_line(&unpacked.stderr)
+                );
+            }
         }
         Ok(files)
     }
 
-    fn download(&self, lists: Lists, package: &str, directory: &Path) -> Result<PathBuf> {
-        let size = self.show(lists, package).map_or(0, |package| package.size);
-        let bar = progress(package, size);
+    fn download(&self, lists: Lists, packages: &[String], directory: &Path) -> Result<()> {
+        let (name, size) = match packages {
+            [one] => (one.clone(), self.show(lists, one).map_or(0, |p| p.size)),
+            // Looking up the sizes of many would take longer than the download.
+            many => (format!("{} packages", many.len()), 0),
+        };
+        let bar = progress(&name, size);
         let mut child = self
             .command("apt-get", lists)
-            .args(["-q", "download", package])
+            .args(["-q", "download"])
+            .args(packages)
             .current_dir(directory)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -141,18 +189,20 @@ impl Client {
         }
         bar.finish_and_clear();
         let output = child.wait_with_output()?;
-        let archive = super::cache::first_file(directory, package);
-        match archive {
-            Some(archive) if output.status.success() => Ok(archive),
-            _ => bail!(
-                "apt-get cannot download {package}: {}",
+        if !output.status.success() {
+            bail!(
+                "apt-get cannot download {name}: {}",
                 last_line(&output.stderr)
-            ),
+            );
         }
+        Ok(())
     }
 
     /// Fetches package lists into a private directory, as any user can.
     fn update(&self) -> Result<()> {
+        if self.updated.get() {
+            return Ok(());
+        }
         for directory in ["lists/partial", "cache/archives/partial"] {
             let path = self.private.join(directory);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -171,6 +221,7 @@ impl Client {
                 last_line(&output.stderr)
             );
         }
+        self.updated.set(true);
         Ok(())
     }
 
@@ -216,25 +267,35 @@ fn parse(name: &str, record: &str) -> Option<Package> {
         Some(line[key.len() + 1..].trim())
     };
     field("Package")?;
-    let kernel = field("Depends")
-        .unwrap_or("")
-        .split(',')
-        .find_map(|dependency| {
-            let name = dependency.split_whitespace().next()?;
-            (name.starts_with("linux-image-") && check_name(name).is_ok()).then(|| name.to_owned())
-        });
+    let depends: Vec<String> = ["Pre-Depends", "Depends"]
+        .into_iter()
+        .flat_map(|key| field(key).unwrap_or("").split(','))
+        .filter_map(|dependency| {
+            let first = dependency.split_whitespace().next()?;
+            let name = first.split(':').next()?;
+            check_name(name).is_ok().then(|| name.to_owned())
+        })
+        .collect();
+    let kernel = depends
+        .iter()
+        .find(|needed| needed.starts_with("linux-image-") && *needed != name)
+        .cloned();
     let size = field("Size")
         .and_then(|size| size.parse().ok())
         .unwrap_or(0);
     Some(Package {
         name: name.to_owned(),
         size,
-        kernel: kernel.filter(|kernel| kernel != name),
+        kernel,
+        depends,
     })
 }
 
-fn progress(package: &str, size: u64) -> ProgressBar {
-    let bar = ProgressBar::new(size).with_message(package.to_owned());
+fn progress(name: &str, size: u64) -> ProgressBar {
+    if size == 0 {
+        return ProgressBar::new_spinner().with_message(name.to_owned());
+    }
+    let bar = ProgressBar::new(size).with_message(name.to_owned());
     let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {eta}";
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
@@ -287,6 +348,14 @@ mod tests {
         let package = parse("linux-image-6.1.0-56-cloud-amd64", record).unwrap();
         assert_eq!(package.kernel, None);
         assert!(parse("x", "").is_none());
+    }
+
+    #[test]
+    fn needed_packages_are_names_without_versions_and_alternatives() {
+        let record = "Package: a\nPre-Depends: libc6 (>= 2.34), python3:any\n\
+                      Depends: libx | liby, libz (= 1)\n";
+        let package = parse("a", record).unwrap();
+        assert_eq!(package.depends, ["libc6", "python3", "libx", "libz"]);
     }
 
     #[test]

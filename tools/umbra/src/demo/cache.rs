@@ -20,6 +20,10 @@ pub struct Cache {
 
 impl Cache {
     /// Opens the cache; makes the directory if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// If the environment names no place for it, or it cannot be made.
     pub fn open() -> Result<Self> {
         let root = root(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")).ok_or_else(
             || BadInput("neither XDG_CACHE_HOME nor HOME is set; set one, for the cache".into()),
@@ -46,6 +50,11 @@ impl Cache {
     pub fn initrd(&self) -> PathBuf {
         self.root
             .join(format!("initramfs-{INITRAMFS_VERSION}.cpio"))
+    }
+
+    /// Returns where something else is, or goes: a plain name of one's own.
+    pub fn other(&self, name: &str) -> PathBuf {
+        self.root.join(name)
     }
 
     /// Returns where private package lists are, or go.

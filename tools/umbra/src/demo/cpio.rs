@@ -3,6 +3,7 @@
 //! the same archive.
 
 const DIRECTORY: u32 = 0o040_755;
+const FILE: u32 = 0o100_644;
 const EXECUTABLE: u32 = 0o100_755;
 const SYMLINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
@@ -18,6 +19,11 @@ impl Archive {
     /// Adds a directory.
     pub fn directory(&mut self, name: &str) -> &mut Self {
         self.member(name, DIRECTORY, (0, 0), b"")
+    }
+
+    /// Adds a file that is no program.
+    pub fn file(&mut self, name: &str, content: &[u8]) -> &mut Self {
+        self.member(name, FILE, (0, 0), content)
     }
 
     /// Adds an executable file.

@@ -3,9 +3,9 @@
 //! Packages come by the distribution's own client and are unpacked, not installed: no root is
 //! needed, and nothing outside the cache directory is touched. What was fetched is kept there.
 
-mod apt;
-mod cache;
-mod cpio;
+pub mod apt;
+pub mod cache;
+pub mod cpio;
 mod initramfs;
 
 use std::path::PathBuf;
@@ -28,14 +28,14 @@ struct Guest {
 }
 
 /// Boots into a shell.
-pub fn demo(arguments: &args::Demo) -> Result<Status> {
+pub(crate) fn demo(arguments: &args::Demo) -> Result<Status> {
     let guest = prepare(&arguments.fetch)?;
     eprintln!("Ctrl-A x ends the machine, Ctrl-A h explains, `poweroff -f` switches it off.");
     run::run(&guest.kernel, Some(&guest.initrd), &arguments.machine)
 }
 
 /// Prints the paths as shell assignments.
-pub fn fetch(arguments: &args::Fetch) -> Result<Status> {
+pub(crate) fn fetch(arguments: &args::Fetch) -> Result<Status> {
     let guest = prepare(arguments)?;
     for (name, path) in [("kernel", &guest.kernel), ("initrd", &guest.initrd)] {
         println!("{name}={}", quoted(&path.to_string_lossy()));
@@ -80,7 +80,7 @@ fn fetch_kernel(cache: &Cache, wanted: &[&str]) -> Result<PathBuf> {
     let work = cache.work_directory()?;
     let apt = apt::Client::find(cache.lists())?;
     let (name, package) = apt.resolve(wanted)?;
-    let files = apt.unpack(&package, work.path())?;
+    let files = apt.unpack(std::slice::from_ref(&package), work.path())?;
     let image = cache::first_file(&files.join("boot"), "vmlinuz-")
         .with_context(|| format!("the package {package} holds no boot/vmlinuz-*"))?;
     let bytes =
@@ -94,7 +94,7 @@ fn fetch_busybox(cache: &Cache) -> Result<Vec<u8>> {
     let work = cache.work_directory()?;
     let apt = apt::Client::find(cache.lists())?;
     let (_, package) = apt.resolve(&[BUSYBOX])?;
-    let files = apt.unpack(&package, work.path())?;
+    let files = apt.unpack(std::slice::from_ref(&package), work.path())?;
     let places = ["bin/busybox", "usr/bin/busybox"];
     let binary = places
         .iter()

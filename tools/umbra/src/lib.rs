@@ -1,0 +1,46 @@
+//! The `umbra` command: runs a microVM with its console on the user's terminal.
+//!
+//! `umbra-vmm` does the work; here are the command line (`args`), the terminal and its signals
+//! (`console`), the exit status (`status`), and the demonstration guest ([`demo`]). This is a
+//! library only so that the command's tests make their guests as `umbra demo` does.
+#![forbid(unsafe_code)]
+
+mod args;
+mod console;
+pub mod demo;
+mod report;
+mod run;
+mod size;
+mod status;
+
+use std::process::ExitCode;
+
+use args::Command;
+use status::Status;
+
+/// Does what the process's arguments say; returns the exit status.
+pub fn main() -> ExitCode {
+    let command = match args::parse() {
+        Ok(command) => command,
+        Err(status) => return status.into(),
+    };
+    report::log_to_stderr();
+    let result = match command {
+        Command::Run(arguments) => run::run(
+            &arguments.kernel,
+            arguments.initrd.as_deref(),
+            &arguments.machine,
+        ),
+        Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Fetch(arguments) => demo::fetch(&arguments),
+    };
+    result
+        .unwrap_or_else(|error| report::failure(&error))
+        .into()
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        ExitCode::from(status.code())
+    }
+}

@@ -1,0 +1,13 @@
+//! Whole machines: the `umbra` command, and the library where a test has to reach into a machine.
+//!
+//! Guests are Debian's own kernels and programs, fetched with the distribution's package client
+//! and kept in the user's cache directory, as `umbra demo` does. Where they cannot be had a test
+//! says SKIPPED and why, and fails, unless `UMBRA_ALLOW_SKIP` is set.
+
+mod audit;
+mod bad_input;
+mod boot;
+mod crash;
+mod support;
+mod terminal;
+mod userland;

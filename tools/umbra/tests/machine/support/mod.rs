@@ -1,0 +1,11 @@
+//! What the tests share: running the command, terminals, guests.
+
+mod command;
+pub mod guest;
+pub mod image;
+mod pty;
+pub mod screen;
+pub mod userland;
+
+pub use command::{Ended, Input, Umbra};
+pub use pty::Terminal;
