@@ -86,14 +86,14 @@ mod tests {
             .character_device("dev/console", 5, 1)
             .executable("init", b"#!");
         let bytes = archive.finish();
-        assert_eq!(bytes.len() % 512, 0);
+        assert!(bytes.len().is_multiple_of(512));
         let text = String::from_utf8_lossy(&bytes);
         // Inode 1, mode, owner, links, time, size, device, special device 5:1, name length 12.
         assert!(text.contains(
             "070701000000010000218000000000000000000000000100000000000000000000000000000000\
              00000005000000010000000c00000000dev/console\0"
         ));
-        assert!(text.contains("init\0\0#!\0\0070701"));
+        assert!(text.contains("init\0\0#!\0\x00070701"));
         assert!(text.trim_end_matches('\0').ends_with("TRAILER!!!"));
     }
 }
