@@ -40,6 +40,7 @@ impl VcpuThread {
                     said: false,
                 };
                 last_words.say(run(id, &mut *vcpu, &*io, &told));
+                tracing::debug!(id, state = ?vcpu.state(), "processor left");
                 vcpu.statistics()
             })
             .map_err(|source| RunError::Thread { id, source })?;

@@ -8,6 +8,7 @@
 //!   0x0002_0000  command line, up to 64 KiB
 //!   0x0009_fc00  end of conventional memory
 //!   0x000e_0000  ACPI tables; the RSDP stands first, where a scan of the BIOS area finds it
+//!   0x000f_fff0  reset vector
 //!   0x0010_0000  high memory: kernel; the initrd as high as the kernel can reach
 //!   0xc000_0000  end of RAM below 4 GiB; devices up to 4 GiB, then the rest of RAM
 //! ```
@@ -34,6 +35,8 @@ pub const COMMAND_LINE_MAX: usize = 0x1_0000;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables.
 pub const ACPI: u64 = 0xe_0000;
+/// Where a processor in real mode starts after a reset, F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of the area of the ACPI tables, begin of high memory.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// End of RAM below 4 GiB: one GiB of holes for devices lies above.

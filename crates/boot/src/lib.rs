@@ -32,6 +32,7 @@ mod load;
 mod memory_map;
 mod multiboot;
 mod registers;
+mod reset_vector;
 
 pub use acpi::Platform;
 pub use error::{Error, Role};

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::image::{Image, Kind};
 use crate::layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, HOLE, MIN_RAM};
 use crate::memory_map::{Region, memory_map};
-use crate::{bzimage, elf32, elf64, info, initrd, multiboot};
+use crate::{bzimage, elf32, elf64, info, initrd, multiboot, reset_vector};
 
 /// Command lines that a PVH kernel takes: Linux copies into COMMAND_LINE_SIZE, 2048, with the end.
 const PVH_COMMAND_LINE: usize = 2047;
@@ -154,6 +154,7 @@ pub fn load<M: GuestMemoryBackend>(memory: &M, request: Request<'_>) -> Result<L
     };
     write_command_line(memory, command_line)?;
     acpi::write(memory, &platform)?;
+    reset_vector::write(memory, &platform)?;
     tracing::debug!(?protocol, entry = state.rip, initrd = ?context.initrd, "kernel loaded");
     let initrd = context.initrd.map(|initrd| (initrd.start, initrd.len));
     Ok(Loaded {

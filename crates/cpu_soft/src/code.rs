@@ -17,7 +17,7 @@
 //! serialising instruction or interrupt that cross-modifying code needs (SDM vol. 3, 8.1.3).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
@@ -171,10 +171,23 @@ impl CodePort {
     }
 }
 
+/// A page with decoded code.
+#[derive(Default)]
+struct CodePage {
+    /// The granules that somebody decoded.
+    marks: AtomicU64,
+    /// Writes that hit none of them.
+    misses: AtomicU32,
+}
+
+/// Writes beside the code of a page after which the page is taken for data: its blocks are thrown
+/// away and it becomes writable at full speed, until code on it executes again.
+const PATIENCE: u32 = 256;
+
 /// Which pages of a machine hold decoded code.
 #[derive(Default)]
 pub struct CodePages {
-    pages: RwLock<FxHashMap<u64, Arc<AtomicU64>>>,
+    pages: RwLock<FxHashMap<u64, CodePage>>,
     ports: RwLock<Vec<Arc<CodePort>>>,
 }
 
@@ -204,9 +217,10 @@ impl CodePages {
     /// before it reads a byte.
     pub(crate) fn mark(&self, gpa: u64, len: u64) -> bool {
         let (page, mask) = (gpa & !0xfff, granules(gpa & 0xfff, len));
-        let known = self.pages.read().get(&page).map(|bits| {
-            if bits.load(Ordering::Relaxed) & mask != mask {
-                bits.fetch_or(mask, Ordering::SeqCst);
+        // Marks are set under the lock, shared or not: no page is forgotten meanwhile.
+        let known = self.pages.read().get(&page).map(|code| {
+            if code.marks.load(Ordering::Relaxed) & mask != mask {
+                code.marks.fetch_or(mask, Ordering::SeqCst);
             }
         });
         if known.is_none() {
@@ -214,6 +228,7 @@ impl CodePages {
             pages
                 .entry(page)
                 .or_default()
+                .marks
                 .fetch_or(mask, Ordering::SeqCst);
         }
         fence(Ordering::SeqCst);
@@ -225,10 +240,15 @@ impl CodePages {
     pub(crate) fn written(&self, gpa: u64, len: u64, own: &Arc<CodePort>) -> Option<Overwritten> {
         fence(Ordering::SeqCst);
         let (page, mask) = (gpa & !0xfff, granules(gpa & 0xfff, len));
-        let hit = {
+        let (hit, idle) = {
             let pages = self.pages.read();
-            pages.get(&page)?.fetch_and(!mask, Ordering::SeqCst) & mask
+            let code = pages.get(&page)?;
+            let before = code.marks.fetch_and(!mask, Ordering::SeqCst);
+            let idle = before & !mask == 0
+                || before & mask == 0 && code.misses.fetch_add(1, Ordering::Relaxed) > PATIENCE;
+            (before & mask, idle)
         };
+        let hit = if idle { hit | self.forget(page) } else { hit };
         if hit == 0 {
             return None;
         }
@@ -240,9 +260,39 @@ impl CodePages {
     }
 }
 
+impl CodePages {
+    /// Takes `page` for data again; returns the granules that were still marked.
+    fn forget(&self, page: u64) -> u64 {
+        let code = self.pages.write().remove(&page);
+        code.map_or(0, |code| code.marks.into_inner())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_without_code_left_is_data_again() {
+        let pages = CodePages::new();
+        let a = pages.attach(Arc::default());
+        pages.mark(0x5000, 64);
+        assert_eq!(pages.written(0x5000, 8, &a), Some((0x5000, 1)));
+        assert!(!pages.contains(0x5000));
+    }
+
+    #[test]
+    fn a_page_that_is_mostly_written_is_data_again() {
+        let pages = CodePages::new();
+        let a = pages.attach(Arc::default());
+        pages.mark(0x5000, 64);
+        let lost = (0..PATIENCE + 2)
+            .filter_map(|_| pages.written(0x5800, 8, &a))
+            .last();
+        assert_eq!(lost, Some((0x5000, 1)), "its blocks are thrown away");
+        assert!(!pages.contains(0x5000));
+        assert!(pages.mark(0x5000, 64), "executing there again starts anew");
+    }
 
     #[test]
     fn granules_cover_exactly_the_bytes() {

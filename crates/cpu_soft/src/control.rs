@@ -93,7 +93,7 @@ impl Cpu {
             self.pool
                 .clear_non_global(|cr3| cr3 & 0xfff == value & 0xfff && cr3 != value);
         }
-        self.pool.load(value, epoch);
+        self.stats.context_flushes += self.pool.load(value, epoch);
         Ok(())
     }
 

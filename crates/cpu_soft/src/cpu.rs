@@ -68,6 +68,10 @@ pub struct Stats {
     pub blocks_decoded: u64,
     /// Blocks thrown away because their bytes changed.
     pub blocks_dropped: u64,
+    /// Writes to pages that hold decoded code.
+    pub code_writes: u64,
+    /// Translation contexts flushed by CR3 loads.
+    pub context_flushes: u64,
     /// Accesses that missed the translation caches.
     pub tlb_misses: u64,
     /// Blocks that no jump led to.

@@ -19,7 +19,6 @@ use umbra_x86::rflags::{IF, RF, TF};
 use umbra_x86::state::{Segment, seg};
 use umbra_x86::{Exception, Gva, vector};
 
-use crate::code::Block;
 use crate::cpu::{Activity, Cpu, Trap, mode};
 use crate::interrupt::Origin;
 use crate::op::Leave;
@@ -78,16 +77,16 @@ impl Cpu {
                 return Leave::Look;
             }
             let mode = self.mode;
-            let jump = self.ctx().jump(self.rip);
-            let block = if jump.tag == jump_tag(self.rip, mode) {
-                jump.block
+            let known = *self.ctx().jump(self.rip);
+            let jump = if known.tag == jump_tag(self.rip, mode) {
+                known
             } else {
                 match self.find(mode) {
-                    Ok(block) => block,
+                    Ok(jump) => jump,
                     Err(Trap) => return Leave::Fault,
                 }
             };
-            match self.enter_block(block) {
+            match self.enter_block(jump) {
                 Leave::Done => {}
                 leave => return leave,
             }
@@ -98,37 +97,34 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn enter_block(&mut self, block: *const Block) -> Leave {
-        // SAFETY: jumps and `find` give blocks that `self.blocks` owns; one that dies while it
-        // executes is kept until `service` buries it, between blocks.
-        let block = unsafe { &*block };
-        self.budget -= i64::from(block.count);
+    fn enter_block(&mut self, jump: Jump) -> Leave {
+        self.budget -= jump.count();
         if self.budget <= 0 {
             self.read_clock();
         }
-        self.regs.set_block_rip(block.rip);
-        let first = &block.ops[0];
+        let rip = self.rip;
+        self.regs.set_block_rip(rip);
+        // SAFETY: jumps and `find` lead to blocks that `self.blocks` owns, each of at least one
+        // operation; a block that dies while it executes is kept until `service` buries it, between
+        // blocks, and no jump leads to it any more.
+        let first = unsafe { &*jump.first() };
         (first.handler.get())(self, first)
     }
 
     /// The way to a block that no jump knows.
     #[cold]
     #[inline(never)]
-    fn find(&mut self, mode: u8) -> Result<*const Block, Trap> {
+    fn find(&mut self, mode: u8) -> Result<Jump, Trap> {
         self.stats.jump_misses += 1;
         let block = self.block(mode)?;
-        let rip = self.rip;
         // SAFETY: owned by `self.blocks`, see `enter_block`.
-        if unsafe { &*block }.second.is_none() && self.class != crate::tlb::Class::Uncached {
-            self.ctx_mut().set_jump(
-                rip,
-                Jump {
-                    tag: jump_tag(rip, mode),
-                    block,
-                },
-            );
+        let block = unsafe { &*block };
+        let jump = Jump::to(block, jump_tag(self.rip, mode));
+        if block.second.is_none() && self.class != crate::tlb::Class::Uncached {
+            let rip = self.rip;
+            self.ctx_mut().set_jump(rip, jump);
         }
-        Ok(block)
+        Ok(jump)
     }
 
     #[cold]
@@ -155,8 +151,8 @@ impl Cpu {
             return Leave::Fault;
         }
         self.watch_hits = 0;
-        let leave = match self.block(self.mode | mode::SINGLE) {
-            Ok(block) => self.enter_block(block),
+        let leave = match self.find_single() {
+            Ok(jump) => self.enter_block(jump),
             Err(Trap) => Leave::Fault,
         };
         if leave == Leave::Fault {
@@ -170,13 +166,18 @@ impl Cpu {
         if hits != 0 && !self.debug_shadow {
             self.dr[6] |= hits;
             self.pending = Some(Exception::plain(vector::DB));
-            if leave == Leave::Halt {
-                // The trap comes first; HLT is over when its handler returns.
-                return Leave::Fault;
-            }
+            // After HLT too: the trap comes first, and HLT is over when its handler returns.
             return Leave::Fault;
         }
         leave
+    }
+
+    /// The block of the one instruction at the instruction pointer.
+    fn find_single(&mut self) -> Result<Jump, Trap> {
+        let mode = self.mode | mode::SINGLE;
+        let block = self.block(mode)?;
+        // SAFETY: owned by `self.blocks`, see `enter_block`.
+        Ok(Jump::to(unsafe { &*block }, jump_tag(self.rip, mode)))
     }
 
     /// Whether single-stepping is on.

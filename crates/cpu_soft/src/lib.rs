@@ -146,6 +146,8 @@ impl Vcpu for SoftVcpu {
             ("blocks dropped", s.blocks_dropped),
             ("translation cache misses", s.tlb_misses),
             ("block lookups", s.jump_misses),
+            ("writes to code pages", s.code_writes),
+            ("contexts flushed", s.context_flushes),
             ("device accesses", s.mmio),
             ("port accesses", s.ports),
             ("exceptions", s.exceptions),

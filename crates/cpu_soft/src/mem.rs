@@ -13,7 +13,7 @@
 //! that finds memory, because the map changed in between, is translated again.
 
 use umbra_cpu::Served;
-use umbra_mmu::{Access, AccessKind, Flush, Kind};
+use umbra_mmu::{Access, AccessKind, Flush, Kind, RamPage};
 use umbra_slots::Gpa;
 use umbra_x86::{Exception, Gva, vector};
 
@@ -412,9 +412,9 @@ impl Cpu {
                             read: page.read.into(),
                             write: (page.write && !code).into(),
                             addend: host.wrapping_sub(la & !0xfff),
-                            gpa: gpa | if page.global { tlb::GLOBAL } else { 0 },
+                            gpa: gpa | marks(&page),
                         };
-                        self.ctx_mut().fill(la, entry, page.large);
+                        self.ctx_mut().fill(la, entry);
                     }
                     let at = host + (la & 0xfff);
                     if code {
@@ -459,8 +459,8 @@ impl Cpu {
             };
             let host = page.page.as_ptr() as u64;
             if self.class != Class::Uncached {
-                let gpa = found.gpa.0 & !0xfff | if page.global { tlb::GLOBAL } else { 0 };
-                self.ctx_mut().fill_fetch(la, gpa, host, page.large);
+                let gpa = found.gpa.0 & !0xfff | marks(&page);
+                self.ctx_mut().fill_fetch(la, gpa, host);
             }
             return Ok((found.gpa.0, host + (la & 0xfff)));
         }
@@ -476,6 +476,7 @@ impl Cpu {
     /// Throws away what was decoded from bytes that were just written.
     #[inline(never)]
     fn code_written(&mut self, gpa: Gpa, len: usize) {
+        self.stats.code_writes += 1;
         if let Some((page, mask)) = self.code.written(gpa.0, len as u64, &self.code_port) {
             self.drop_code(page, mask);
         }
@@ -486,7 +487,7 @@ impl Cpu {
         let pool = &mut self.pool;
         let gone = self
             .blocks
-            .invalidate(page, mask, |block| pool.drop_block(block.rip, block));
+            .invalidate(page, mask, |block| pool.drop_block(block));
         self.stats.blocks_dropped += gone as u64;
     }
 
@@ -532,6 +533,12 @@ impl Cpu {
     fn apic_offset(&self, gpa: Gpa) -> Option<u32> {
         (self.apic.window() == Some(gpa.0 & !0xfff)).then_some((gpa.0 & 0xfff) as u32)
     }
+}
+
+/// What a cached translation remembers besides its addresses.
+fn marks(page: &RamPage) -> u64 {
+    let mark = |set: bool, bit: u64| if set { bit } else { 0 };
+    mark(page.global, tlb::GLOBAL) | mark(page.large, tlb::LARGE)
 }
 
 /// Reads guest RAM with one instruction where the size allows.

@@ -14,6 +14,7 @@
 //! shadow entry was dropped since, a CR3 load has nothing to flush.
 
 use crate::code::Block;
+use crate::op::Op;
 
 /// Data entries of a context.
 pub const ENTRIES: usize = 1024;
@@ -37,12 +38,14 @@ pub struct Entry {
     pub write: u64,
     /// Host address minus linear address.
     pub addend: u64,
-    /// Guest-physical page, with [`GLOBAL`] in bit 0.
+    /// Guest-physical page, with [`GLOBAL`] and [`LARGE`] in the low bits.
     pub gpa: u64,
 }
 
 /// Marks a translation that a CR3 load keeps (in [`Entry::gpa`] and [`Fetch::gpa`]).
 pub const GLOBAL: u64 = 1;
+/// Marks a 4 KiB piece of a larger page, which INVLPG of any address in it drops.
+pub const LARGE: u64 = 2;
 
 /// A fetch translation.
 #[derive(Clone, Copy)]
@@ -54,13 +57,15 @@ pub struct Fetch {
     pub host: u64,
 }
 
-/// Where the code at a linear address was decoded to.
+/// Where the code at a linear address was decoded to. It has all that the loop needs, so that the
+/// block's own header is not touched.
 #[derive(Clone, Copy)]
 pub struct Jump {
     /// Linear address and mode, see [`jump_tag`].
     pub tag: u64,
-    /// The block; valid while the tag matches.
-    pub block: *const Block,
+    /// The first operation, and the number of instructions in the upper 16 bits, which no user-space
+    /// address needs.
+    packed: u64,
 }
 
 const EMPTY: Entry = Entry {
@@ -77,7 +82,7 @@ const NO_FETCH: Fetch = Fetch {
 // `mode` is below 64, so no real tag has bit 63 differ from bit 56 and all others set.
 const NO_JUMP: Jump = Jump {
     tag: 0x8000_0000_0000_0001,
-    block: std::ptr::null(),
+    packed: 0,
 };
 
 /// Combines a canonical linear address and a mode (below 64): the bits that the mode disturbs
@@ -91,6 +96,13 @@ pub fn jump_tag(rip: u64, mode: u8) -> u64 {
 #[inline(always)]
 fn jump_index(rip: u64) -> usize {
     (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - JUMPS.trailing_zeros())) as usize
+}
+
+/// Where a translation of `la` is kept. The higher bits are folded in: two streams a multiple of
+/// 4 MiB apart (a decompressor's input and output) would evict each other with every access.
+#[inline(always)]
+fn slot(la: u64) -> usize {
+    (la >> 12 ^ la >> 22) as usize % ENTRIES
 }
 
 /// What distinguishes contexts: two accesses with the same key translate alike.
@@ -145,13 +157,13 @@ impl Ctx {
     /// Returns the entry in which a translation of `la` would be.
     #[inline(always)]
     pub fn entry(&self, la: u64) -> &Entry {
-        &self.entries[(la >> 12) as usize % ENTRIES]
+        &self.entries[slot(la)]
     }
 
     /// Puts a data translation in.
-    pub fn fill(&mut self, la: u64, entry: Entry, large: bool) {
-        self.large |= large;
-        let slot = &mut self.entries[(la >> 12) as usize % ENTRIES];
+    pub fn fill(&mut self, la: u64, entry: Entry) {
+        self.large |= entry.gpa & LARGE != 0;
+        let slot = &mut self.entries[slot(la)];
         *slot = Entry {
             read: if entry.read == 0 { NONE } else { la & !0xfff },
             write: if entry.write == 0 { NONE } else { la & !0xfff },
@@ -167,8 +179,8 @@ impl Ctx {
     }
 
     /// Puts a fetch translation in.
-    pub fn fill_fetch(&mut self, la: u64, gpa: u64, host: u64, large: bool) {
-        self.large |= large;
+    pub fn fill_fetch(&mut self, la: u64, gpa: u64, host: u64) {
+        self.large |= gpa & LARGE != 0;
         self.fetches[(la >> 12) as usize % FETCHES] = Fetch {
             page: la & !0xfff,
             gpa,
@@ -216,27 +228,73 @@ impl Ctx {
         }
     }
 
+    /// Drops what INVLPG of `la` drops. A larger page has at most 1 GiB, so its pieces are looked
+    /// for in the same gigabyte.
     fn drop_page(&mut self, la: u64) {
-        if self.large {
-            // The entries of a large page are spread over the arrays: drop them all.
-            return self.clear();
-        }
         let page = la & !0xfff;
-        let entry = &mut self.entries[(la >> 12) as usize % ENTRIES];
-        if entry.read == page || entry.write == page {
-            *entry = EMPTY;
+        let near = |other: u64| (other ^ la) >> 30 == 0;
+        if !self.large {
+            let entry = &mut self.entries[slot(la)];
+            if entry.read == page || entry.write == page {
+                *entry = EMPTY;
+            }
+            let fetch = &mut self.fetches[(la >> 12) as usize % FETCHES];
+            if fetch.page == page {
+                *fetch = NO_FETCH;
+            }
+            self.jumps
+                .iter_mut()
+                .filter(|j| j.rip() & !0xfff == page)
+                .for_each(|j| *j = NO_JUMP);
+            return;
         }
-        let fetch = &mut self.fetches[(la >> 12) as usize % FETCHES];
-        if fetch.page == page {
-            *fetch = NO_FETCH;
+        for entry in &mut self.entries {
+            let tag = if entry.read == NONE {
+                entry.write
+            } else {
+                entry.read
+            };
+            if tag == page || entry.gpa & LARGE != 0 && near(tag) {
+                *entry = EMPTY;
+            }
         }
-        for jump in self.jumps.iter_mut().filter(|j| j.rip() & !0xfff == page) {
-            *jump = NO_JUMP;
+        for fetch in &mut self.fetches {
+            if fetch.page == page || fetch.gpa & LARGE != 0 && near(fetch.page) {
+                *fetch = NO_FETCH;
+            }
         }
+        // A jump outlives the fetch translation that it was found by, and does not say how large
+        // its page was.
+        self.jumps
+            .iter_mut()
+            .filter(|j| near(j.rip()))
+            .for_each(|j| *j = NO_JUMP);
     }
 }
 
 impl Jump {
+    /// A jump to `block` in the current mode.
+    pub fn to(block: &Block, tag: u64) -> Self {
+        let first = block.ops.as_ptr() as u64;
+        debug_assert_eq!(first >> 48, 0);
+        Self {
+            tag,
+            packed: first | u64::from(block.count) << 48,
+        }
+    }
+
+    /// The first operation; valid while the tag matches.
+    #[inline(always)]
+    pub fn first(&self) -> *const Op {
+        (self.packed << 16 >> 16) as *const Op
+    }
+
+    /// The number of instructions.
+    #[inline(always)]
+    pub fn count(&self) -> i64 {
+        (self.packed >> 48) as i64
+    }
+
     fn rip(&self) -> u64 {
         // Bit 56 tells what the bits above it were before the mode was mixed in.
         ((self.tag << 7) as i64 >> 7) as u64
@@ -311,8 +369,9 @@ impl Pool {
     }
 
     /// A CR3 load that flushes: drops the non-global translations of the contexts of `cr3`,
-    /// unless no shadow entry was dropped since they were last clean.
-    pub fn load(&mut self, cr3: u64, epoch: u64) {
+    /// unless no shadow entry was dropped since they were last clean. Returns how many it flushed.
+    pub fn load(&mut self, cr3: u64, epoch: u64) -> u64 {
+        let mut flushed = 0;
         for ctx in self
             .contexts
             .iter_mut()
@@ -321,8 +380,10 @@ impl Pool {
             if ctx.epoch != epoch {
                 ctx.clear_non_global();
                 ctx.epoch = epoch;
+                flushed += 1;
             }
         }
+        flushed
     }
 
     /// Takes the right to write page `gpa` out of every entry.
@@ -337,10 +398,10 @@ impl Pool {
     }
 
     /// Forgets `block` wherever a jump leads to it.
-    pub fn drop_block(&mut self, rip: u64, block: *const Block) {
+    pub fn drop_block(&mut self, block: &Block) {
         for ctx in &mut self.contexts {
-            let jump = &mut ctx.jumps[jump_index(rip)];
-            if std::ptr::eq(jump.block, block) {
+            let jump = &mut ctx.jumps[jump_index(block.rip)];
+            if std::ptr::eq(jump.first(), block.ops.as_ptr()) {
                 *jump = NO_JUMP;
             }
         }
@@ -371,8 +432,8 @@ mod tests {
     fn a_cr3_load_keeps_global_pages_and_drops_the_others() {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
-        pool.get(at).fill(0x5000, entry(0x9000 | GLOBAL), false);
-        pool.get(at).fill(0x6000, entry(0xa000), false);
+        pool.get(at).fill(0x5000, entry(0x9000 | GLOBAL));
+        pool.get(at).fill(0x6000, entry(0xa000));
         pool.load(0x1000, 1);
         assert_eq!(pool.get(at).entry(0x5000).read, 0x5000);
         assert_eq!(pool.get(at).entry(0x6000).read, NONE);
@@ -383,7 +444,7 @@ mod tests {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
         pool.get(at).epoch = 7;
-        pool.get(at).fill(0x6000, entry(0xa000), false);
+        pool.get(at).fill(0x6000, entry(0xa000));
         pool.load(0x1000, 7);
         assert_eq!(pool.get(at).entry(0x6000).read, 0x6000);
     }
@@ -393,7 +454,7 @@ mod tests {
         let mut pool = Pool::new();
         for cr3 in [0x1000, 0x2000] {
             let (at, _) = pool.select(key(cr3));
-            pool.get(at).fill(0x6000, entry(0xa000), false);
+            pool.get(at).fill(0x6000, entry(0xa000));
         }
         pool.drop_page(0x6123);
         for cr3 in [0x1000, 0x2000] {
@@ -404,10 +465,23 @@ mod tests {
     }
 
     #[test]
+    fn invlpg_drops_every_piece_of_a_large_page_and_no_other() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        pool.get(at).fill(0x20_0000, entry(0x9000 | LARGE));
+        pool.get(at).fill(0x20_5000, entry(0xa000 | LARGE));
+        pool.get(at).fill(0x20_6000, entry(0xb000));
+        pool.drop_page(0x20_1000);
+        assert_eq!(pool.get(at).entry(0x20_0000).read, NONE);
+        assert_eq!(pool.get(at).entry(0x20_5000).read, NONE);
+        assert_eq!(pool.get(at).entry(0x20_6000).read, 0x20_6000);
+    }
+
+    #[test]
     fn dropping_writers_keeps_readers() {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
-        pool.get(at).fill(0x6000, entry(0xa000), false);
+        pool.get(at).fill(0x6000, entry(0xa000));
         pool.drop_writers(0xa000);
         assert_eq!(pool.get(at).entry(0x6000).read, 0x6000);
         assert_eq!(pool.get(at).entry(0x6000).write, NONE);
@@ -423,7 +497,7 @@ mod tests {
         ] {
             let jump = Jump {
                 tag: jump_tag(rip, 37),
-                block: std::ptr::null(),
+                packed: 0,
             };
             assert_eq!(jump.rip(), rip);
         }

@@ -133,13 +133,14 @@ fn fetch(umbra: &PathBuf, package: &str) -> Result<(PathBuf, PathBuf)> {
         bail!("umbra fetch {package} failed");
     }
     let text = String::from_utf8(output.stdout)?;
-    // One line a file: the path is the last word.
-    let mut paths = text
-        .lines()
-        .filter_map(|line| line.split_whitespace().last());
-    match (paths.next(), paths.next()) {
-        (Some(kernel), Some(initrd)) => Ok((kernel.into(), initrd.into())),
-        _ => bail!("umbra fetch printed {text:?}, not two paths"),
+    let path = |key: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(key))
+            .map(PathBuf::from)
+    };
+    match (path("kernel="), path("initrd=")) {
+        (Some(kernel), Some(initrd)) => Ok((kernel, initrd)),
+        _ => bail!("umbra fetch printed {text:?}, not kernel= and initrd="),
     }
 }
 

@@ -85,6 +85,7 @@ fn interrupt_controllers(chipset: &Chipset, bus: &Bus, ports: &Ports) -> Result<
 /// Tells the driver what the guest asks of the machine.
 fn listener(to_driver: Sender<Event>) -> PowerListener {
     Arc::new(move |event| {
+        tracing::debug!(?event, "the guest asks");
         let outcome = match event {
             PowerEvent::Off => Outcome::PowerOff,
             PowerEvent::Reset => Outcome::Reset,

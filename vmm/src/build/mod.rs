@@ -86,6 +86,7 @@ fn platform(spec: &Spec) -> Platform {
         local_apic: layout::LOCAL_APIC,
         ioapic: layout::IOAPIC,
         serial: Some((layout::SERIAL, layout::SERIAL_INTERRUPT)),
+        cmos: Some(layout::CMOS),
         sleep_control: layout::POWER + Power::SLEEP_CONTROL,
         reset: (layout::POWER + Power::RESET, Power::RESET_VALUE),
     }

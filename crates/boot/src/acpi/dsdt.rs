@@ -20,6 +20,9 @@ pub fn table(platform: &Platform) -> Sdt {
     if let Some((port, interrupt)) = platform.serial {
         serial(port, interrupt, &mut code);
     }
+    if let Some(port) = platform.cmos {
+        clock(port, &mut code);
+    }
     let mut table = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&code);
     table
@@ -35,6 +38,20 @@ fn serial(port: u16, interrupt: u32, code: &mut Vec<u8>) {
         vec![
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
             &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_CRS"), &resources),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// A CMOS clock (PNP0B00) without an interrupt: it tells the time and has no alarm.
+fn clock(port: u16, code: &mut Vec<u8>) {
+    let ports = IO::new(port, port, 1, 2);
+    let resources = ResourceTemplate::new(vec![&ports]);
+    Device::new(
+        Path::new("_SB_.RTC0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0B00")),
             &Name::new(Path::new("_CRS"), &resources),
         ],
     )

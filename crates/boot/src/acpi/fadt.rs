@@ -6,8 +6,10 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use super::{OEM, OEM_REVISION, OEM_TABLE, Platform};
 
 /// IA-PC boot architecture flags (5.2.9.3): no VGA, no PCIe ASPM. No flag for a keyboard
-/// controller, which can only reset here; a CMOS clock exists, so it is not denied.
+/// controller, which can only reset here.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 4;
+/// There is no CMOS clock.
+const NO_CMOS: u16 = 1 << 5;
 
 fn port(address: u16) -> GAS {
     GAS::new(
@@ -31,7 +33,8 @@ pub fn table(platform: &Platform, dsdt: u64) -> FADT {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     let (reset, value) = platform.reset;
-    table.iapc_boot_arch = BOOT_ARCH.into();
+    let no_cmos = if platform.cmos.is_none() { NO_CMOS } else { 0 };
+    table.iapc_boot_arch = (BOOT_ARCH | no_cmos).into();
     table.reset_reg = port(reset);
     table.reset_value = value;
     table.sleep_control_reg = port(platform.sleep_control);

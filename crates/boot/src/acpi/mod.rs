@@ -13,7 +13,7 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::error::Error;
-use crate::layout::{ACPI, HIGH_RAM};
+use crate::layout::{ACPI, RESET_VECTOR};
 
 const OEM: [u8; 6] = *b"UMBRA ";
 const OEM_TABLE: [u8; 8] = *b"UMBRAVM ";
@@ -30,6 +30,8 @@ pub struct Platform {
     pub ioapic: u32,
     /// First of the eight ports of a 16550, and its interrupt.
     pub serial: Option<(u16, u32)>,
+    /// Index port of a CMOS clock; its data port is the next one.
+    pub cmos: Option<u16>,
     /// Port of the sleep control register; the sleep status register is the next one.
     pub sleep_control: u16,
     /// Port of the reset register, and the value that resets.
@@ -52,7 +54,7 @@ pub fn write<M: GuestMemoryBackend>(memory: &M, platform: &Platform) -> Result<(
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
     area.bytes[..rsdp.len()].copy_from_slice(&rsdp);
     debug_assert!(
-        area.bytes.len() as u64 <= HIGH_RAM - ACPI,
+        area.bytes.len() as u64 <= RESET_VECTOR - ACPI,
         "thousands of processors fit"
     );
     memory
@@ -85,6 +87,7 @@ mod tests {
             local_apic: 0xfee0_0000,
             ioapic: 0xfec0_0000,
             serial: Some((0x3f8, 4)),
+            cmos: Some(0x70),
             sleep_control: 0x600,
             reset: (0x602, 1),
         }
@@ -181,6 +184,7 @@ mod tests {
         let dsdt = table(1, "DSDT");
         assert!(dsdt.windows(4).any(|w| w == b"_S5_"));
         assert!(dsdt.windows(4).any(|w| w == b"COM1"));
+        assert!(dsdt.windows(4).any(|w| w == b"RTC0"));
         assert!(dsdt.windows(2).any(|w| w == [0xf8, 0x03]));
     }
 }

@@ -439,7 +439,7 @@ impl Generator {
         let high = if negative { u64::MAX } else { 0 };
         let top = 1u64 << (8 * size - 1);
         let low = if signed {
-            gpr[0] & (top >> 1) - 1
+            gpr[0] & ((top >> 1) - 1)
         } else {
             gpr[0] & (top - 1)
         };

@@ -4,6 +4,7 @@
 //! atomic load, and takes the lock only when they say so or when the guest touches a register.
 //! Other threads put messages in under the same lock and then wake the processor.
 
+mod access;
 mod regs;
 mod timer;
 mod vectors;

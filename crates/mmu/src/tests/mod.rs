@@ -11,6 +11,5 @@ mod races;
 mod random;
 mod rights;
 mod slots;
-mod speed;
 mod threads;
 mod tracking;

@@ -86,7 +86,7 @@ mod tests {
             .character_device("dev/console", 5, 1)
             .executable("init", b"#!");
         let bytes = archive.finish();
-        assert_eq!(bytes.len() % 512, 0);
+        assert!(bytes.len().is_multiple_of(512));
         let text = String::from_utf8_lossy(&bytes);
         // Inode 1, mode, owner, links, time, size, device, special device 5:1, name length 12.
         assert!(text.contains(

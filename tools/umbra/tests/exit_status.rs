@@ -1,0 +1,198 @@
+//! The command from outside: exit status, one line for bad input, the console through pipes.
+#![allow(clippy::unwrap_used, reason = "in a test it is the failure")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// Runs the command with `input` on its standard input.
+fn umbra(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_umbra"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that has refused its arguments reads nothing.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// Writes a multiboot image that executes `code` in 32-bit protected mode.
+fn guest(dir: &TempDir, code: &[u8]) -> PathBuf {
+    let (magic, flags, load) = (0x1bad_b002u32, 1u32 << 16, 0x10_0000u32);
+    let (entry, end) = (load + 0x40, load + 0x40 + code.len() as u32);
+    let checksum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+    let header = [magic, flags, checksum, load, load, end, end, entry];
+    let mut bytes: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+    bytes.resize(0x40, 0);
+    bytes.extend(code);
+    let path = dir.path().join("guest");
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// `mov al, value; mov dx, port; out dx, al; jmp $`.
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0xb0, value, 0x66, 0xba, low, high, 0xee, 0xeb, 0xfe]
+}
+
+fn run(kernel: &Path, more: &[&str], input: &[u8]) -> Output {
+    let mut arguments = vec![
+        "run",
+        "--memory",
+        "16M",
+        "--kernel",
+        kernel.to_str().unwrap(),
+    ];
+    arguments.extend(more);
+    umbra(&arguments, input)
+}
+
+#[test]
+fn the_status_says_how_the_guest_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = [
+        (out(0x600, 0x34), 0),
+        (out(0x602, 1), 3),
+        (out(0x64, 0xfe), 3),
+    ];
+    for (code, status) in table {
+        let output = run(&guest(&dir, &code), &[], b"");
+        assert_eq!(
+            (output.status.code(), output.stderr.len()),
+            (Some(status), 0),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn a_triple_fault_shows_registers() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(&guest(&dir, &[0x0f, 0x0b]), &[], b"");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{stderr}");
+    assert!(
+        stderr.contains("rip 0000000000100040") && stderr.contains("cr3"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_signal_ends_the_run_with_its_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = guest(&dir, &[0xeb, 0xfe]);
+    for (signal, status) in [("TERM", 143), ("INT", 130), ("HUP", 129)] {
+        let child = Command::new(env!("CARGO_BIN_EXE_umbra"))
+            .args([
+                "run",
+                "--memory",
+                "16M",
+                "--kernel",
+                kernel.to_str().unwrap(),
+            ])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let id = child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-s", signal, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status));
+    }
+}
+
+#[test]
+fn piped_input_reaches_the_guest_byte_for_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    // Echoes what it reads; powers off at a full stop.
+    let mut code = vec![
+        0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xee,
+        0x3c, b'.', 0x75, 0xed,
+    ];
+    code.extend(out(0x600, 0x34));
+    let mut input: Vec<u8> = (0..20_000u32)
+        .map(|n| n as u8)
+        .filter(|byte| *byte != b'.')
+        .collect();
+    input.push(b'.');
+    let output = run(&guest(&dir, &code), &["--stats"], &input);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(
+        output.stdout, input,
+        "also Ctrl-A x: a pipe has no escape key"
+    );
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("instructions")
+    );
+}
+
+#[test]
+fn bad_input_is_status_2_and_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (empty, random) = (file("empty", b""), file("random", &[0x5a; 5000]));
+    let good = guest(&dir, &out(0x600, 0x34)).to_str().unwrap().to_owned();
+    let table: [(&[&str], &str); 12] = [
+        (&["run", "--kernel", "/nonexistent"], "No such file"),
+        (&["run", "--kernel", &empty], "is empty"),
+        (&["run", "--kernel", &random], "no known kernel format"),
+        (&["run", "--kernel", &good, "--initrd", &empty], "is empty"),
+        (
+            &["run", "--kernel", &good, "--initrd", &random],
+            "no known initrd format",
+        ),
+        (&["run", "--kernel", &good, "--memory", "1M"], "2 MiB"),
+        (&["run", "--kernel", &good, "--memory", "much"], "no size"),
+        (&["run", "--kernel", &good, "--cpus", "0"], "processors"),
+        (
+            &["run", "--kernel", &good, "--backend", "kvm"],
+            "no KVM backend",
+        ),
+        (&["run", "--kernel", &good, "--turbo"], "--turbo"),
+        (&["run"], "--kernel"),
+        (&[], "no command"),
+    ];
+    for (arguments, expected) in table {
+        let output = umbra(arguments, b"");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(expected), "{arguments:?}: {stderr}");
+        assert_eq!(
+            (stderr.lines().count(), output.stdout.len()),
+            (1, 0),
+            "{arguments:?}: {stderr}"
+        );
+    }
+}
+
+#[test]
+fn help_tells_every_status() {
+    let output = umbra(&["run", "--help"], b"");
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    for status in ["  0 ", "  1 ", "  2 ", "  3 ", "  4 ", "  5 ", "  128+N "] {
+        assert!(help.contains(status), "{status:?} in {help}");
+    }
+    assert!(
+        !help.contains("--tag-bits"),
+        "debugging switches are hidden"
+    );
+}
