@@ -15,9 +15,9 @@ const PROGRAM: &str = include_str!("userland/program.py");
 
 /// Runs a file and says how it ended; the same natively and in the guest.
 const ALL: &str = "#!/bin/bash
-rm -rf /work/place; mkdir /work/place; cd /work/place
-bash /work/commands.sh 2>&1; echo \"commands: status $?\"
-python3 /work/program.py 2>&1; echo \"program: status $?\"
+rm -rf /umbra/place; mkdir /umbra/place; cd /umbra/place
+bash /umbra/commands.sh 2>&1; echo \"commands: status $?\"
+python3 /umbra/program.py 2>&1; echo \"program: status $?\"
 ";
 
 const BEGIN: &str = "-----BEGIN OUTPUT-----\n";
@@ -34,7 +34,7 @@ fn init() -> String {
         "#!/bin/bash
 {variables}
 busybox mount -t proc proc /proc; busybox mount -t devtmpfs dev /dev; busybox dmesg -n 1
-bash /work/all < /dev/null > /tmp/output
+bash /umbra/all < /dev/null > /tmp/output
 stty -opost; printf '%s' '{BEGIN}'; cat /tmp/output; printf '%s' '{END}'; stty opost
 busybox poweroff -f
 "
@@ -43,13 +43,13 @@ busybox poweroff -f
 
 /// Puts the files to run into a tree.
 fn prepare(root: &Path) {
-    fs::create_dir(root.join("work")).unwrap();
+    fs::create_dir(root.join("umbra")).unwrap();
     for (name, content) in [
         ("commands.sh", COMMANDS),
         ("program.py", PROGRAM),
         ("all", ALL),
     ] {
-        fs::write(root.join("work").join(name), content).unwrap();
+        fs::write(root.join("umbra").join(name), content).unwrap();
     }
     fs::copy("/bin/sh", root.join("init")).unwrap(); // its mode: executable
     fs::write(root.join("init"), init()).unwrap();
@@ -71,7 +71,7 @@ fn fifty_commands_and_a_python_program_give_the_native_output() {
     fs::write(&initrd, userland::archive(&root)).unwrap();
     // The tree has no devices, and a shell takes nothing for the input of its jobs.
     fs::write(root.join("dev/null"), "").unwrap();
-    let natively = userland::native(&root, &["bash", "/work/all"]).unwrap();
+    let natively = userland::native(&root, &["bash", "/umbra/all"]).unwrap();
     assert_eq!(
         COMMANDS
             .lines()

@@ -122,7 +122,7 @@ pub fn native(root: &Path, arguments: &[&str]) -> Result<String> {
 pub fn environment() -> BTreeMap<&'static str, &'static str> {
     [
         ("PATH", "/usr/bin:/bin"),
-        ("HOME", "/work"),
+        ("HOME", "/umbra"),
         ("LC_ALL", "C"),
         ("TZ", "UTC"),
         ("PYTHONUTF8", "1"),
