@@ -153,7 +153,7 @@ pub struct Cpu {
     pub cr4: u64,
     /// EFER.
     pub efer: u64,
-    /// XCR0; without XSAVE always x87.
+    /// PKRU.
     pub pkru: u32,
     /// DR0 to DR3, two unused, DR6, DR7.
     pub dr: [u64; 8],

@@ -54,9 +54,14 @@ pub fn run(rest: &[&str]) -> Result<()> {
         "",
         &["build", "--quiet", "--package", "umbra"],
     )?;
+    step(
+        "documentation tests",
+        "",
+        &["test", "--quiet", "--workspace", "--doc"],
+    )?;
     if has_nextest() {
         let base = ["nextest", "run", "--workspace", "--no-fail-fast"];
-        step("tests", "", &[&base, rest].concat())?;
+        step("tests", "", &[&base, rest].concat())
     } else {
         println!("(cargo-nextest is not installed: using the slower built-in runner)");
         let base = ["test", "--workspace", "--no-fail-fast", "--all-targets"];

@@ -125,7 +125,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Operand size of a stack operation or near branch in bytes, from the code's name.
+    /// The list.
     fn pick(&mut self, insn: &Instruction, op: &mut Op) -> Pick {
         use Mnemonic::*;
         let memory = has_memory(insn);

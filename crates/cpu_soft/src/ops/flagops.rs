@@ -1,10 +1,10 @@
 //! Instructions about RFLAGS: CLC, STC, CMC, CLD, STD, LAHF, SAHF, CLI, STI, STAC, CLAC, PUSHF,
 //! POPF.
 
+use umbra_x86::rflags;
 use umbra_x86::rflags::{
     AC, AF, CF, DF, ID, IF, IOPL, NT, OF, PF, RF, SF, STATUS, TF, VIF, VIP, VM, ZF,
 };
-use umbra_x86::{cr4, rflags};
 
 use super::ok;
 use crate::cpu::{Cpu, Trap};
@@ -90,7 +90,7 @@ pub fn sti(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// STAC and CLAC, by `imm`.
 pub fn set_ac(cpu: &mut Cpu, op: &Op) -> Leave {
-    if cpu.cpl != 0 || cpu.cr4 & cr4::SMAP == 0 && cpu.cpuid.get(7, 0).ebx >> 20 & 1 == 0 {
+    if cpu.cpl != 0 || cpu.cpuid.get(7, 0).ebx >> 20 & 1 == 0 {
         cpu.ud();
         return cpu.fault(op);
     }
@@ -126,7 +126,8 @@ pub fn popf<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
         may |= IF;
     }
     let old = cpu.rflags();
-    let value = old & !may & !(RF | VIF & VIP) | new & may;
+    let cleared = if cpu.cpl == 0 { RF | VIF | VIP } else { RF };
+    let value = old & !(may | cleared) | new & may;
     let quiet = (old ^ value) & (TF | AC | IF) == 0;
     if quiet {
         cpu.flags.set(value);

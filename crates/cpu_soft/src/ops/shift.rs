@@ -104,7 +104,6 @@ fn apply<O: Shift, const N: usize>(flags: &mut Flags, a: u64, count: u32) -> u64
 }
 
 fn r_imm<O: Shift, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    // The decoder turns a zero count into a move of the register to itself.
     let a = cpu.regs.get::<N>(op.a);
     let r = apply::<O, N>(&mut cpu.flags, a, masked::<N>(op.imm));
     cpu.regs.set::<N>(op.a, r);

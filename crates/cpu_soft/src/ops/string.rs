@@ -13,7 +13,7 @@ use super::by_size;
 use crate::cpu::{Cpu, Trap};
 use crate::ea::truncate;
 use crate::op::{Handler, Leave, Op, addr, next};
-use crate::{raw, width};
+use crate::raw;
 
 /// No prefix.
 const ONCE: u8 = 0;
@@ -224,7 +224,6 @@ impl Action for Outs {
 }
 
 fn run<A: Action, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    debug_assert!(width::BITS::<N>() <= 64);
     if op.extra == ONCE {
         return match A::one::<N>(cpu, op) {
             Ok(()) => next(cpu, op),
