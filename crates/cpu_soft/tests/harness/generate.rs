@@ -73,9 +73,6 @@ const EXCLUDED: &[&str] = &[
     "Str",
     "Smsw",
     // Addresses and frames of their own.
-    "Enter",
-    "Leave",
-    "Xlatb",
     "Maskmovq",
     "Maskmovdqu",
     "Cldemote",
@@ -125,9 +122,7 @@ const EXCLUDED: &[&str] = &[
 
 fn excluded(mnemonic: Mnemonic) -> bool {
     let name = format!("{mnemonic:?}");
-    let control = [
-        "J", "Call", "Ret", "Iret", "Loop", "Int", "Sys", "Ud", "Hlt", "Reserved",
-    ];
+    let control = ["Ret", "Iret", "Int", "Sys", "Ud", "Hlt", "Reserved"];
     control.iter().any(|c| name.starts_with(c)) || EXCLUDED.contains(&name.as_str())
 }
 
@@ -143,10 +138,8 @@ fn unsupported(kind: K) -> bool {
             | K::tr_reg
             | K::br16_1
             | K::br32_1
-            | K::br64_1
             | K::br16_2
             | K::br32_4
-            | K::br64_4
             | K::xbegin_2
             | K::xbegin_4
     )
@@ -216,6 +209,26 @@ impl Generator {
             }
         }
         self.divisor(&mut insn, &mut gpr, &mut memory);
+        match insn.mnemonic() {
+            // Branches count in RCX: both outcomes of a small number are likely.
+            Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jrcxz => {
+                gpr[1] = self.below(3);
+            }
+            Mnemonic::Jecxz => gpr[1] = self.below(2) << (32 * self.below(2)),
+            Mnemonic::Enter => {
+                insn.set_op_kind(1, OpKind::Immediate8_2nd);
+                insn.set_immediate16(self.below(512) as u16);
+                insn.set_immediate8_2nd(self.below(4) as u8);
+                gpr[5] = MEMORY + 0x1100 + self.below(64);
+            }
+            Mnemonic::Xlatb => gpr[3] = MEMORY + 0x100,
+            Mnemonic::Leave => gpr[5] = MEMORY + 0x1100 + self.below(64),
+            // An indirect branch would have to know where the code behind it is.
+            Mnemonic::Jmp | Mnemonic::Call if insn.op0_kind() != OpKind::NearBranch64 => {
+                return None;
+            }
+            _ => {}
+        }
         let fx = self.fx();
         Some(Case {
             insn,
@@ -294,6 +307,17 @@ impl Generator {
                 | K::imm64
                 | K::imm8_const_1 => {
                     self.immediate(insn, i, *kind);
+                    continue;
+                }
+                K::br64_1 | K::br64_4 => {
+                    insn.set_op_kind(i, OpKind::NearBranch64);
+                    continue;
+                }
+                K::seg_rBX_al => {
+                    insn.set_op_kind(i, OpKind::Memory);
+                    insn.set_memory_base(Register::RBX);
+                    insn.set_memory_index(Register::AL);
+                    insn.set_memory_index_scale(1);
                     continue;
                 }
                 K::seg_rSI => {

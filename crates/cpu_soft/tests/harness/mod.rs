@@ -88,11 +88,8 @@ unsafe extern "sysv64" {
 
 /// Emits the code of a case.
 fn code(case: &Case) -> Vec<u8> {
-    let mut encoder = Encoder::new(64);
-    let mut at = BASE;
-    let mut put = |insn: Instruction| {
-        at += encoder.encode(&insn, at).expect("harness code encodes") as u64;
-    };
+    let mut list = Vec::new();
+    let mut put = |insn: Instruction| list.push(insn);
     let abs = |a: u64| MemoryOperand::with_displ(a, 4);
     let one = |code, op: MemoryOperand| Instruction::with1(code, op).expect("valid");
     let load = |r, a| Instruction::with2(Code::Mov_r64_rm64, r, abs(a)).expect("valid");
@@ -123,6 +120,11 @@ fn code(case: &Case) -> Vec<u8> {
         put(load(*r, IN + 8 * i as u64));
     }
     put(case.insn);
+    if is_branch(&case.insn) {
+        // What a taken branch skips: an addition that leaves the flags alone.
+        let source = MemoryOperand::with_base_displ(Register::R11, 1);
+        put(Instruction::with2(Code::Lea_r64_m, Register::R11, source).expect("valid"));
+    }
     for (i, r) in registers.iter().enumerate() {
         put(store(OUT + 8 * i as u64, *r));
     }
@@ -131,6 +133,31 @@ fn code(case: &Case) -> Vec<u8> {
     put(one(Code::Pop_rm64, abs(OUT + 128)));
     put(one(Code::Fxsave64_m512byte, abs(OUT + FX)));
     put(one(Code::Jmp_rm64, abs(EXIT)));
+    encode(list)
+}
+
+fn is_branch(insn: &Instruction) -> bool {
+    insn.op_count() > 0 && insn.op0_kind() == iced_x86::OpKind::NearBranch64
+}
+
+/// Lays the instructions out from [`BASE`]; a branch goes over the one behind it.
+fn encode(list: Vec<Instruction>) -> Vec<u8> {
+    let mut encoder = Encoder::new(64);
+    let mut at = BASE;
+    let mut rest = list.into_iter().peekable();
+    while let Some(mut insn) = rest.next() {
+        if is_branch(&insn) {
+            let len = |insn: &Instruction| {
+                Encoder::new(64)
+                    .encode(insn, at)
+                    .expect("harness code encodes") as u64
+            };
+            insn.set_near_branch64(at);
+            let skipped = rest.peek().map_or(0, len);
+            insn.set_near_branch64(at + len(&insn) + skipped);
+        }
+        at += encoder.encode(&insn, at).expect("harness code encodes") as u64;
+    }
     encoder.take_buffer()
 }
 
