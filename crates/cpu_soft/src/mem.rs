@@ -13,7 +13,7 @@
 //! that finds memory, because the map changed in between, is translated again.
 
 use umbra_cpu::Served;
-use umbra_mmu::{Access, AccessKind, Flush, Kind, RamPage};
+use umbra_mmu::{Access, AccessKind, Flush, Kind, RamPage, Translation};
 use umbra_slots::Gpa;
 use umbra_x86::{Exception, Gva, vector};
 
@@ -379,10 +379,24 @@ impl Cpu {
         }
     }
 
-    fn resolve(&mut self, la: u64, kind: AccessKind, len: usize) -> Result<Where, Trap> {
+    /// Asks the MMU. The answer holds until the next flush is taken, so one that came with a flush
+    /// is asked for again.
+    fn translate(&mut self, la: u64, access: Access) -> Result<Translation, Trap> {
         if !self.canonical(la) {
             return Err(self.raise(Exception::with_error(vector::GP, 0)));
         }
+        loop {
+            let found = self.mmu.translate(Gva(la), access);
+            if self.mmu.pending() {
+                self.drain();
+                continue;
+            }
+            return found
+                .map_err(|fault| self.raise(Exception::page_fault(fault.gva.0, fault.error)));
+        }
+    }
+
+    fn resolve(&mut self, la: u64, kind: AccessKind, len: usize) -> Result<Where, Trap> {
         self.stats.tlb_misses += 1;
         self.check_watchpoints(la, kind, len as u64);
         let access = Access {
@@ -390,42 +404,33 @@ impl Cpu {
             user: self.access_user,
             ac: self.access_ac,
         };
-        loop {
-            let found = self.mmu.translate(Gva(la), access);
-            if self.mmu.pending() {
-                self.drain();
-                continue;
-            }
-            let found = match found {
-                Ok(found) => found,
-                Err(fault) => {
-                    return Err(self.raise(Exception::page_fault(fault.gva.0, fault.error)));
-                }
+        let found = self.translate(la, access)?;
+        Ok(match found.kind {
+            Kind::Ram(page) => self.cache(la, found.gpa, &page),
+            Kind::Tracked => Where::Tracked(found.gpa),
+            Kind::Mmio { .. } | Kind::ReadOnly => Where::Device(found.gpa),
+        })
+    }
+
+    /// Remembers a page of RAM, but for writes only if no decoded code is on it.
+    fn cache(&mut self, la: u64, gpa: Gpa, page: &RamPage) -> Where {
+        let host = page.page.as_ptr() as u64;
+        let frame = gpa.0 & !0xfff;
+        let code = page.write && self.code.contains(frame);
+        if self.class != Class::Uncached {
+            let entry = tlb::Entry {
+                read: page.read.into(),
+                write: (page.write && !code).into(),
+                addend: host.wrapping_sub(la & !0xfff),
+                gpa: frame | marks(page),
             };
-            return Ok(match found.kind {
-                Kind::Ram(page) => {
-                    let host = page.page.as_ptr() as u64;
-                    let gpa = found.gpa.0 & !0xfff;
-                    let code = page.write && self.code.contains(gpa);
-                    if self.class != Class::Uncached {
-                        let entry = tlb::Entry {
-                            read: page.read.into(),
-                            write: (page.write && !code).into(),
-                            addend: host.wrapping_sub(la & !0xfff),
-                            gpa: gpa | marks(&page),
-                        };
-                        self.ctx_mut().fill(la, entry);
-                    }
-                    let at = host + (la & 0xfff);
-                    if code {
-                        Where::Code(at, found.gpa)
-                    } else {
-                        Where::Ram(at)
-                    }
-                }
-                Kind::Tracked => Where::Tracked(found.gpa),
-                Kind::Mmio { .. } | Kind::ReadOnly => Where::Device(found.gpa),
-            });
+            self.ctx_mut().fill(la, entry);
+        }
+        let at = host + (la & 0xfff);
+        if code {
+            Where::Code(at, gpa)
+        } else {
+            Where::Ram(at)
         }
     }
 
@@ -434,42 +439,27 @@ impl Cpu {
         if let Some(hit) = self.ctx().fetch(la) {
             return Ok(((hit.gpa & !0xfff) + (la & 0xfff), hit.host + (la & 0xfff)));
         }
-        if !self.canonical(la) {
-            return Err(self.raise(Exception::with_error(vector::GP, 0)));
-        }
         let access = Access {
             kind: AccessKind::Fetch,
             user: self.cpl == 3,
             ac: false,
         };
-        loop {
-            let found = self.mmu.translate(Gva(la), access);
-            if self.mmu.pending() {
-                self.drain();
-                continue;
-            }
-            let found = match found {
-                Ok(found) => found,
-                Err(fault) => {
-                    return Err(self.raise(Exception::page_fault(fault.gva.0, fault.error)));
-                }
-            };
-            let Kind::Ram(page) = found.kind else {
-                return Err(self.fetch_from_device(found.gpa));
-            };
-            let host = page.page.as_ptr() as u64;
-            if self.class != Class::Uncached {
-                let gpa = found.gpa.0 & !0xfff | marks(&page);
-                self.ctx_mut().fill_fetch(la, gpa, host);
-            }
-            return Ok((found.gpa.0, host + (la & 0xfff)));
+        let found = self.translate(la, access)?;
+        let Kind::Ram(page) = found.kind else {
+            return Err(self.fetch_from_device(found.gpa));
+        };
+        let host = page.page.as_ptr() as u64;
+        if self.class != Class::Uncached {
+            let gpa = found.gpa.0 & !0xfff | marks(&page);
+            self.ctx_mut().fill_fetch(la, gpa, host);
         }
+        Ok((found.gpa.0, host + (la & 0xfff)))
     }
 
     /// There is no memory at the instruction pointer. Hardware would fetch all-ones from the bus,
     /// which is no instruction.
     fn fetch_from_device(&mut self, gpa: Gpa) -> Trap {
-        tracing::warn!(rip = self.rip, %gpa, "guest executes where there is no memory");
+        tracing::debug!(rip = self.rip, %gpa, "the guest executes where there is no memory");
         self.raise(Exception::plain(vector::UD))
     }
 

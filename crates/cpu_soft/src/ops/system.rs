@@ -86,27 +86,25 @@ pub fn serialize(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// RDTSC.
 pub fn rdtsc(cpu: &mut Cpu, op: &Op) -> Leave {
-    if cpu.cr4 & cr4::TSD != 0 && cpu.cpl != 0 {
-        cpu.gp(0);
-        return cpu.fault(op);
-    }
-    let now = cpu.tsc();
-    cpu.regs.set::<4>(offset(0), now);
-    cpu.regs.set::<4>(offset(2), now >> 32);
+    ok!(cpu, op, read_counter(cpu));
     next(cpu, op)
 }
 
 /// RDTSCP.
 pub fn rdtscp(cpu: &mut Cpu, op: &Op) -> Leave {
+    ok!(cpu, op, read_counter(cpu));
+    cpu.regs.set::<4>(offset(1), cpu.msrs.tsc_aux);
+    next(cpu, op)
+}
+
+fn read_counter(cpu: &mut Cpu) -> Result<(), Trap> {
     if cpu.cr4 & cr4::TSD != 0 && cpu.cpl != 0 {
-        cpu.gp(0);
-        return cpu.fault(op);
+        return Err(cpu.gp(0));
     }
     let now = cpu.tsc();
     cpu.regs.set::<4>(offset(0), now);
     cpu.regs.set::<4>(offset(2), now >> 32);
-    cpu.regs.set::<4>(offset(1), cpu.msrs.tsc_aux);
-    next(cpu, op)
+    Ok(())
 }
 
 /// RDPMC: there are no counters.
