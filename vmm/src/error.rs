@@ -45,6 +45,14 @@ pub enum PlanError {
         /// What was asked for.
         bits: u32,
     },
+    /// The first generation leaves no room for those to come.
+    #[error("the first generation is {first}, more than {max}; start lower")]
+    FirstGeneration {
+        /// What was asked for.
+        first: u64,
+        /// The largest that may be.
+        max: u64,
+    },
 }
 
 /// Why a planned machine cannot be built.

@@ -10,6 +10,9 @@ const MAX_CPUS: u32 = 255;
 /// Half a TiB: with the hole it stays far below the 46 address bits that the processor shows.
 const MAX_MEMORY: u64 = 1 << 39;
 
+/// A generation is never reset or used again: there must be room above the first one.
+const MAX_FIRST_GENERATION: u64 = 1 << 62;
+
 /// A machine that can be built, as far as numbers tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
@@ -34,6 +37,12 @@ impl Plan {
         if !(2..=19).contains(&spec.tag_bits) {
             return Err(PlanError::TagBits {
                 bits: spec.tag_bits,
+            });
+        }
+        if spec.first_generation > MAX_FIRST_GENERATION {
+            return Err(PlanError::FirstGeneration {
+                first: spec.first_generation,
+                max: MAX_FIRST_GENERATION,
             });
         }
         if spec.backend == Backend::Kvm {
@@ -100,6 +109,17 @@ mod tests {
             };
             assert_eq!(refused(narrow), PlanError::TagBits { bits });
         }
+        let late = Spec {
+            first_generation: u64::MAX,
+            ..spec()
+        };
+        assert!(matches!(
+            refused(late),
+            PlanError::FirstGeneration {
+                first: u64::MAX,
+                ..
+            }
+        ));
     }
 
     #[test]

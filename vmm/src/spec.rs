@@ -44,6 +44,8 @@ pub struct Spec {
     pub backend: Backend,
     /// Width of the generation tag in MMIO entries, 2 to 19; narrow ones are for tests.
     pub tag_bits: u32,
+    /// The number of the first map; tests start near a wrap of the tag.
+    pub first_generation: u64,
     /// Self-verification.
     pub verify: Verify,
 }
@@ -63,6 +65,7 @@ impl Spec {
             memory: 512 << 20,
             backend: Backend::Auto,
             tag_bits: 19,
+            first_generation: 0,
             verify: Verify::Off,
         }
     }

@@ -84,6 +84,9 @@ pub struct MachineArgs {
     /// Width of the generation tag in MMIO entries, 2 to 19 (for debugging)
     #[arg(long, value_name = "N", default_value_t = 19, hide = true)]
     pub tag_bits: u32,
+    /// The generation of the first map, to begin near a wrap of the tag (for debugging)
+    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
+    pub first_generation: u64,
     /// Compare every translation with a plain page walk, and audit the MMU's structures every N
     /// slow faults (for debugging; slow)
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1000", hide = true)]
@@ -115,6 +118,7 @@ impl MachineArgs {
                 BackendArg::Kvm => Backend::Kvm,
             },
             tag_bits: self.tag_bits,
+            first_generation: self.first_generation,
             verify: self.audit.map_or(Verify::Off, Verify::EveryFault),
             ..Spec::new(kernel)
         }
@@ -209,6 +213,8 @@ mod tests {
             "k",
             "--tag-bits",
             "2",
+            "--first-generation",
+            "524188",
             "--audit",
         ];
         let Command::Run(run) = Cli::try_parse_from(arguments).unwrap().command else {
@@ -216,5 +222,6 @@ mod tests {
         };
         let spec = run.machine.spec("k".into(), None);
         assert_eq!((spec.tag_bits, spec.verify), (2, Verify::EveryFault(1000)));
+        assert_eq!(spec.first_generation, (1 << 19) - 100);
     }
 }

@@ -12,7 +12,7 @@ use umbra_bus::{Bus, Ports};
 use umbra_clock::Clock;
 use umbra_devices::Power;
 use umbra_irqchip::Chipset;
-use umbra_slots::{AddressSpace, Options};
+use umbra_slots::{AddressSpace, Generation, Options};
 
 use crate::console::{Console, Writer};
 use crate::error::BuildError;
@@ -34,7 +34,10 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         .transpose()?;
 
     let clock = Clock::start();
-    let space = AddressSpace::new(Options::default());
+    let space = AddressSpace::new(Options {
+        first_generation: Generation(spec.first_generation),
+        ..Options::default()
+    });
     memory::add(&space, spec.memory)?;
     let request = Request {
         kernel,

@@ -1,21 +1,13 @@
 //! The MMU verifies itself through a whole boot, while the guest-physical map changes under it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use umbra_slots::{Gpa, GpaRange};
-use umbra_vmm::{Console, Ended, Machine, Outcome, Plan, Spec, Verify};
-use vm_device::DeviceMmio;
-use vm_device::bus::{MmioAddress, MmioAddressOffset};
+use umbra_vmm::{Console, Machine, Outcome, Plan, Spec, Verify};
 
 use crate::support::guest::{Guest, LINUX_6_1};
+use crate::support::restless::{self, Pattern, counter};
 use crate::support::screen::Screen;
 
-/// Where a device comes and goes: in the hole below 4 GiB, where nothing else is.
-const WINDOW: Gpa = Gpa(0xd000_0000);
-/// Two places between which another one moves.
-const ELSEWHERE: [Gpa; 2] = [Gpa(0xd100_0000), Gpa(0xd200_0000)];
 /// Time between two changes of the map; four of them wrap a tag of two bits.
 const STEP: Duration = Duration::from_millis(20);
 /// How long the device takes to answer, so that the map changes while it is read.
@@ -24,9 +16,6 @@ const READ_TIME: Duration = Duration::from_millis(1);
 const MEMORY: u64 = (3 << 30) + (64 << 20);
 /// Slow faults between two audits of everything.
 const AUDIT: u32 = 100;
-
-/// What the device answers.
-const PATTERN: u8 = 0x5a;
 
 /// Maps the window anew many times and reads a word; each must be of the device or of nothing. Then
 /// reads a page of it through one mapping: there an entry gets old in its place.
@@ -50,50 +39,6 @@ echo "pages: bytes=$bytes foreign=$foreign"
 /bin/busybox poweroff -f
 "#;
 
-#[derive(Default)]
-struct Pattern {
-    reads: AtomicU64,
-}
-
-impl DeviceMmio for Pattern {
-    fn mmio_read(&self, _: MmioAddress, _: MmioAddressOffset, data: &mut [u8]) {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(READ_TIME);
-        data.fill(PATTERN);
-    }
-
-    fn mmio_write(&self, _: MmioAddress, _: MmioAddressOffset, _: &[u8]) {}
-}
-
-/// Runs `machine` while devices appear, move and go.
-fn run_with_restless_devices(machine: Machine, device: &Arc<Pattern>) -> Ended {
-    let bus = Arc::clone(machine.bus());
-    let page = |start| GpaRange::new(start, 0x1000).unwrap();
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mover = bus.insert(page(ELSEWHERE[0]), device.clone()).unwrap();
-            while !ended.load(Ordering::Relaxed) {
-                let id = bus.insert(page(WINDOW), device.clone()).unwrap();
-                for place in ELSEWHERE.into_iter().rev().cycle().take(4) {
-                    std::thread::sleep(STEP);
-                    bus.move_to(mover, place).unwrap();
-                }
-                assert!(bus.remove(id).is_some());
-                std::thread::sleep(STEP);
-            }
-        });
-        let result = machine.run();
-        ended.store(true, Ordering::Relaxed);
-        result.unwrap()
-    })
-}
-
-fn counter(ended: &Ended, wanted: &str) -> u64 {
-    let found = ended.statistics.iter().find(|(_, name, _)| *name == wanted);
-    found.unwrap_or_else(|| panic!("nobody counts {wanted}")).2
-}
-
 fn boots_under_audit(cpus: u32) {
     let Some(guest) = Guest::fetch(LINUX_6_1) else {
         return;
@@ -108,10 +53,10 @@ fn boots_under_audit(cpus: u32) {
             .cpus(cpus)
             .memory(MEMORY)
     };
-    let (screen, device) = (Screen::default(), Arc::new(Pattern::default()));
+    let (screen, device) = (Screen::default(), Pattern::answering_after(READ_TIME));
     let machine = Machine::build(Plan::new(spec).unwrap(), Console::to(screen.clone())).unwrap();
 
-    let ended = run_with_restless_devices(machine, &device);
+    let ended = restless::run(machine, &device, STEP);
 
     let text = screen.text();
     assert_eq!(ended.outcome, Outcome::PowerOff, "{text}");
@@ -119,7 +64,7 @@ fn boots_under_audit(cpus: u32) {
     let words = line("words: ").unwrap_or_else(|| panic!("init was silent:\n{text}"));
     assert!(words.ends_with(" other=0"), "{words}");
     assert_eq!(line("pages: "), Some("pages: bytes=49152 foreign=0"));
-    assert!(device.reads.load(Ordering::Relaxed) > 0, "{words}");
+    assert!(device.reads() > 0, "{words}");
 
     let count = |name| counter(&ended, name);
     eprintln!("{words}; {:?}", ended.statistics);

@@ -11,6 +11,7 @@ mod audit;
 mod bad_input;
 mod boot;
 mod crash;
+mod storm;
 mod support;
 mod terminal;
 mod userland;

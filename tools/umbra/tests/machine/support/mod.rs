@@ -4,6 +4,7 @@ mod command;
 pub mod guest;
 pub mod image;
 mod pty;
+pub mod restless;
 pub mod screen;
 pub mod userland;
 
