@@ -12,6 +12,8 @@ pub struct Config {
     pub unsync: Unsync,
     /// How many shadow pages there may be, at least 64; the oldest go when more are needed.
     pub max_pages: usize,
+    /// Each processor answers repeated MMIO accesses from a record of its own, without the lock.
+    pub last_mmio: bool,
     /// What is verified while running.
     pub audit: Audit,
     /// MAXPHYADDR, 32 to 52: frame bits from here on are reserved in guest entries.
@@ -46,6 +48,7 @@ impl Default for Config {
             large_pages: true,
             unsync: Unsync::Never,
             max_pages: 16 * 1024,
+            last_mmio: true,
             audit: Audit::Off,
             phys_bits: 46,
         }

@@ -71,9 +71,16 @@ pub(crate) struct Port {
     /// The thread that entered last.
     thread: AtomicU64,
     wake: Wake,
+    /// Accesses answered from the processor's last MMIO translation; it alone writes here.
+    record_hits: AtomicU64,
 }
 
 impl Port {
+    pub fn count_record_hit(&self) {
+        let hits = self.record_hits.load(Ordering::Relaxed);
+        self.record_hits.store(hits + 1, Ordering::Relaxed);
+    }
+
     /// Tells whether something was posted that is not acknowledged.
     pub fn pending(&self) -> bool {
         self.posted.load(Ordering::Acquire) != self.acked.load(Ordering::Relaxed)
@@ -92,6 +99,8 @@ impl Port {
 struct Ports {
     last: u64,
     all: Vec<Arc<Port>>,
+    /// Of processors that are gone.
+    record_hits: u64,
 }
 
 /// All processors of a machine.
@@ -108,6 +117,7 @@ impl Hub {
             ports: Mutex::new(Ports {
                 last: 0,
                 all: Vec::new(),
+                record_hits: 0,
             }),
             waiters: AtomicUsize::new(0),
             sleep: Mutex::new(()),
@@ -124,14 +134,26 @@ impl Hub {
             inside: AtomicBool::new(false),
             thread: AtomicU64::new(0),
             wake,
+            record_hits: AtomicU64::new(0),
         });
         ports.all.push(port.clone());
         port
     }
 
     pub fn detach(&self, port: &Arc<Port>) {
-        self.ports.lock().all.retain(|p| !Arc::ptr_eq(p, port));
+        let mut ports = self.ports.lock();
+        ports.all.retain(|p| !Arc::ptr_eq(p, port));
+        ports.record_hits += port.record_hits.load(Ordering::Relaxed);
+        drop(ports);
         self.leave(port);
+    }
+
+    /// How many accesses were answered by processors' last MMIO translations.
+    pub fn record_hits(&self) -> u64 {
+        let ports = self.ports.lock();
+        let live = ports.all.iter();
+        let hits = live.map(|port| port.record_hits.load(Ordering::Relaxed));
+        hits.sum::<u64>() + ports.record_hits
     }
 
     /// Posts a flush to every port. `keep` lives until each has acknowledged.

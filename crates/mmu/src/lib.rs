@@ -36,6 +36,7 @@ mod flush;
 mod guest_entry;
 #[cfg(test)]
 mod hook;
+mod last;
 mod memory;
 mod mmu;
 mod mode;

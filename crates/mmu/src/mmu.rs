@@ -77,6 +77,7 @@ impl Mmu {
     pub fn statistics(&self) -> Vec<(&'static str, u64)> {
         let tables = self.tables.lock();
         let mut list = tables.stats.list();
+        list.push(("mmio_record_hits", self.hub.record_hits()));
         list.push(("pages", tables.pages.len() as u64));
         list.push(("unsettled", tables.unsettled.len() as u64));
         list

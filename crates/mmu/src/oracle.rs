@@ -327,6 +327,7 @@ impl VcpuMmu {
                 return answer;
             }
             self.judge(gva, access);
+            self.forget_last(); // as good as a TLB entry: the guest has not flushed what it wrote
             // Asked anew, because the processor was outside meanwhile.
             answer = self.ask(gva, access);
         }
@@ -342,6 +343,11 @@ impl VcpuMmu {
     fn judge(&mut self, gva: Gva, access: Access) {
         let mmu = self.mmu().clone();
         let map = self.hold(&mmu);
+        if let Some(given) = self.ask_last(gva, access)
+            && matches!(map.resolve(given.gpa), Target::Ram(_))
+        {
+            panic!("R40: {gva} {access:?} was last {given:?}, and there is RAM now");
+        }
         let mut tables = mmu.tables.lock();
         let registers = self.registers();
         let wrong = |shadow: Option<Translation>| {

@@ -9,6 +9,7 @@ use umbra_x86::Gva;
 
 use crate::fault::{Outcome, Request};
 use crate::flush::{Flush, Port};
+use crate::last::LastMmio;
 use crate::mmu::Mmu;
 use crate::mode::{Mode, PagingRegs};
 use crate::oracle::Registers;
@@ -64,6 +65,7 @@ pub struct VcpuMmu {
     regs: PagingRegs,
     mode: Mode,
     roots: Roots,
+    last: LastMmio,
 }
 
 impl VcpuMmu {
@@ -75,6 +77,7 @@ impl VcpuMmu {
             regs: PagingRegs::default(),
             mode,
             roots: Roots::default(),
+            last: LastMmio::default(),
         }
     }
 
@@ -87,6 +90,9 @@ impl VcpuMmu {
         };
         if mode.rules != self.mode.rules || guest != self.roots.guest {
             self.roots.forget();
+        }
+        if *regs != self.regs {
+            self.last.forget();
         }
         self.regs = *regs;
         self.mode = mode;
@@ -103,6 +109,7 @@ impl VcpuMmu {
         drop(map);
         if pdptes != self.roots.guest.pdptes {
             self.roots.forget();
+            self.last.forget();
             self.roots.guest.pdptes = pdptes;
         }
         Ok(())
@@ -116,9 +123,13 @@ impl VcpuMmu {
         // before this look at the marks (rule R36).
         fence(Ordering::SeqCst);
         let unsettled = self.mmu.published.unsettled.load(Ordering::SeqCst) != 0;
+        if !matches!(scope, Scope::Page(_) | Scope::PcidPage(..)) {
+            self.last.forget();
+        }
         match scope {
             Scope::Page(gva) | Scope::PcidPage(_, gva) => {
                 let gva = Gva(self.mode.format().truncate(gva.0));
+                self.last.forget_page(gva);
                 let mut tables = self.mmu.tables.lock();
                 let map = self.mmu.space.load();
                 let root = self.roots.current(&tables, &self.mode, gva.0);
@@ -150,15 +161,43 @@ impl VcpuMmu {
     /// [`translate`](Self::translate) without the oracle.
     pub(crate) fn ask(&mut self, gva: Gva, access: Access) -> Result<Translation, PageFault> {
         let gva = Gva(self.mode.format().truncate(gva.0));
-        let mut tables = self.mmu.tables.lock();
-        if let Some(root) = self.roots.find(&mut tables, &self.mode, gva.0) {
-            let request = self.request(gva, access);
-            if let Some(found) = tables.lookup(root, &request, || self.mmu.space.generation()) {
-                return Ok(found);
-            }
+        if let Some(hit) = self.ask_last(gva, access) {
+            self.port.count_record_hit();
+            return Ok(hit);
         }
-        drop(tables);
-        self.slow(gva, access)
+        self.ask_shadow(gva, access)
+    }
+
+    /// Answers from the last MMIO translation, which takes no lock. The one path ahead of the
+    /// shadow, so it compares the generation itself (rule R10).
+    pub(crate) fn ask_last(&mut self, gva: Gva, access: Access) -> Option<Translation> {
+        if !self.mmu.config.last_mmio {
+            return None;
+        }
+        let space = &self.mmu.space;
+        self.last.hit(gva, access, || space.generation())
+    }
+
+    /// Makes the next answer come from the shadow.
+    pub(crate) fn forget_last(&mut self) {
+        self.last.forget();
+    }
+
+    fn ask_shadow(&mut self, gva: Gva, access: Access) -> Result<Translation, PageFault> {
+        let Some(found) = self.look_up(gva, access) else {
+            return self.slow(gva, access);
+        };
+        self.mmu.step("hit");
+        // Only what the shadow remembers is remembered once more (rule R14).
+        self.last.note(gva, access, &found);
+        Ok(found)
+    }
+
+    fn look_up(&mut self, gva: Gva, access: Access) -> Option<Translation> {
+        let mut tables = self.mmu.tables.lock();
+        let root = self.roots.find(&mut tables, &self.mode, gva.0)?;
+        let request = self.request(gva, access);
+        tables.lookup(root, &request, || self.mmu.space.generation())
     }
 
     /// Walks the guest's tables and remembers what came of it: one map for the whole decision

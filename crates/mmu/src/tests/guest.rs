@@ -42,11 +42,19 @@ pub fn user(access: Access) -> Access {
     }
 }
 
-/// Every answer is verified, and everything audited after each slow fault.
+/// Every answer comes from the shadow or a walk, not from a processor's own record of MMIO.
+pub fn plain() -> Config {
+    Config {
+        last_mmio: false,
+        ..Config::default()
+    }
+}
+
+/// The same; every answer is verified, and everything audited after each slow fault.
 pub fn checked() -> Config {
     Config {
         audit: Audit::EveryFault(1),
-        ..Config::default()
+        ..plain()
     }
 }
 

@@ -32,7 +32,7 @@ fn r3_a_repeated_access_hits_at_every_generation() {
         (1 << 19) - 1,
     ];
     for generation in ends.into_iter().chain((0..19).map(|bit| 1 << bit)) {
-        let mut m = with_mmio(Config::default(), generation);
+        let mut m = with_mmio(plain(), generation);
         assert!(is_mmio(&mut m, AT));
         let slow = m.statistic("slow_faults");
         for access in [READ, WRITE, user(READ), user(WRITE)] {

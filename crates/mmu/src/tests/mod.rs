@@ -4,6 +4,7 @@
 mod caches;
 mod flush;
 mod guest;
+mod last;
 mod mmio;
 mod modes;
 mod oracle;

@@ -232,9 +232,10 @@ fn play(config: Config, first: u64, steps: &[Step]) {
 }
 
 fn configs() -> impl Strategy<Value = Config> {
-    (any::<bool>(), 0..4u32).prop_map(|(large_pages, unsync)| Config {
+    (any::<bool>(), any::<bool>(), 0..4u32).prop_map(|(large_pages, last_mmio, unsync)| Config {
         tag_bits: 2,
         large_pages,
+        last_mmio,
         unsync: match unsync {
             0 => Unsync::Never,
             n => Unsync::After(n),

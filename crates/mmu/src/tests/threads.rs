@@ -19,6 +19,7 @@ fn alternate(unsync: Unsync) {
     let config = Config {
         tag_bits: 2,
         unsync,
+        last_mmio: true,
         ..checked()
     };
     let mut m = Machine::new(config);
