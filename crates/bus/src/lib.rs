@@ -14,15 +14,20 @@
 //! crosses a border is split as hardware does; see [`Bus::read`].
 //!
 //! **Locks**: a reader takes none. Writers of the tables come after the map's writer lock, and no
-//! device is ever called with a lock held.
+//! device is ever called with a lock held. [`Removed::wait`] waits for handlers that still run (rule R28).
 //!
 //! This crate must not know `cpu` (the machine composes the two) nor any device.
 //! Start reading at [`Bus`].
 #![forbid(unsafe_code)]
 
 mod error;
+mod gate;
 mod memory;
+#[cfg(all(test, umbra_loom))]
+mod models;
 mod ports;
+#[cfg(test)]
+mod removal_tests;
 mod split;
 mod table;
 
@@ -31,6 +36,7 @@ use std::sync::Arc;
 use vm_device::{DeviceMmio, DevicePio};
 
 pub use error::BusError;
+pub use gate::Removed;
 pub use memory::Bus;
 pub use ports::{Ports, PortsError};
 

@@ -1,16 +1,16 @@
 //! Devices behind windows of the guest-physical map.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use umbra_slots::{
     AddressSpace, Backing, Gpa, GpaRange, IoId, SlotError, SlotId, Snapshot, Target,
 };
+use umbra_sync::atomic::{AtomicU64, Ordering};
 use vm_device::bus::MmioAddress;
 
 use crate::split::next_transfer;
 use crate::table::Table;
-use crate::{BusError, MmioDevice};
+use crate::{BusError, MmioDevice, Removed};
 
 /// Devices by id, and the map that says where they are.
 pub struct Bus {
@@ -44,7 +44,7 @@ impl Bus {
             // No RAM went away: there is nothing to wait for.
             Ok(updated) => drop(updated.stale),
             Err(error) => {
-                self.table.take(id);
+                drop(self.table.take(id)); // nobody has seen it
                 return Err(error.into());
             }
         }
@@ -53,8 +53,9 @@ impl Bus {
 
     /// Takes a device out; its addresses hit nothing from now on. `None` if it is not there.
     ///
-    /// Accesses that began before may still reach the device while this runs.
-    pub fn remove(&self, id: IoId) -> Option<MmioDevice> {
+    /// No call that begins after this returned reaches the device; one that began before may still
+    /// be inside until [`Removed::wait`] returns.
+    pub fn remove(&self, id: IoId) -> Option<Removed<MmioDevice>> {
         self.change("a device goes", id, |editor, slot| editor.remove(slot))
             .ok()?;
         self.table.take(id)
@@ -245,7 +246,7 @@ mod tests {
             (read(&bus, 0x1004, 1), read(&bus, 0x2004, 1)),
             (vec![0xff], vec![4])
         );
-        assert!(bus.remove(id).is_some());
+        assert!(bus.remove(id).map(Removed::wait).is_some());
         assert_eq!(generation(), first + 3);
         assert_eq!(read(&bus, 0x2004, 1), [0xff]);
         assert!(bus.remove(id).is_none() && bus.move_to(id, Gpa(0)).is_err());

@@ -1,13 +1,13 @@
 //! Devices behind the 65,536 ports.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use umbra_sync::atomic::{AtomicU64, Ordering};
+use umbra_sync::{Mutex, Swap};
 use vm_device::bus::PioAddress;
 
 use crate::PioDevice;
+use crate::gate::{Gate, Removed};
 use crate::split::next_transfer;
 
 /// Why a device cannot be put at ports.
@@ -38,13 +38,14 @@ struct Range {
     first: u16,
     last: u16,
     device: PioDevice,
+    gate: Arc<Gate>,
 }
 
 /// Devices by port. Read without a lock, replaced whole.
 #[derive(Default)]
 pub struct Ports {
     /// Sorted, without overlap.
-    ranges: ArcSwap<Vec<Range>>,
+    ranges: Swap<Vec<Range>>,
     writer: Mutex<()>,
     misses: AtomicU64,
 }
@@ -82,6 +83,7 @@ impl Ports {
                 first,
                 last,
                 device,
+                gate: Arc::new(Gate::new()),
             },
         );
         self.ranges.store(Arc::new(ranges));
@@ -89,13 +91,17 @@ impl Ports {
     }
 
     /// Takes out the device whose range begins at `first`. `None` if there is none.
-    pub fn remove(&self, first: u16) -> Option<PioDevice> {
+    ///
+    /// No call that begins after this returned reaches it through these ports; one that began
+    /// before may still be inside until [`Removed::wait`] returns.
+    pub fn remove(&self, first: u16) -> Option<Removed<PioDevice>> {
         let _writer = self.writer.lock();
         let mut ranges = Vec::clone(&self.ranges.load());
         let at = ranges.iter().position(|r| r.first == first)?;
-        let range = ranges.remove(at);
+        let Range { device, gate, .. } = ranges.remove(at);
         self.ranges.store(Arc::new(ranges));
-        Some(range.device)
+        gate.close();
+        Some(Removed { device, gate })
     }
 
     /// Reads `data.len()` bytes from `port`. An access across the end of a device is split there;
@@ -107,10 +113,11 @@ impl Ports {
             let at = usize::from(port) + done;
             let (range, len) = piece(&ranges, at, data.len() - done, done == 0);
             let part = &mut data[done..done + len];
-            match range {
-                Some(r) => r
-                    .device
-                    .pio_read(PioAddress(r.first), at as u16 - r.first, part),
+            match range.and_then(|r| Some((r, r.gate.enter()?))) {
+                Some((r, _inside)) => {
+                    let base = PioAddress(r.first);
+                    r.device.pio_read(base, at as u16 - r.first, part);
+                }
                 None => {
                     part.fill(0xff);
                     self.miss(at, len);
@@ -127,11 +134,11 @@ impl Ports {
         while done < data.len() {
             let at = usize::from(port) + done;
             let (range, len) = piece(&ranges, at, data.len() - done, done == 0);
-            match range {
-                Some(r) => {
+            match range.and_then(|r| Some((r, r.gate.enter()?))) {
+                Some((r, _inside)) => {
                     let part = &data[done..done + len];
-                    r.device
-                        .pio_write(PioAddress(r.first), at as u16 - r.first, part);
+                    let base = PioAddress(r.first);
+                    r.device.pio_write(base, at as u16 - r.first, part);
                 }
                 None => self.miss(at, len),
             }

@@ -2,16 +2,23 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use umbra_slots::IoId;
+use umbra_sync::{Mutex, Swap};
 
 use crate::MmioDevice;
+use crate::gate::{Gate, Removed};
+
+/// A device and who is inside it.
+#[derive(Clone)]
+struct Entry {
+    device: MmioDevice,
+    gate: Arc<Gate>,
+}
 
 /// Devices by id. An id is an index and is never used again.
 #[derive(Default)]
 pub struct Table {
-    devices: ArcSwap<Vec<Option<MmioDevice>>>,
+    devices: Swap<Vec<Option<Entry>>>,
     writer: Mutex<()>,
 }
 
@@ -23,23 +30,27 @@ impl Table {
         let id = IoId(
             u32::try_from(devices.len()).expect("four thousand million devices came and went"),
         );
-        devices.push(Some(device));
+        let gate = Arc::new(Gate::new());
+        devices.push(Some(Entry { device, gate }));
         self.devices.store(Arc::new(devices));
         id
     }
 
-    /// Takes a device out.
-    pub fn take(&self, id: IoId) -> Option<MmioDevice> {
+    /// Takes a device out: nobody enters it any more.
+    pub fn take(&self, id: IoId) -> Option<Removed<MmioDevice>> {
         let _writer = self.writer.lock();
         let mut devices = Vec::clone(&self.devices.load());
-        let device = devices.get_mut(id.0 as usize)?.take();
+        let Entry { device, gate } = devices.get_mut(id.0 as usize)?.take()?;
         self.devices.store(Arc::new(devices));
-        device
+        gate.close();
+        Some(Removed { device, gate })
     }
 
     /// Runs `f` with the device, if there is one. No lock is held.
     pub fn with<R>(&self, id: IoId, f: impl FnOnce(&MmioDevice) -> R) -> Option<R> {
         let devices = self.devices.load();
-        devices.get(id.0 as usize)?.as_ref().map(f)
+        let Entry { device, gate } = devices.get(id.0 as usize)?.as_ref()?;
+        let _inside = gate.enter()?;
+        Some(f(device))
     }
 }

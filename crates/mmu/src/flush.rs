@@ -11,18 +11,19 @@
 //!
 //! `enter` against `post` is a pair of the Dekker kind: the processor stores *inside* and then
 //! looks at its queue, the poster fills the queue and then looks for *inside*; one of the two sees
-//! the other. Whoever waits counts as outside itself, so no two processors wait for each other.
+//! the other. So is an acknowledgement, or leaving, against going to sleep: store, fence, look.
+//! The fences do it, whatever the orders of the accesses say: a model checker can follow fences.
+//! Whoever waits counts as outside itself, so no two processors wait for each other.
 //! Nobody waits with a lock held.
 //!
 //! A queue keeps RAM alive that left the map, until its processor has dropped the addresses.
 
-use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
 use umbra_slots::{Gfn, Snapshot};
+use umbra_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use umbra_sync::{Condvar, Mutex, SPINS, spin, this_thread};
 
 /// What a processor must drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,7 @@ impl Port {
 
     fn done(&self, ticket: Ticket) -> bool {
         // A port that was attached later never had it posted.
-        self.acked.load(Ordering::SeqCst) >= ticket.0 || !self.inside.load(Ordering::SeqCst)
+        self.acked.load(Ordering::Acquire) >= ticket.0 || !self.inside.load(Ordering::Acquire)
     }
 
     pub fn is_inside(&self) -> bool {
@@ -163,7 +164,7 @@ impl Hub {
         let number = ports.last;
         for port in &ports.all {
             port.queue.lock().push(flush, keep);
-            port.posted.store(number, Ordering::SeqCst);
+            port.posted.store(number, Ordering::Release);
         }
         fence(Ordering::SeqCst); // queue before `inside`, see the module's head
         for port in &ports.all {
@@ -204,13 +205,14 @@ impl Hub {
     }
 
     fn wait_for_others(&self, ticket: Ticket, own: Option<&Arc<Port>>) {
-        for _ in 0..200 {
+        for _ in 0..SPINS {
             if self.is_done(ticket, own) {
                 return;
             }
-            std::hint::spin_loop();
+            spin();
         }
-        self.waiters.fetch_add(1, Ordering::SeqCst);
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst); // `waiters` before `is_done`, see the module's head
         let mut guard = self.sleep.lock();
         while !self.is_done(ticket, own) {
             // The timeout is only a net: every acknowledgement notifies.
@@ -218,7 +220,7 @@ impl Hub {
                 .wait_for(&mut guard, Duration::from_millis(100));
         }
         drop(guard);
-        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Gives everything posted to `drop_cached`, then acknowledges.
@@ -226,44 +228,33 @@ impl Hub {
         let (taken, number) = {
             let mut queue = port.queue.lock();
             // Posting fills the queue before it raises the number: whatever is counted is here.
-            let number = port.posted.load(Ordering::SeqCst);
+            let number = port.posted.load(Ordering::Acquire);
             (std::mem::take(&mut *queue), number)
         };
         for flush in taken.flushes {
             drop_cached(flush);
         }
-        port.acked.store(number, Ordering::SeqCst);
+        port.acked.store(number, Ordering::Release);
         drop(taken.keep);
         self.notify();
     }
 
     pub fn enter(&self, port: &Port) {
         port.thread.store(this_thread(), Ordering::Relaxed);
-        port.inside.store(true, Ordering::SeqCst);
+        port.inside.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst); // `inside` before the queue, see the module's head
     }
 
     pub fn leave(&self, port: &Port) {
-        port.inside.store(false, Ordering::SeqCst);
+        port.inside.store(false, Ordering::Release);
         self.notify();
     }
 
     fn notify(&self) {
-        if self.waiters.load(Ordering::SeqCst) != 0 {
+        fence(Ordering::SeqCst); // what was stored before `waiters`, see the module's head
+        if self.waiters.load(Ordering::Relaxed) != 0 {
             let _guard = self.sleep.lock();
             self.changed.notify_all();
         }
     }
-}
-
-/// A number for the calling thread, never 0.
-fn this_thread() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    thread_local!(static NUMBER: Cell<u64> = const { Cell::new(0) });
-    NUMBER.with(|number| {
-        if number.get() == 0 {
-            number.set(NEXT.fetch_add(1, Ordering::Relaxed));
-        }
-        number.get()
-    })
 }

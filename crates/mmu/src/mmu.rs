@@ -18,11 +18,11 @@
 //! Order of locks: the map's writer lock, then this lock, then ports. Nobody waits for a processor
 //! with one of them held.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use umbra_slots::{AddressSpace, Change, DirtyPages, Gfn, GpaRange, Listener, Snapshot, Wait};
+use umbra_sync::Mutex;
+use umbra_sync::atomic::Ordering;
 
 use crate::config::{Audit, Config};
 use crate::flush::{Flush, Hub};

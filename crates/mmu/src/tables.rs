@@ -5,11 +5,11 @@
 //! the parent lists: so a present entry that becomes MMIO goes through the ordinary drop (R13).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use umbra_slots::{Gfn, Snapshot};
+use umbra_sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use crate::age::Age;
 use crate::config::Config;
@@ -112,7 +112,7 @@ impl Tables {
                 self.list_unsettled(gfn);
                 // The mark before the guest's entries are read: pairs with the fence in
                 // `VcpuMmu::guest_flush` (rule R36).
-                std::sync::atomic::fence(Ordering::SeqCst);
+                fence(Ordering::SeqCst);
                 self.settle(map, gfn, me);
             }
             Some(State::Unsync) if role.level > 1 => {

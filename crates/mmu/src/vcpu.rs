@@ -2,9 +2,9 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use umbra_slots::{Gfn, Gpa, Hold, Snapshot, Target};
+use umbra_sync::atomic::{Ordering, fence};
 use umbra_x86::Gva;
 
 use crate::fault::{Outcome, Request};

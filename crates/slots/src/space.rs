@@ -3,8 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use parking_lot::{Mutex, MutexGuard};
+use umbra_sync::{Mutex, MutexGuard, Swap};
 
 use crate::listener::removed_ram;
 use crate::{
@@ -13,7 +12,7 @@ use crate::{
 };
 
 /// A reader's hold on the current map. Cheap; not to be kept across a wait.
-pub type Guard = arc_swap::Guard<Arc<Snapshot>>;
+pub type Guard = umbra_sync::Guard<Snapshot>;
 
 /// How to make an [`AddressSpace`].
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +45,7 @@ struct Writer {
 ///
 /// Order of locks: the writer lock comes before any lock that a listener takes; readers take none.
 pub struct AddressSpace {
-    current: ArcSwap<Snapshot>,
+    current: Swap<Snapshot>,
     writer: Mutex<Writer>,
     max_slots: usize,
 }
@@ -55,7 +54,7 @@ impl AddressSpace {
     /// Makes an empty map.
     pub fn new(options: Options) -> Arc<Self> {
         Arc::new(Self {
-            current: ArcSwap::from_pointee(Snapshot {
+            current: Swap::new(Snapshot {
                 slots: Vec::new(),
                 generation: options.first_generation,
                 ram_epoch: 0,

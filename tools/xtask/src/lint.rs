@@ -57,10 +57,10 @@ fn name(package: &Value) -> &str {
     package["name"].as_str().unwrap_or_default()
 }
 
-fn levels<'a>(packages: &'a [Value], wrong: &mut Vec<String>) -> BTreeMap<&'a str, u64> {
+fn levels<'a>(packages: &'a [Value], wrong: &mut Vec<String>) -> BTreeMap<&'a str, i64> {
     let mut levels = BTreeMap::new();
     for package in packages {
-        match package["metadata"]["umbra"]["level"].as_u64() {
+        match package["metadata"]["umbra"]["level"].as_i64() {
             Some(level) => {
                 levels.insert(name(package), level);
             }
@@ -73,7 +73,7 @@ fn levels<'a>(packages: &'a [Value], wrong: &mut Vec<String>) -> BTreeMap<&'a st
     levels
 }
 
-fn check_edges(package: &Value, levels: &BTreeMap<&str, u64>, wrong: &mut Vec<String>) {
+fn check_edges(package: &Value, levels: &BTreeMap<&str, i64>, wrong: &mut Vec<String>) {
     let from = name(package);
     let Some(level) = levels.get(from) else {
         return;
