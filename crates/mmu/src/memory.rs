@@ -2,12 +2,17 @@
 //!
 //! The guest's processors edit their tables while they are walked, so every look is an atomic
 //! load and every accessed or dirty bit a compare-and-swap (SDM vol. 3, 4.8). Unsafe because RAM
-//! is known by address only.
+//! is known by address only. Models of `cargo xtask loom` see a stand-in for each entry.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU32;
+#[cfg(not(umbra_loom))]
+use std::sync::atomic::AtomicU64;
 
 use umbra_slots::{Gpa, RamTarget, Snapshot, Target};
+#[cfg(umbra_loom)]
+use umbra_sync::atomic::AtomicU64;
+use umbra_sync::atomic::Ordering;
 
 /// One entry of a guest table, alive as long as the map that it was found in.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +82,10 @@ impl<'a> TableRef<'a> {
         unsafe {
             match self.entry_size {
                 4 => EntryRef::Narrow(AtomicU32::from_ptr(at.cast())),
+                #[cfg(not(umbra_loom))]
                 _ => EntryRef::Wide(AtomicU64::from_ptr(at.cast())),
+                #[cfg(umbra_loom)]
+                _ => EntryRef::Wide(umbra_sync::word_at(at.addr(), || at.cast::<u64>().read())),
             }
         }
     }

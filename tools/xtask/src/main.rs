@@ -1,7 +1,8 @@
-//! Project tasks: `cargo xtask lint`, `cargo xtask test`, `cargo xtask bench NAME`.
+//! Project tasks: `cargo xtask lint`, `cargo xtask test`, `cargo xtask loom`, `cargo xtask bench NAME`.
 
 mod bench;
 mod lint;
+mod loom;
 mod test;
 
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
   lint         check that crates depend on lower levels only, and other rules of the house
   test         everything that has to pass: formatting, clippy, lint, all tests
+  loom         run the models: every interleaving of small scenes (slots, bus, mmu)
   bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg";
 
 fn main() -> ExitCode {
@@ -18,6 +20,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["lint"] => lint::run(),
         ["test", rest @ ..] => test::run(rest),
+        ["loom"] => loom::run(),
         ["bench", "boot"] => bench::boot(),
         _ => {
             eprintln!("{USAGE}");

@@ -59,6 +59,7 @@ pub fn run(rest: &[&str]) -> Result<()> {
         "",
         &["test", "--quiet", "--workspace", "--doc"],
     )?;
+    step("models", "", &["xtask", "loom"])?;
     // The runner comes last: its summary is what a reader looks for.
     if has_nextest() {
         let base = ["nextest", "run", "--workspace", "--no-fail-fast"];

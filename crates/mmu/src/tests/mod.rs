@@ -6,6 +6,8 @@ mod flush;
 mod guest;
 mod last;
 mod mmio;
+#[cfg(umbra_loom)]
+mod models;
 mod modes;
 mod oracle;
 mod races;

@@ -63,7 +63,8 @@ pub fn run(machine: Machine, device: &Arc<Pattern>, step: Duration) -> Ended {
                     std::thread::sleep(step);
                     bus.move_to(mover, place).unwrap();
                 }
-                assert!(bus.remove(id).is_some());
+                let removed = bus.remove(id).expect("inserted above");
+                drop(removed.wait());
                 std::thread::sleep(step);
             }
         });
