@@ -98,7 +98,7 @@ const PROGRAMS: &str = r#"#!/bin/busybox sh
 echo "machine: $(/bin/busybox uname -m)"
 echo "class: $(/bin/busybox dd if=/bin/busybox bs=1 skip=4 count=1 2>/dev/null | /bin/busybox od -An -tu1)"
 echo "sum: $(/bin/busybox yes umbra | /bin/busybox head -n 20000 | /bin/busybox md5sum)"
-echo "float: $(/bin/busybox awk 'BEGIN { printf "%.12f", exp(1) * 1e3 }')"
+echo "float: $(/bin/busybox awk 'BEGIN { for (i = 1; i < 200; i++) x = (x + i / 7) / 1.5; printf "%.10f", x }')"
 echo "sorted: $(/bin/busybox seq 1 300 | /bin/busybox sort -rn | /bin/busybox gzip | /bin/busybox gunzip | /bin/busybox tail -n 1)"
 echo "vdso: $(/bin/busybox grep -c vdso /proc/self/maps)"
 trap 'echo caught' USR1
@@ -125,16 +125,16 @@ fn runs_32_bit_programs(kernel: &str, machine: &str) {
     assert_eq!(ended.status, Some(0), "{ended}");
     for expected in [
         &format!("machine: {machine}"),
-        "class:   1",
+        "class:    1",
         // `yes umbra | head -n 20000 | md5sum`
         "sum: b38194e2d9d9684c84dbbfda079aeda0  -",
-        "float: 2718.281828459045",
+        "float: 56.2857142857",
         "sorted: 1",
         "vdso: 1",
         "caught",
         "exit: 7",
     ] {
-        let found = ended.stdout.lines().any(|line| line.trim() == expected);
+        let found = ended.stdout.lines().any(|line| line == expected);
         assert!(found, "no line {expected:?}: {ended}");
     }
 }
