@@ -41,6 +41,8 @@ pub struct Block {
     pub count: u16,
     /// The decoding mode.
     pub mode: u8,
+    /// The last instruction reaches beyond the limit that CS had.
+    pub limited: bool,
 }
 
 /// Bit mask of the 64-byte granules that `len` bytes at `offset` in a page touch.
@@ -51,6 +53,11 @@ fn granules(offset: u64, len: u64) -> u64 {
 }
 
 impl Block {
+    /// Linear address (without the base of CS) of the last byte.
+    pub fn last(&self) -> u64 {
+        self.rip.saturating_add(u64::from(self.len) - 1)
+    }
+
     /// Tells whether any byte of the block lies in `mask` of page `page` (a page address).
     fn touches(&self, page: u64, mask: u64) -> bool {
         let offset = self.gpa & 0xfff;

@@ -116,6 +116,12 @@ pub struct Cpu {
     ctx: NonNull<Ctx>,
     /// RFLAGS without the status flags.
     pub sys: u64,
+    /// Bits of [`addr`] that need the slow address path in the current mode.
+    pub slow: u8,
+    /// Stack and near branches need no checks: 64-bit code, or flat 32-bit segments.
+    pub quick_stack: bool,
+    /// Width of linear addresses.
+    pub linear_mask: u64,
     /// Privilege level.
     pub cpl: u8,
     /// The decoding mode: see [`mode`].
@@ -220,6 +226,8 @@ pub mod mode {
     pub const STACK32: u8 = 1 << 2;
     /// Blocks of one instruction: single step, breakpoints, interrupt shadow.
     pub const SINGLE: u8 = 1 << 3;
+    /// Code reaches up to 4 GiB: its limit needs no checks (outside 64-bit code).
+    pub const FLAT: u8 = 1 << 4;
 }
 
 // SAFETY: the raw pointers are `ctx` (into `pool`, which moves with the processor but whose
@@ -256,6 +264,9 @@ impl Cpu {
             seg_base: [0; 8],
             ctx,
             sys: rflags::FIXED,
+            slow: addr::OFFSET,
+            quick_stack: false,
+            linear_mask: u64::MAX,
             cpl: 0,
             mode: 0,
             shadow: false,
@@ -493,9 +504,13 @@ impl Cpu {
         if self.seg[seg::SS].attr & Segment::DB != 0 {
             self.mode |= mode::STACK32;
         }
+        if self.seg[seg::CS].limit == u32::MAX {
+            self.mode |= mode::FLAT;
+        }
         if size == 2 {
             self.mode = 2;
         }
+        self.refresh_segments();
         if self.sys & rflags::TF != 0 || self.breakpoints_armed() || self.watches_armed() {
             self.mode |= mode::SINGLE;
         }
@@ -591,6 +606,7 @@ impl Cpu {
     pub fn set_seg(&mut self, index: usize, segment: Segment) {
         self.seg[index] = segment;
         self.seg_base[index] = segment.base;
+        self.refresh_segments();
     }
 
     /// Some linear address is watched (DR7 enables a data or I/O breakpoint).

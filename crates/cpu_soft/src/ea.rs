@@ -11,17 +11,18 @@ impl Cpu {
     /// Linear address of the memory operand of `op`, for `N` bytes accessed as `kind`.
     #[inline(always)]
     pub fn ea<const N: usize>(&mut self, op: &Op, kind: AccessKind) -> Result<u64, Trap> {
-        if op.addr & addr::SLOW != 0 {
+        if op.addr & self.slow != 0 {
             return self.ea_slow(op, N, kind);
         }
         Ok(self.flat_ea(op))
     }
 
-    /// Base + index * scale + displacement + segment base, 64 bits wide, unchecked.
+    /// Base + index * scale + displacement + segment base, as wide as linear addresses, unchecked.
     #[inline(always)]
     pub fn flat_ea(&self, op: &Op) -> u64 {
         self.flat_offset(op)
             .wrapping_add(self.seg_base[(op.seg & 7) as usize])
+            & self.linear_mask
     }
 
     /// Base + index * scale + displacement.
@@ -49,25 +50,53 @@ impl Cpu {
     #[inline(never)]
     fn ea_slow(&mut self, op: &Op, len: usize, kind: AccessKind) -> Result<u64, Trap> {
         let offset = self.offset(op);
-        self.linear(op.seg, offset, len, kind, op.addr)
+        self.linear(op.seg, offset, len, kind)
     }
 
-    /// Linear address of `offset` in segment `index` (0 to 5; 6 is flat), checked as `flags`
-    /// ([`addr`]) demand.
+    /// Linear address of `offset` in segment `index` (0 to 5; 6 is flat), checked where segments
+    /// are: outside 64-bit code.
     pub fn linear(
         &mut self,
         index: u8,
         offset: u64,
         len: usize,
         kind: AccessKind,
-        flags: u8,
     ) -> Result<u64, Trap> {
         let la = offset.wrapping_add(self.seg_base[(index & 7) as usize]);
-        if flags & addr::CHECKED == 0 {
+        if index >= 6 || self.long_code() {
             return Ok(la);
         }
         self.check_segment(index as usize, offset, len, kind)?;
         Ok(la & 0xffff_ffff)
+    }
+
+    /// Recomputes what the fast address path may do: which segments have nothing to check.
+    pub fn refresh_segments(&mut self) {
+        if self.long_code() {
+            self.slow = addr::OFFSET;
+            self.linear_mask = u64::MAX;
+            self.quick_stack = true;
+            return;
+        }
+        self.linear_mask = 0xffff_ffff;
+        // Offsets of 32 bits are cut with the linear address.
+        self.slow = addr::A16 | addr::ABSOLUTE | addr::CODE;
+        for (index, bit) in [
+            (seg::ES, addr::DATA),
+            (seg::DS, addr::DATA),
+            (seg::SS, addr::STACK),
+            (seg::FS, addr::FS),
+            (seg::GS, addr::GS),
+        ] {
+            if !is_flat(&self.seg[index]) {
+                self.slow |= bit;
+            }
+        }
+        let stack = &self.seg[seg::SS];
+        self.quick_stack = self.slow & addr::STACK == 0
+            && stack.base == 0
+            && stack.attr & Segment::DB != 0
+            && self.seg[seg::CS].limit == u32::MAX;
     }
 
     /// Limit and type checks of a segment access (SDM vol. 3, 5.3, 5.5).
@@ -101,6 +130,13 @@ pub fn truncate(offset: u64, flags: u8) -> u64 {
     } else {
         offset
     }
+}
+
+/// Writable data of 4 GiB: no access can be refused, except one that goes round at its end, which
+/// processors are free to refuse or not (SDM vol. 3, 5.3).
+fn is_flat(segment: &Segment) -> bool {
+    const KIND: u16 = Segment::P | Segment::S | 0xe;
+    segment.attr & KIND == Segment::P | Segment::S | 2 && segment.limit == u32::MAX
 }
 
 /// Type check; a null selector leaves the segment not present.

@@ -19,7 +19,7 @@ use umbra_x86::{Exception, Gva, vector};
 
 use crate::cpu::{Cpu, Trap};
 use crate::flags::Flags;
-use crate::op::{Op, addr};
+use crate::op::Op;
 use crate::raw;
 use crate::tlb::{self, Class};
 
@@ -117,7 +117,7 @@ impl Cpu {
     /// keeps it free of a stack frame.
     #[inline(always)]
     pub fn quick_load<const N: usize>(&mut self, op: &Op) -> Option<u64> {
-        if op.addr & addr::SLOW != 0 {
+        if op.addr & self.slow != 0 {
             return None;
         }
         self.quick_load_at::<N>(self.flat_ea(op))
@@ -137,7 +137,7 @@ impl Cpu {
     /// Stores to the memory operand of `op`; tells whether it could.
     #[inline(always)]
     pub fn quick_store<const N: usize>(&mut self, op: &Op, value: u64) -> bool {
-        op.addr & addr::SLOW == 0 && self.quick_store_at::<N>(self.flat_ea(op), value)
+        op.addr & self.slow == 0 && self.quick_store_at::<N>(self.flat_ea(op), value)
     }
 
     /// The same at a linear address.
@@ -158,7 +158,7 @@ impl Cpu {
         op: &Op,
         change: impl FnOnce(&mut Flags, u64) -> u64,
     ) -> bool {
-        if op.addr & addr::SLOW != 0 {
+        if op.addr & self.slow != 0 {
             return false;
         }
         let Some(at) = self.writable::<N>(self.flat_ea(op)) else {

@@ -64,20 +64,29 @@ pub struct Op {
     pub extra: u8,
 }
 
-/// Bits of [`Op::addr`]; zero is the fast form: 64-bit, base + index * scale + displacement.
+/// Bits of [`Op::addr`]. Those that need the slow address path now are in
+/// [`Cpu::slow`](crate::cpu::Cpu::slow): in 64-bit code it has [`OFFSET`](addr::OFFSET); in 32-bit
+/// code the segments that are not flat. The fast form is base + index * scale + displacement +
+/// segment base, cut to the width of linear addresses.
 pub mod addr {
     /// The offset is truncated to 16 bits.
     pub const A16: u8 = 1 << 0;
     /// The offset is truncated to 32 bits.
     pub const A32: u8 = 1 << 1;
-    /// The segment has limit and rights to check (not 64-bit mode).
-    pub const CHECKED: u8 = 1 << 2;
+    /// The segment is DS or ES, and not in 64-bit code.
+    pub const DATA: u8 = 1 << 2;
     /// The offset is `imm`, 64 bits wide.
     pub const ABSOLUTE: u8 = 1 << 3;
-    /// The default segment is SS: a non-canonical address raises #SS instead of #GP.
+    /// The segment is SS: what is wrong with the address raises #SS instead of #GP.
     pub const STACK: u8 = 1 << 4;
-    /// Everything that needs the slow address path.
-    pub const SLOW: u8 = A16 | A32 | CHECKED | ABSOLUTE;
+    /// The segment is FS, and not in 64-bit code.
+    pub const FS: u8 = 1 << 5;
+    /// The segment is GS, and not in 64-bit code.
+    pub const GS: u8 = 1 << 6;
+    /// The segment is CS, and not in 64-bit code.
+    pub const CODE: u8 = 1 << 7;
+    /// How the offset is formed, without the segment.
+    pub const OFFSET: u8 = A16 | A32 | ABSOLUTE;
 }
 
 impl Op {

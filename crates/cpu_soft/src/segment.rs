@@ -227,8 +227,10 @@ impl Cpu {
 
     /// Sets CS and the privilege level.
     pub fn set_code(&mut self, segment: Segment, cpl: u8) {
-        if self.seg_base[seg::CS] != segment.base {
-            // Jumps are remembered by offset: another base means other code behind them.
+        let old = &self.seg[seg::CS];
+        if old.base != segment.base || old.limit != segment.limit {
+            // Jumps are remembered by offset: another base means other code behind them, and
+            // another limit may end it earlier.
             self.pool.clear();
         }
         self.set_seg(seg::CS, segment);

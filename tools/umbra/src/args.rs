@@ -55,12 +55,24 @@ pub struct Demo {
 /// `umbra fetch`.
 #[derive(Debug, Args)]
 pub struct Fetch {
+    /// The architecture of the packages
+    #[arg(long, value_enum, default_value_t = Arch::Amd64)]
+    pub arch: Arch,
     /// The package of the kernel, or one that depends on it
     #[arg(long, value_name = "NAME")]
     pub kernel_package: Option<String>,
     /// Fetch again, also what was fetched before
     #[arg(long)]
     pub refresh: bool,
+}
+
+/// `--arch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Arch {
+    /// 64-bit
+    Amd64,
+    /// 32-bit: Debian's 686 and 686-pae kernels
+    I386,
 }
 
 /// What every machine can be given.

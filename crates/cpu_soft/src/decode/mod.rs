@@ -39,7 +39,9 @@ impl Cpu {
         let la = self.code_address(self.rip)?;
         let (gpa, host) = self.fetch_address(la)?;
         let key = (gpa, self.rip, mode);
-        if let Some(block) = self.blocks.get(key) {
+        let limit = self.code_limit();
+        let fits = |block: &&Block| !block.limited && block.last() <= limit;
+        if let Some(block) = self.blocks.get(key).filter(fits) {
             match block.second {
                 None => return Ok(block),
                 Some(second) => {
@@ -63,6 +65,15 @@ impl Cpu {
             return Err(self.gp(0));
         }
         Ok(self.seg[seg::CS].base.wrapping_add(rip) & 0xffff_ffff)
+    }
+
+    /// The highest address of code.
+    fn code_limit(&self) -> u64 {
+        if self.long_code() {
+            u64::MAX
+        } else {
+            self.seg[seg::CS].limit.into()
+        }
     }
 
     fn next_page(&mut self, la: u64) -> Result<u64, Trap> {
@@ -117,6 +128,9 @@ impl Cpu {
         bytes: &mut [u8],
         room: usize,
     ) -> Result<*const Block, Trap> {
+        if self.rip.saturating_add(room as u64) > self.code_limit() {
+            return Err(self.gp(0));
+        }
         let next = self.next_page(la)?;
         let (second, host) = self.fetch_address(next)?;
         self.watch_code(second, LONGEST);
@@ -147,13 +161,15 @@ struct Builder<'a> {
     mode: u8,
     ops: Vec<Op>,
     ended: bool,
+    limited: bool,
+    limit: u64,
     len: u16,
 }
 
 impl<'a> Builder<'a> {
     fn new(cpu: &'a mut Cpu, bytes: &'a [u8], mode: u8) -> Self {
         let bitness = 16 << (mode & mode::SIZE);
-        let rip = cpu.rip;
+        let (rip, limit) = (cpu.rip, cpu.code_limit());
         let decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
         Self {
             cpu,
@@ -162,6 +178,8 @@ impl<'a> Builder<'a> {
             mode,
             ops: Vec::with_capacity(16),
             ended: false,
+            limited: false,
+            limit,
             len: 0,
         }
     }
@@ -194,9 +212,12 @@ impl<'a> Builder<'a> {
         let mut op = Op::new(system::undefined);
         op.off = (insn.ip().wrapping_sub(self.rip)) as u16;
         op.len = insn.len() as u8;
-        let beyond_limit = !self.cpu.long_code()
-            && insn.ip() + insn.len() as u64 - 1 > u64::from(self.cpu.seg[seg::CS].limit);
-        let flow = if insn.is_invalid() || beyond_limit {
+        let last = insn.ip().saturating_add(insn.len() as u64 - 1);
+        let flow = if last > self.limit {
+            self.limited = true;
+            op.handler.set(system::beyond_limit);
+            Flow::End
+        } else if insn.is_invalid() {
             Flow::End
         } else {
             self.select(insn, &mut op)
@@ -223,6 +244,7 @@ impl<'a> Builder<'a> {
             len: self.len.max(1),
             count: count.max(1),
             mode: self.mode,
+            limited: self.limited,
         }
     }
 

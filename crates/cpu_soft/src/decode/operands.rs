@@ -41,7 +41,13 @@ pub fn set_segment(op: &mut Op, register: Register, long: bool) {
     }
     if !long {
         op.seg = number;
-        op.addr |= addr::CHECKED;
+        op.addr |= match register {
+            Register::SS => addr::STACK,
+            Register::FS => addr::FS,
+            Register::GS => addr::GS,
+            Register::CS => addr::CODE,
+            _ => addr::DATA,
+        };
     } else if number >= seg::FS as u8 {
         op.seg = number;
     }
@@ -120,7 +126,11 @@ pub fn string_address(insn: &Instruction, op: &mut Op, long: bool) {
         set_segment(op, insn.memory_segment(), long);
     } else if !long {
         op.seg = seg::ES as u8;
-        op.addr |= addr::CHECKED;
     }
-    op.addr &= !addr::STACK;
+    if long {
+        op.addr &= !addr::STACK;
+    } else {
+        // Whatever the source is, the destination is ES.
+        op.addr |= addr::DATA;
+    }
 }

@@ -238,8 +238,14 @@ impl Builder<'_> {
                 op.extra = insn.immediate8_2nd();
                 On(wide!(stack_size(insn), stack::enter))
             }
-            Jmp => pick_jmp(insn),
-            Call => pick_call(insn),
+            Jmp => {
+                op.extra = self.known_target(insn, op);
+                pick_jmp(insn)
+            }
+            Call => {
+                op.extra = self.known_target(insn, op);
+                pick_call(insn)
+            }
             Ret => End(match insn.code() {
                 Code::Retnw | Code::Retnw_imm16 => branch::ret::<2>,
                 Code::Retnd | Code::Retnd_imm16 => branch::ret::<4>,
@@ -380,7 +386,10 @@ impl Builder<'_> {
         let condition = condition(insn.condition_code());
         if let Some(cc) = condition {
             return match insn.mnemonic() {
-                _ if insn.is_jcc_short_or_near() => End(branch::conditional(cc)),
+                _ if insn.is_jcc_short_or_near() => {
+                    op.extra = self.known_target(insn, op);
+                    End(branch::conditional(cc))
+                }
                 _ if is_setcc(insn) => On(mov::setcc(cc, memory)),
                 _ if is_cmov(insn) => On(mov::cmov(cc, memory, operand_size(insn))),
                 _ => Other,
@@ -493,6 +502,17 @@ impl Builder<'_> {
 
     fn pick_bit<O: bits::BitOp>(&self, insn: &Instruction, memory: bool, size: usize) -> Handler {
         bits::bit_test::<O>(memory, has_immediate(insn), insn.has_lock_prefix(), size)
+    }
+
+    /// Whether a relative branch needs no check of its target, nor of what follows it.
+    fn known_target(&self, insn: &Instruction, op: &Op) -> u8 {
+        let flat = mode::FLAT | 1;
+        let known = if self.long() {
+            branch::plausible(op.imm)
+        } else {
+            self.mode & (mode::SIZE | mode::FLAT) == flat && insn.next_ip() >> 32 == 0
+        };
+        if known { branch::KNOWN } else { 0 }
     }
 
     fn has_bmi1(&self) -> bool {

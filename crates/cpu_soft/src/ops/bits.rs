@@ -5,7 +5,7 @@ use umbra_mmu::AccessKind::{Read, Write};
 use super::ok;
 use crate::cpu::{Cpu, Trap};
 use crate::flags::Flags;
-use crate::op::{Handler, Leave, Op, addr, next};
+use crate::op::{Handler, Leave, Op, next};
 use crate::width::{BITS, sext};
 
 /// What a bit test does to the bit.
@@ -66,11 +66,11 @@ fn string_address<const N: usize>(cpu: &mut Cpu, op: &Op, write: bool) -> Result
     let words = number >> BITS::<N>().trailing_zeros();
     let distance = (words * N as i64) as u64;
     let kind = if write { Write } else { Read };
-    if op.addr & addr::SLOW == 0 {
-        return Ok(cpu.flat_ea(op).wrapping_add(distance));
+    if op.addr & cpu.slow == 0 {
+        return Ok(cpu.flat_ea(op).wrapping_add(distance) & cpu.linear_mask);
     }
     let offset = crate::ea::truncate(cpu.offset(op).wrapping_add(distance), op.addr);
-    cpu.linear(op.seg, offset, N, kind, op.addr)
+    cpu.linear(op.seg, offset, N, kind)
 }
 
 fn touch<O: BitOp, const LOCK: bool, const N: usize>(

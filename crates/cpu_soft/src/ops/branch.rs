@@ -4,7 +4,6 @@
 //! size by the decoder.
 
 use umbra_mmu::AccessKind::Read;
-use umbra_x86::state::gpr::RSP;
 use umbra_x86::state::seg;
 
 use super::{by_condition, ok};
@@ -14,6 +13,9 @@ use crate::op::{Handler, Leave, Op};
 use crate::regs::offset;
 
 const RCX: u8 = offset(1);
+
+/// In [`Op::extra`]: target and next instruction can be gone to without checks.
+pub const KNOWN: u8 = 1;
 
 /// Goes to `target`, or raises what a jump there raises: in 64-bit code a non-canonical target
 /// and elsewhere one beyond the limit of CS is #GP at the jump itself.
@@ -36,12 +38,12 @@ fn check(cpu: &mut Cpu, target: u64) -> Result<(), Trap> {
 
 /// Canonical with 48-bit addresses, which is canonical with 57 too.
 #[inline(always)]
-fn plausible(target: u64) -> bool {
+pub fn plausible(target: u64) -> bool {
     (target << 16) as i64 >> 16 == target as i64
 }
 
 fn jcc<C: Condition>(cpu: &mut Cpu, op: &Op) -> Leave {
-    if !cpu.long_code() || !plausible(op.imm) {
+    if op.extra != KNOWN {
         return jcc_slow::<C>(cpu, op);
     }
     let next = cpu.rip_of(op).wrapping_add(op.len.into());
@@ -66,7 +68,11 @@ pub fn conditional(condition: u8) -> Handler {
 
 /// JMP relative.
 pub fn jmp(cpu: &mut Cpu, op: &Op) -> Leave {
-    go(cpu, op, op.imm)
+    if op.extra != KNOWN {
+        return go(cpu, op, op.imm);
+    }
+    cpu.rip = op.imm;
+    Leave::Done
 }
 
 /// Ends a block that became too long, or reached the end of its page.
@@ -99,10 +105,7 @@ fn call<const N: usize>(cpu: &mut Cpu, op: &Op, target: u64) -> Leave {
 
 /// CALL relative.
 pub fn call_rel<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    if N != 8
-        || !plausible(op.imm)
-        || !cpu.quick_push::<N>(cpu.rip_of(op).wrapping_add(op.len.into()))
-    {
+    if op.extra != KNOWN || !cpu.quick_push::<N>(cpu.rip_of(op).wrapping_add(op.len.into())) {
         return call_rel_slow::<N>(cpu, op);
     }
     cpu.rip = op.imm;
@@ -133,8 +136,7 @@ pub fn ret<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let Some(target) = cpu.quick_top::<N>().filter(|t| plausible(*t)) else {
         return ret_slow::<N>(cpu, op);
     };
-    let pointer = cpu.regs.r(RSP).wrapping_add(N as u64 + op.imm);
-    cpu.regs.set_r(RSP, pointer);
+    cpu.quick_release(N as u64 + op.imm);
     cpu.rip = target;
     Leave::Done
 }

@@ -130,7 +130,7 @@ pub fn extend(signed: bool, memory: bool, from: usize, to: usize) -> Handler {
 
 /// LEA.
 pub fn lea<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    let v = if op.addr & addr::SLOW == 0 {
+    let v = if op.addr & cpu.slow & addr::OFFSET == 0 {
         cpu.flat_offset(op)
     } else {
         cpu.offset(op)
@@ -264,7 +264,7 @@ pub fn sign_to_dx<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 pub fn xlat(cpu: &mut Cpu, op: &Op) -> Leave {
     let offset = cpu.regs.r(3).wrapping_add(cpu.regs.get::<1>(0));
     let offset = crate::ea::truncate(offset, op.addr);
-    let la = ok!(cpu, op, cpu.linear(op.seg, offset, 1, Read, op.addr));
+    let la = ok!(cpu, op, cpu.linear(op.seg, offset, 1, Read));
     let v = ok!(cpu, op, cpu.load::<1>(la));
     cpu.regs.set::<1>(0, v);
     next(cpu, op)

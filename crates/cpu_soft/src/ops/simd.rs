@@ -331,7 +331,7 @@ pub fn maskmovdqu(cpu: &mut Cpu, op: &Op) -> Leave {
         if cpu.fx.xmm(op.b, half) >> shift & 0x80 != 0 {
             let byte = cpu.fx.xmm(op.a, half) >> shift;
             let offset = crate::ea::truncate(base.wrapping_add(i), op.addr);
-            let la = ok!(cpu, op, cpu.linear(op.seg, offset, 1, Write, op.addr));
+            let la = ok!(cpu, op, cpu.linear(op.seg, offset, 1, Write));
             ok!(cpu, op, cpu.store::<1>(la, byte));
         }
     }

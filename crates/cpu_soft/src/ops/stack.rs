@@ -6,7 +6,7 @@ use umbra_x86::state::seg;
 
 use super::{by_size, ok};
 use crate::cpu::{Cpu, Trap, mode};
-use crate::op::{Handler, Leave, Op, addr, next};
+use crate::op::{Handler, Leave, Op, next};
 
 impl Cpu {
     /// Mask of the stack pointer.
@@ -45,7 +45,7 @@ impl Cpu {
             return Ok(pointer);
         }
         let offset = pointer & self.stack_mask();
-        self.linear(seg::SS as u8, offset, len, kind, addr::CHECKED)
+        self.linear(seg::SS as u8, offset, len, kind)
     }
 
     /// Stores `N` bytes below the stack pointer, then moves it.
@@ -67,25 +67,32 @@ impl Cpu {
         self.load::<N>(la).map_err(|t| self.stack_trap(la, t))
     }
 
-    /// Pushes in 64-bit code when the stack's page is cached; tells whether it did.
+    /// Pushes in 64-bit and flat code when the stack's page is cached; tells whether it did.
     #[inline(always)]
     pub fn quick_push<const N: usize>(&mut self, value: u64) -> bool {
-        let pointer = self.regs.r(RSP).wrapping_sub(N as u64);
-        let done = self.long_code() && self.quick_store_at::<N>(pointer, value);
+        let pointer = self.regs.r(RSP).wrapping_sub(N as u64) & self.linear_mask;
+        let done = self.quick_stack && self.quick_store_at::<N>(pointer, value);
         if done {
             self.regs.set_r(RSP, pointer);
         }
         done
     }
 
-    /// Reads the top of the stack in 64-bit code when its page is cached.
+    /// Reads the top of the stack in 64-bit and flat code when its page is cached.
     #[inline(always)]
     pub fn quick_top<const N: usize>(&mut self) -> Option<u64> {
-        if self.long_code() {
-            self.quick_load_at::<N>(self.regs.r(RSP))
+        if self.quick_stack {
+            self.quick_load_at::<N>(self.regs.r(RSP) & self.linear_mask)
         } else {
             None
         }
+    }
+
+    /// Moves the stack pointer up after [`quick_top`](Self::quick_top).
+    #[inline(always)]
+    pub fn quick_release(&mut self, bytes: u64) {
+        let pointer = self.regs.r(RSP).wrapping_add(bytes) & self.linear_mask;
+        self.regs.set_r(RSP, pointer);
     }
 
     /// Moves the stack pointer up.
@@ -147,8 +154,7 @@ fn pop_r<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let Some(v) = cpu.quick_top::<N>() else {
         return pop_r_slow::<N>(cpu, op);
     };
-    let pointer = cpu.regs.r(RSP).wrapping_add(N as u64);
-    cpu.regs.set_r(RSP, pointer);
+    cpu.quick_release(N as u64);
     cpu.regs.set::<N>(op.a, v);
     next(cpu, op)
 }

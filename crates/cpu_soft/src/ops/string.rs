@@ -58,7 +58,7 @@ fn advance<const N: usize>(cpu: &mut Cpu, op: &Op, register: usize, elements: u6
 
 fn source<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<u64, Trap> {
     let offset = get(cpu, op, gpr::RSI);
-    let la = cpu.linear(op.seg, offset, N, Read, op.addr)?;
+    let la = cpu.linear(op.seg, offset, N, Read)?;
     cpu.load::<N>(la)
 }
 
@@ -70,7 +70,17 @@ fn target<const N: usize>(
 ) -> Result<u64, Trap> {
     let offset = get(cpu, op, gpr::RDI);
     let segment = if cpu.long_code() { 6 } else { seg::ES as u8 };
-    cpu.linear(segment, offset, N, kind, op.addr)
+    cpu.linear(segment, offset, N, kind)
+}
+
+/// Linear address of the destination where nothing has to be checked.
+fn flat_target(cpu: &Cpu) -> u64 {
+    let base = if cpu.long_code() {
+        0
+    } else {
+        cpu.seg_base[seg::ES]
+    };
+    cpu.regs.r(gpr::RDI).wrapping_add(base) & cpu.linear_mask
 }
 
 /// One string instruction.
@@ -98,14 +108,15 @@ impl Action for Movs {
     }
 
     fn many<const N: usize>(cpu: &mut Cpu, op: &Op, count: u64) -> Result<u64, Trap> {
-        if op.addr & addr::SLOW != 0 || cpu.sys & DF != 0 {
+        if op.addr & cpu.slow != 0 || cpu.sys & DF != 0 {
             return Ok(0);
         }
         let from = cpu
             .regs
             .r(gpr::RSI)
-            .wrapping_add(cpu.seg_base[(op.seg & 7) as usize]);
-        let to = cpu.regs.r(gpr::RDI);
+            .wrapping_add(cpu.seg_base[(op.seg & 7) as usize])
+            & cpu.linear_mask;
+        let to = flat_target(cpu);
         let Some((_, left)) = cpu.read_span(from)? else {
             return Ok(0);
         };
@@ -139,10 +150,10 @@ impl Action for Stos {
     }
 
     fn many<const N: usize>(cpu: &mut Cpu, op: &Op, count: u64) -> Result<u64, Trap> {
-        if op.addr & addr::SLOW != 0 || cpu.sys & DF != 0 {
+        if op.addr & cpu.slow != 0 || cpu.sys & DF != 0 {
             return Ok(0);
         }
-        let to = cpu.regs.r(gpr::RDI);
+        let to = flat_target(cpu);
         let Some((host, room)) = cpu.write_span(to)? else {
             return Ok(0);
         };

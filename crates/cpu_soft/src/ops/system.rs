@@ -42,7 +42,13 @@ pub fn undefined(cpu: &mut Cpu, op: &Op) -> Leave {
     cpu.fault(op)
 }
 
-/// The same for one that exists: says so, once for each encoding.
+/// An instruction that reaches beyond the limit of CS (SDM vol. 3, 5.3).
+pub fn beyond_limit(cpu: &mut Cpu, op: &Op) -> Leave {
+    cpu.gp(0);
+    cpu.fault(op)
+}
+
+/// The same as [`undefined`] for one that exists: says so, once for each encoding.
 pub fn unimplemented(cpu: &mut Cpu, op: &Op) -> Leave {
     let rip = cpu.rip_of(op);
     let mut bytes = [0; 15];
@@ -411,7 +417,8 @@ pub fn invlpg(cpu: &mut Cpu, op: &Op) -> Leave {
     ok!(cpu, op, require_cpl0(cpu));
     let la = cpu
         .offset(op)
-        .wrapping_add(cpu.seg_base[(op.seg & 7) as usize]);
+        .wrapping_add(cpu.seg_base[(op.seg & 7) as usize])
+        & cpu.linear_mask;
     if cpu.canonical(la) {
         cpu.mmu.guest_flush(Scope::Page(Gva(la)));
         cpu.drain();

@@ -1,6 +1,6 @@
 //! Debian packages by `apt-get download`: resolved, downloaded and unpacked without root.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,12 @@ const DEPTH: usize = 4;
 /// apt with the system's package lists, or with lists of its own.
 pub struct Client {
     private: PathBuf,
+    /// Packages of another architecture than the system's.
+    foreign: Option<String>,
     /// The private lists are fresh.
     updated: Cell<bool>,
+    /// Why not all private lists could be fetched.
+    incomplete: RefCell<Option<String>>,
 }
 
 /// Which lists to look into.
@@ -56,8 +60,36 @@ impl Client {
         }
         Ok(Self {
             private,
+            foreign: None,
             updated: Cell::new(false),
+            incomplete: RefCell::new(None),
         })
+    }
+
+    /// Makes a client for packages of another architecture, which the system need not know: all
+    /// lists are its own, in `private`.
+    pub fn find_foreign(private: PathBuf, architecture: &str) -> Result<Self> {
+        check_name(architecture)?;
+        Ok(Self {
+            foreign: Some(architecture.to_owned()),
+            ..Self::find(private)?
+        })
+    }
+
+    /// Where to look, in this order.
+    fn lists(&self) -> &'static [Lists] {
+        match self.foreign {
+            None => &[Lists::System, Lists::Private],
+            Some(_) => &[Lists::Private],
+        }
+    }
+
+    /// What to add to the complaint that something is in no list.
+    fn why_missing(&self) -> String {
+        match &*self.incomplete.borrow() {
+            Some(reason) => format!(" (not all lists could be fetched: {reason})"),
+            None => String::new(),
+        }
     }
 
     /// Finds the first of the packages `wanted` that exists, and what it really is: a package that
@@ -66,7 +98,7 @@ impl Client {
         for name in wanted {
             check_name(name)?;
         }
-        for lists in [Lists::System, Lists::Private] {
+        for &lists in self.lists() {
             if lists == Lists::Private {
                 self.update()?;
             }
@@ -77,9 +109,10 @@ impl Client {
             }
         }
         bail!(BadInput(format!(
-            "no package {} in the package lists; name another with --kernel-package, or add its \
-             archive to apt's sources",
-            wanted.join(" or ")
+            "no package {} in the package lists{}; name another with --kernel-package, or add \
+             its archive to apt's sources",
+            wanted.join(" or "),
+            self.why_missing()
         )))
     }
 
@@ -93,7 +126,7 @@ impl Client {
         for name in wanted {
             check_name(name)?;
         }
-        for lists in [Lists::System, Lists::Private] {
+        for &lists in self.lists() {
             if lists == Lists::Private {
                 self.update()?;
             }
@@ -103,8 +136,9 @@ impl Client {
             }
         }
         bail!(BadInput(format!(
-            "not all of {} are in the package lists; add their archive to apt's sources",
-            wanted.join(", ")
+            "not all of {} are in the package lists{}; add their archive to apt's sources",
+            wanted.join(", "),
+            self.why_missing()
         )))
     }
 
@@ -165,11 +199,16 @@ impl Client {
 
     /// Downloads packages into `directory` and unpacks them there, into one place; returns where.
     pub fn unpack(&self, packages: &[String], directory: &Path) -> Result<PathBuf> {
-        let mut result = self.download(Lists::System, packages, directory);
-        if result.is_err() {
-            // The system's lists are missing or older than the archive.
-            self.update()?;
-            result = self.download(Lists::Private, packages, directory);
+        let mut result = Ok(());
+        for &lists in self.lists() {
+            if lists == Lists::Private {
+                // The system's lists are missing or older than the archive.
+                self.update()?;
+            }
+            result = self.download(lists, packages, directory);
+            if result.is_ok() {
+                break;
+            }
         }
         result?;
         let files = directory.join("files");
@@ -239,14 +278,29 @@ impl Client {
             .output();
         bar.finish_and_clear();
         let output = output.context("cannot start apt-get")?;
-        if !output.status.success() {
-            bail!(
-                "package lists cannot be fetched: {}; check the network, or run 'apt-get update' as root",
-                last_line(&output.stderr)
-            );
-        }
         self.updated.set(true);
+        if !output.status.success() {
+            let reason = last_line(&output.stderr);
+            if !self.has_lists() {
+                bail!(
+                    "package lists cannot be fetched: {reason}; check the network, or run \
+                     'apt-get update' as root"
+                );
+            }
+            // One archive of several failed: what is wanted may be in the others.
+            self.incomplete.replace(Some(reason));
+        }
         Ok(())
+    }
+
+    /// Some package list is there.
+    fn has_lists(&self) -> bool {
+        let lists = fs::read_dir(self.private.join("lists"));
+        lists.is_ok_and(|entries| {
+            entries
+                .flatten()
+                .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+        })
     }
 
     fn command(&self, program: &str, lists: Lists) -> Command {
@@ -257,6 +311,16 @@ impl Client {
             .stdin(Stdio::null());
         // As root apt would drop its rights and then not reach the private directory.
         command.args(["-o", "APT::Sandbox::User=root"]);
+        if let Some(architecture) = &self.foreign {
+            for (key, value) in [
+                ("APT::Architecture", architecture.as_str()),
+                ("APT::Architectures::", architecture),
+                // What the system has installed is of another architecture.
+                ("Dir::State::status", "/dev/null"),
+            ] {
+                command.arg("-o").arg(format!("{key}={value}"));
+            }
+        }
         if lists == Lists::Private {
             for (key, directory) in [("Dir::State::lists", "lists"), ("Dir::Cache", "cache")] {
                 command

@@ -46,10 +46,10 @@ impl Cache {
         self.root.join(format!("vmlinuz-{safe}"))
     }
 
-    /// Returns where the initramfs is, or goes.
-    pub fn initrd(&self) -> PathBuf {
+    /// Returns where the initramfs is, or goes; `suffix` tells those of other architectures apart.
+    pub fn initrd(&self, suffix: &str) -> PathBuf {
         self.root
-            .join(format!("initramfs-{INITRAMFS_VERSION}.cpio"))
+            .join(format!("initramfs-{INITRAMFS_VERSION}{suffix}.cpio"))
     }
 
     /// Returns where something else is, or goes: a plain name of one's own.

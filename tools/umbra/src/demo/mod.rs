@@ -17,9 +17,33 @@ use crate::run;
 use crate::status::Status;
 use cache::Cache;
 
-/// Kernels to look for, in this order, where none was named: Debian's, Ubuntu's.
-const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-virtual"];
 const BUSYBOX: &str = "busybox-static";
+
+impl args::Arch {
+    /// Kernels to look for, in this order, where none was named: Debian's, Ubuntu's.
+    fn kernels(self) -> &'static [&'static str] {
+        match self {
+            Self::Amd64 => &["linux-image-cloud-amd64", "linux-image-virtual"],
+            Self::I386 => &["linux-image-686-pae", "linux-image-686"],
+        }
+    }
+
+    /// What tells names in the cache apart.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Amd64 => "",
+            Self::I386 => "-i386",
+        }
+    }
+
+    /// The client for its packages; the host is an amd64 machine.
+    fn client(self, cache: &Cache) -> Result<apt::Client> {
+        match self {
+            Self::Amd64 => apt::Client::find(cache.lists()),
+            Self::I386 => apt::Client::find_foreign(cache.other("apt-i386"), "i386"),
+        }
+    }
+}
 
 /// What a machine can be booted with.
 struct Guest {
@@ -58,27 +82,28 @@ fn prepare(arguments: &args::Fetch) -> Result<Guest> {
     let cache = Cache::open()?;
     let wanted: Vec<&str> = match &arguments.kernel_package {
         Some(name) => vec![name],
-        None => KERNELS.to_vec(),
+        None => arguments.arch.kernels().to_vec(),
     };
+    let arch = arguments.arch;
     let found = wanted
         .iter()
         .map(|name| cache.kernel(name))
         .find(|path| path.exists());
     let kernel = match found {
         Some(kernel) if !arguments.refresh => kernel,
-        _ => fetch_kernel(&cache, &wanted)?,
+        _ => fetch_kernel(&cache, arch, &wanted)?,
     };
-    let initrd = cache.initrd();
+    let initrd = cache.initrd(arch.suffix());
     if arguments.refresh || !initrd.exists() {
-        let busybox = fetch_busybox(&cache)?;
+        let busybox = fetch_busybox(&cache, arch)?;
         cache.store(&initrd, &initramfs::archive(&busybox))?;
     }
     Ok(Guest { kernel, initrd })
 }
 
-fn fetch_kernel(cache: &Cache, wanted: &[&str]) -> Result<PathBuf> {
+fn fetch_kernel(cache: &Cache, arch: args::Arch, wanted: &[&str]) -> Result<PathBuf> {
     let work = cache.work_directory()?;
-    let apt = apt::Client::find(cache.lists())?;
+    let apt = arch.client(cache)?;
     let (name, package) = apt.resolve(wanted)?;
     let files = apt.unpack(std::slice::from_ref(&package), work.path())?;
     let image = cache::first_file(&files.join("boot"), "vmlinuz-")
@@ -90,9 +115,9 @@ fn fetch_kernel(cache: &Cache, wanted: &[&str]) -> Result<PathBuf> {
     Ok(kernel)
 }
 
-fn fetch_busybox(cache: &Cache) -> Result<Vec<u8>> {
+fn fetch_busybox(cache: &Cache, arch: args::Arch) -> Result<Vec<u8>> {
     let work = cache.work_directory()?;
-    let apt = apt::Client::find(cache.lists())?;
+    let apt = arch.client(cache)?;
     let (_, package) = apt.resolve(&[BUSYBOX])?;
     let files = apt.unpack(std::slice::from_ref(&package), work.path())?;
     let places = ["bin/busybox", "usr/bin/busybox"];

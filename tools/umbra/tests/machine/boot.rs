@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::guest::{Guest, LINUX_6_1, LINUX_6_12};
+use crate::support::guest::{Guest, LINUX_6_1, LINUX_6_12, LINUX_686, LINUX_686_PAE};
 use crate::support::{Input, Umbra};
 
 const LIMIT: Duration = Duration::from_secs(240);
@@ -65,6 +65,93 @@ fn linux_6_12_boots_with_one_processor_and_powers_off() {
 #[test]
 fn linux_6_12_boots_with_two_processors_and_powers_off() {
     boots(LINUX_6_12, "6.12", 2);
+}
+
+#[test]
+fn linux_686_without_pae_boots_with_one_processor_and_powers_off() {
+    boots(LINUX_686, "6.1", 1);
+}
+
+#[test]
+fn linux_686_without_pae_boots_with_two_processors_and_powers_off() {
+    boots(LINUX_686, "6.1", 2);
+}
+
+#[test]
+fn linux_686_with_pae_boots_with_one_processor_and_powers_off() {
+    boots(LINUX_686_PAE, "6.1", 1);
+}
+
+#[test]
+fn linux_686_with_pae_boots_with_two_processors_and_powers_off() {
+    boots(LINUX_686_PAE, "6.1", 2);
+}
+
+/// What 32-bit programs do all day: processes, pipes, signals, arithmetic, the vDSO's way into the
+/// kernel and the old one.
+const PROGRAMS: &str = r#"#!/bin/busybox sh
+/bin/busybox dmesg -n 1
+/bin/busybox mount -t proc proc proc 2>/dev/null || {
+  /bin/busybox mkdir proc
+  /bin/busybox mount -t proc proc proc
+}
+echo "machine: $(/bin/busybox uname -m)"
+echo "class: $(/bin/busybox dd if=/bin/busybox bs=1 skip=4 count=1 2>/dev/null | /bin/busybox od -An -tu1)"
+echo "sum: $(/bin/busybox yes umbra | /bin/busybox head -n 20000 | /bin/busybox md5sum)"
+echo "float: $(/bin/busybox awk 'BEGIN { for (i = 1; i < 200; i++) x = (x + i / 7) / 1.5; printf "%.10f", x }')"
+echo "sorted: $(/bin/busybox seq 1 300 | /bin/busybox sort -rn | /bin/busybox gzip | /bin/busybox gunzip | /bin/busybox tail -n 1)"
+echo "vdso: $(/bin/busybox grep -c vdso /proc/self/maps)"
+trap 'echo caught' USR1
+/bin/busybox kill -USR1 $$
+/bin/busybox sh -c 'exit 7'
+echo "exit: $?"
+/bin/busybox poweroff -f
+"#;
+
+fn runs_32_bit_programs(kernel: &str, machine: &str) {
+    let (Some(kernel), Some(programs)) = (Guest::fetch(kernel), Guest::fetch(LINUX_686)) else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let guest = Guest {
+        kernel: kernel.kernel,
+        ..programs
+    };
+    let guest = guest.with_init(directory.path(), PROGRAMS);
+    let arguments = ["--kernel", guest.kernel(), "--initrd", guest.initrd()];
+
+    let ended = Umbra::run(&arguments, Input::Empty, LIMIT);
+
+    assert_eq!(ended.status, Some(0), "{ended}");
+    for expected in [
+        &format!("machine: {machine}"),
+        "class:    1",
+        // `yes umbra | head -n 20000 | md5sum`
+        "sum: b38194e2d9d9684c84dbbfda079aeda0  -",
+        "float: 56.2857142857",
+        "sorted: 1",
+        "vdso: 1",
+        "caught",
+        "exit: 7",
+    ] {
+        let found = ended.stdout.lines().any(|line| line == expected);
+        assert!(found, "no line {expected:?}: {ended}");
+    }
+}
+
+#[test]
+fn a_32_bit_kernel_without_pae_runs_32_bit_programs() {
+    runs_32_bit_programs(LINUX_686, "i686");
+}
+
+#[test]
+fn a_32_bit_kernel_with_pae_runs_32_bit_programs() {
+    runs_32_bit_programs(LINUX_686_PAE, "i686");
+}
+
+#[test]
+fn a_64_bit_kernel_runs_32_bit_programs() {
+    runs_32_bit_programs(LINUX_6_1, "x86_64");
 }
 
 #[test]

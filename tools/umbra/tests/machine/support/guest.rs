@@ -12,6 +12,9 @@ use super::{Input, Umbra};
 /// Debian 12's stable kernel, and the newer one of its backports.
 pub const LINUX_6_1: &str = "linux-image-cloud-amd64";
 pub const LINUX_6_12: &str = "linux-image-6.12-cloud-amd64";
+/// Debian 12's 32-bit kernels: with two-level page tables, and with PAE.
+pub const LINUX_686: &str = "linux-image-686";
+pub const LINUX_686_PAE: &str = "linux-image-686-pae";
 
 /// A kernel and an initramfs with busybox.
 pub struct Guest {
@@ -73,7 +76,12 @@ pub fn lock(cache: &Cache) -> Result<File> {
 
 fn fetch(package: &str) -> Result<Guest> {
     let _lock = lock(&Cache::open()?)?;
-    let arguments = ["fetch", "--kernel-package", package];
+    let arch = if package.starts_with(LINUX_686) {
+        "i386"
+    } else {
+        "amd64"
+    };
+    let arguments = ["fetch", "--arch", arch, "--kernel-package", package];
     let limit = std::time::Duration::from_secs(300);
     let ended = Umbra::new(&arguments, &Input::Empty).start().finish(limit);
     if ended.status != Some(0) {
