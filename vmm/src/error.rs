@@ -2,6 +2,7 @@
 
 use umbra_bus::{BusError, PortsError};
 use umbra_cpu::CpuError;
+use umbra_devices::fw_cfg::FileError;
 use umbra_slots::{RamError, SlotError};
 
 /// Why a specification cannot be a machine.
@@ -74,6 +75,27 @@ pub enum BuildError {
     /// The ports refused a device. The layout is fixed: this is a bug.
     #[error("the ports refused a device")]
     Ports(#[from] PortsError),
+    /// The exit port cannot be where it was wanted.
+    #[error("the exit port cannot be at {port:#x}; choose four free ports")]
+    DebugExit {
+        /// The port.
+        port: u16,
+        /// Who is there.
+        #[source]
+        source: PortsError,
+    },
+    /// A file for the firmware configuration device cannot be read.
+    #[error("cannot read {path:?} for the firmware configuration; check the path")]
+    ConfigFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An item cannot be added to the firmware configuration.
+    #[error("the firmware configuration takes no such item")]
+    ConfigItem(#[from] FileError),
     /// The processor cannot work here.
     #[error(transparent)]
     Cpu(#[from] CpuError),

@@ -32,6 +32,7 @@
 
 mod build;
 mod console;
+mod dma;
 mod driver;
 mod error;
 mod handle;
@@ -53,7 +54,7 @@ pub use handle::{ConsoleClosed, ConsoleInput, Handle};
 pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::Outcome;
-pub use spec::{Backend, Spec, Verify};
+pub use spec::{Backend, ConfigFile, Content, Module, Spec, Verify};
 
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;

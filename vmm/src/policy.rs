@@ -20,6 +20,8 @@ pub enum Outcome {
     PowerOff,
     /// The guest asked for a restart. Whoever wants one builds the machine again.
     Reset,
+    /// The guest wrote this value to the exit port ([`Spec::debug_exit`](crate::Spec)).
+    Exit(u32),
     /// A processor of the guest shut down by a triple fault.
     Crash(Box<Crash>),
     /// Somebody called [`Handle::stop`](crate::Handle::stop).

@@ -26,16 +26,46 @@ pub enum Verify {
     EveryFault(u32),
 }
 
+/// A module of a multiboot kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// The file.
+    pub path: PathBuf,
+    /// The string that the kernel gets with it.
+    pub command_line: String,
+}
+
+/// What an item of the firmware configuration holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The bytes of a file.
+    File(PathBuf),
+    /// These bytes.
+    Text(String),
+}
+
+/// An item of the firmware configuration, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// Its name; one's own begin with `opt/`.
+    pub name: String,
+    /// What it holds.
+    pub content: Content,
+}
+
 /// A machine as it is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Spec {
     /// The kernel: bzImage, ELF with a PVH note, or multiboot 1.
     pub kernel: PathBuf,
-    /// The initial RAM disk.
+    /// The initial RAM disk. For a multiboot kernel a list of modules, `FILE STRING,FILE STRING`.
     pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
-    pub command_line: String,
+    /// More modules for a multiboot kernel.
+    pub modules: Vec<Module>,
+    /// The kernel's command line. Without one a multiboot kernel gets none, any other
+    /// [`Spec::COMMAND_LINE`].
+    pub command_line: Option<String>,
     /// Number of processors.
     pub cpus: u32,
     /// Bytes of RAM.
@@ -48,6 +78,14 @@ pub struct Spec {
     pub first_generation: u64,
     /// Self-verification.
     pub verify: Verify,
+    /// First of four ports whose write ends the machine with
+    /// [`Outcome::Exit`](crate::Outcome::Exit) (QEMU's `isa-debug-exit`).
+    pub debug_exit: Option<u16>,
+    /// The device by which test kernels drive interrupt lines (QEMU's `pc-testdev`). It brings an
+    /// exit port at 0xf4 where `debug_exit` names none.
+    pub test_device: bool,
+    /// The firmware configuration device (QEMU's `fw_cfg`), with these items of the user's.
+    pub fw_cfg: Option<Vec<ConfigFile>>,
 }
 
 impl Spec {
@@ -60,13 +98,17 @@ impl Spec {
         Self {
             kernel: kernel.into(),
             initrd: None,
-            command_line: Self::COMMAND_LINE.into(),
+            modules: Vec::new(),
+            command_line: None,
             cpus: 1,
             memory: 512 << 20,
             backend: Backend::Auto,
             tag_bits: 19,
             first_generation: 0,
             verify: Verify::Off,
+            debug_exit: None,
+            test_device: false,
+            fw_cfg: None,
         }
     }
 
@@ -78,7 +120,7 @@ impl Spec {
 
     /// Sets the command line.
     pub fn command_line(mut self, line: impl Into<String>) -> Self {
-        self.command_line = line.into();
+        self.command_line = Some(line.into());
         self
     }
 

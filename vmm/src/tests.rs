@@ -100,7 +100,7 @@ fn a_guest_prints_and_powers_off() {
 
 #[test]
 fn every_way_to_reset_is_a_reset() {
-    for (port, value) in [(0x602, 1), (0x64, 0xfe)] {
+    for (port, value) in [(0x602, 1), (0x64, 0xfe), (0xcf9, 6), (0x92, 1)] {
         let bench = bench(&[out(port, value), SPIN.to_vec()].concat());
         assert_eq!(bench.run(), Outcome::Reset, "port {port:#x}");
     }
@@ -255,4 +255,150 @@ fn a_bad_kernel_is_one_line() {
         error.contains("cannot open the kernel") && !error.contains('\n'),
         "{error}"
     );
+}
+
+#[test]
+fn a_write_of_0x2000_to_port_0x604_powers_off() {
+    // mov ax, 0x2000; mov dx, 0x604; out dx, ax
+    let mut code = vec![0x66, 0xb8, 0x00, 0x20, 0x66, 0xba, 0x04, 0x06, 0x66, 0xef];
+    code.extend(SPIN);
+    assert_eq!(bench(&code).run(), Outcome::PowerOff);
+}
+
+#[test]
+fn the_exit_port_is_where_it_was_wanted_and_nowhere_else() {
+    let code = [out(0xf4, 1), out(0x501, 7), SPIN.to_vec()].concat();
+    let mut bench = bench(&code);
+    bench.spec.debug_exit = Some(0x501);
+    assert_eq!(bench.run(), Outcome::Exit(7));
+    bench.spec.test_device = true;
+    assert_eq!(
+        bench.run(),
+        Outcome::Exit(7),
+        "the test device brings no second one"
+    );
+    bench.spec.debug_exit = None;
+    assert_eq!(bench.run(), Outcome::Exit(1));
+    bench.spec.debug_exit = Some(0xe2);
+    let plan = Plan::new(bench.spec.clone()).unwrap();
+    let taken = Machine::build(plan, Console::discarded()).err().unwrap();
+    assert!(taken.to_string().contains("0xe2"), "{taken}");
+}
+
+#[test]
+fn the_test_device_echoes_and_keeps_memory() {
+    let code = [
+        // mov al, 5; out 0xe1, al; mov byte [0xff000003], 3; in al, 0xe1; add al, [0xff000003]
+        vec![
+            0xb0, 5, 0xe6, 0xe1, 0xc6, 0x05, 3, 0, 0, 0xff, 3, 0xe4, 0xe1,
+        ],
+        vec![0x02, 0x05, 3, 0, 0, 0xff],
+        // out 0xf4, al
+        vec![0xe6, 0xf4],
+        SPIN.to_vec(),
+    ];
+    let mut bench = bench(&code.concat());
+    bench.spec.test_device = true;
+    assert_eq!(bench.run(), Outcome::Exit(8));
+}
+
+/// `mov dword [at], value`.
+fn store(at: u32, value: u32) -> Vec<u8> {
+    [&[0xc7, 0x05][..], &at.to_le_bytes(), &value.to_le_bytes()].concat()
+}
+
+#[test]
+fn code_that_a_device_overwrites_is_decoded_anew() {
+    const BASE: u32 = 0x10_0040;
+    const REQUEST: u32 = 0x20_0000;
+    // The user's item comes behind the four whose names begin with "etc".
+    const ITEM: u32 = 0x24;
+    let new = [out(0xf4, 5), SPIN.to_vec()].concat();
+    let program = |function: u32| {
+        let mut code = Vec::new();
+        let call = |code: &mut Vec<u8>| {
+            let next = BASE + code.len() as u32 + 5;
+            code.push(0xe8);
+            code.extend(function.wrapping_sub(next).to_le_bytes());
+        };
+        call(&mut code);
+        let request = [ITEM << 16 | 8 | 2, new.len() as u32, 0, function];
+        for (at, word) in (REQUEST..).step_by(4).zip(request) {
+            code.extend(store(at, word.swap_bytes()));
+        }
+        // mov eax, request; mov dx, 0x518; out dx, eax
+        code.push(0xb8);
+        code.extend(REQUEST.swap_bytes().to_le_bytes());
+        code.extend([0x66, 0xba, 0x18, 0x05, 0xef]);
+        call(&mut code);
+        code.extend(out(0xf4, 9));
+        code.extend(SPIN);
+        code
+    };
+    let mut code = program(0);
+    let function = BASE + code.len() as u32;
+    code = program(function);
+    code.push(0xc3); // ret
+    let mut bench = bench(&code);
+    bench.spec.debug_exit = Some(0xf4);
+    let path = bench._dir.path().join("code");
+    std::fs::write(&path, &new).unwrap();
+    bench.spec.fw_cfg = Some(vec![ConfigFile {
+        name: "opt/code".into(),
+        content: Content::File(path),
+    }]);
+    assert_eq!(bench.run(), Outcome::Exit(5));
+}
+
+#[test]
+fn the_firmware_configuration_counts_processors() {
+    // mov ax, 5; mov dx, 0x510; out dx, ax; inc dx; in al, dx; out 0xf4, al
+    let mut code = vec![
+        0x66, 0xb8, 5, 0, 0x66, 0xba, 0x10, 0x05, 0x66, 0xef, 0x42, 0xec,
+    ];
+    code.extend([0xe6, 0xf4]);
+    code.extend(SPIN);
+    let mut bench = bench(&code);
+    bench.spec = bench.spec.clone().cpus(3);
+    bench.spec.debug_exit = Some(0xf4);
+    bench.spec.fw_cfg = Some(vec![]);
+    assert_eq!(bench.run(), Outcome::Exit(3));
+}
+
+#[test]
+fn items_of_the_users_must_exist_and_differ() {
+    let mut bench = bench(&SPIN);
+    let mut refusal = |name: &str, content| {
+        let name = name.into();
+        bench.spec.fw_cfg = Some(vec![ConfigFile { name, content }]);
+        let plan = Plan::new(bench.spec.clone()).unwrap();
+        Machine::build(plan, Console::discarded()).err().unwrap()
+    };
+    let missing = refusal("opt/a", Content::File("/nonexistent".into()));
+    assert!(
+        matches!(missing, BuildError::ConfigFile { .. }),
+        "{missing}"
+    );
+    let taken = refusal("etc/e820", Content::Text("x".into()));
+    assert!(matches!(taken, BuildError::ConfigItem(_)), "{taken}");
+}
+
+#[test]
+fn a_multiboot_kernel_gets_no_command_line_of_ours() {
+    // mov esi, [ebx+16]; again: lodsb; test al, al; jnz again; mov al, [esi-2]; out 0xf4, al
+    let code = [
+        &[
+            0x8b, 0x73, 0x10, 0xac, 0x84, 0xc0, 0x75, 0xfb, 0x8a, 0x46, 0xfe, 0xe6, 0xf4,
+        ][..],
+        &SPIN,
+    ];
+    let mut bench = bench(&code.concat());
+    bench.spec.debug_exit = Some(0xf4);
+    assert_eq!(
+        bench.run(),
+        Outcome::Exit(b' '.into()),
+        "its path and a space"
+    );
+    bench.spec = bench.spec.clone().command_line("x y");
+    assert_eq!(bench.run(), Outcome::Exit(b'y'.into()));
 }

@@ -36,15 +36,16 @@ pub fn pvh_entry(image: &mut Image) -> Result<Option<u32>, Error> {
     elf64::find_pvh_note(image, &segments)
 }
 
-/// Loads the image where it is linked to; the entry is the ELF header's.
+/// Loads the image where it is linked to, but not below `lowest`; the entry is the ELF header's.
 pub fn load<M: GuestMemoryBackend>(
     memory: &M,
     low_ram: u64,
+    lowest: u64,
     image: &mut Image,
 ) -> Result<Placed, Error> {
     let (entry, segments) = segments(image)?;
     let loadable = || segments.iter().filter(|s| s.kind == u64::from(PT_LOAD));
-    let end = elf64::place(image, low_ram, loadable())?;
+    let (start, end) = elf64::place(image, low_ram, lowest, loadable())?;
     for segment in loadable() {
         let bytes = image.read_exact_at(segment.offset, segment.file_len as usize, "a segment")?;
         memory
@@ -53,6 +54,7 @@ pub fn load<M: GuestMemoryBackend>(
     }
     Ok(Placed {
         entry: u64::from(entry),
+        start,
         end,
     })
 }

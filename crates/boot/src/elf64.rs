@@ -7,6 +7,7 @@ use vm_memory::{Address, GuestMemoryBackend};
 
 use crate::error::Error;
 use crate::image::{Image, le};
+use crate::layout::{HIGH_RAM, LOW_RAM_END};
 use crate::load::Placed;
 
 const HEADER: usize = 64;
@@ -108,7 +109,7 @@ pub fn load<M: GuestMemoryBackend>(
 ) -> Result<Placed, Error> {
     let segments = segments(image)?;
     let loadable = || segments.iter().filter(|s| s.kind == u64::from(PT_LOAD));
-    let end = place(image, low_ram, loadable())?;
+    let (start, end) = place(image, low_ram, HIGH_RAM, loadable())?;
     let loaded = Elf::load(memory, None, image.rewound()?, None)
         .map_err(|error| image.damaged(error.to_string()))?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
@@ -116,29 +117,35 @@ pub fn load<M: GuestMemoryBackend>(
     };
     Ok(Placed {
         entry: entry.raw_value(),
+        start,
         end,
     })
 }
 
-/// Checks that the segments fit between 1 MiB and the end of low memory; returns where they end.
+/// Checks that the segments fit into memory: above 1 MiB, or between `lowest` and the end of
+/// conventional memory. Returns where they begin and end.
 pub fn place<'a>(
     image: &Image,
     low_ram: u64,
+    lowest: u64,
     segments: impl Iterator<Item = &'a Segment>,
-) -> Result<u64, Error> {
-    let mut end = 0;
-    for segment in segments {
-        if segment.address < crate::layout::HIGH_RAM && segment.memory_len != 0 {
+) -> Result<(u64, u64), Error> {
+    let (mut start, mut end) = (u64::MAX, 0);
+    for segment in segments.filter(|s| s.memory_len != 0) {
+        let segment_end = segment.address + segment.memory_len;
+        let low = segment.address >= lowest && segment_end <= LOW_RAM_END;
+        if !low && segment.address < HIGH_RAM {
             return Err(image.damaged(format!(
                 "it wants to be loaded at {:#x}, below 1 MiB",
                 segment.address
             )));
         }
-        end = end.max(segment.address + segment.memory_len);
+        start = start.min(segment.address);
+        end = end.max(segment_end);
     }
     if end == 0 {
         return Err(image.damaged("it has nothing to load"));
     }
     crate::load::need("the kernel", end, low_ram)?;
-    Ok(end)
+    Ok((start, end))
 }

@@ -10,6 +10,8 @@ pub enum Role {
     Kernel,
     /// The initial RAM disk.
     Initrd,
+    /// A module of a multiboot kernel.
+    Module,
 }
 
 impl std::fmt::Display for Role {
@@ -17,6 +19,7 @@ impl std::fmt::Display for Role {
         f.write_str(match self {
             Role::Kernel => "kernel",
             Role::Initrd => "initrd",
+            Role::Module => "module",
         })
     }
 }
@@ -115,6 +118,17 @@ pub enum Error {
     /// The command line holds a byte that would end it.
     #[error("the command line holds a zero byte; remove it")]
     CommandLineNul,
+    /// The kernel is entered by a protocol that knows no modules.
+    #[error("this kernel takes no modules; give it an initrd, or a multiboot kernel its modules")]
+    NoModules,
+    /// Command line and module strings do not fit where they go.
+    #[error("command line and modules take {len} bytes, there is room for {max}; shorten them")]
+    InformationTooLong {
+        /// Their length.
+        len: usize,
+        /// The room.
+        max: usize,
+    },
     /// Guest memory could not be written.
     #[error("writing {what} into guest memory failed")]
     Memory {

@@ -6,7 +6,7 @@
 
 use std::io::{BufReader, Read};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::GuestMemoryBackend;
 
 use crate::error::Error;
 use crate::image::{Image, le};
@@ -45,27 +45,7 @@ pub fn load<M: GuestMemoryBackend>(
         end,
     )?;
     let start = (end - len) & !(PAGE - 1);
-    let mut left = len;
-    let file = image.rewound()?;
-    let mut at = start;
-    let mut buffer = vec![0; 1 << 20];
-    while left > 0 {
-        let want = buffer
-            .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
-        let got = match file.read(&mut buffer[..want]) {
-            Ok(0) => {
-                return Err(image.truncated(format!("it shrank by {left} bytes while it was read")));
-            }
-            Ok(got) => got,
-            Err(source) => return Err(image.unreadable(source)),
-        };
-        memory
-            .write_slice(&buffer[..got], GuestAddress(at))
-            .map_err(Error::memory("the initrd"))?;
-        at += got as u64;
-        left -= got as u64;
-    }
+    image.copy_to(memory, start, "the initrd")?;
     Ok(Some(Initrd { start, len }))
 }
 

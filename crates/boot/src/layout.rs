@@ -2,14 +2,16 @@
 //!
 //! ```text
 //!   0x0000_0500  global descriptor table
-//!   0x0000_6000  PVH start info, module list, memory map · or multiboot information
+//!   0x0000_6000  PVH start info, module list, memory map · or multiboot information with its
+//!                strings, up to 256 KiB
 //!   0x0000_7000  zero page (struct boot_params)
 //!   0x0000_9000  page tables: PML4, PDPT, four page directories (4 GiB, identity)
 //!   0x0002_0000  command line, up to 64 KiB
 //!   0x0009_fc00  end of conventional memory
 //!   0x000e_0000  ACPI tables; the RSDP stands first, where a scan of the BIOS area finds it
 //!   0x000f_fff0  reset vector
-//!   0x0010_0000  high memory: kernel; the initrd as high as the kernel can reach
+//!   0x0010_0000  high memory: kernel; the initrd as high as the kernel can reach, modules of a
+//!                multiboot kernel behind it
 //!   0xc000_0000  end of RAM below 4 GiB; devices up to 4 GiB, then the rest of RAM
 //! ```
 

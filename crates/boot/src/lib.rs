@@ -4,7 +4,7 @@
 //! ```text
 //!   Image::open ─> Kind ─┬─ BzImage    64-bit entry (32-bit if the kernel has no other), zero page
 //!                        ├─ Elf + PVH  32-bit entry, hvm_start_info
-//!                        └─ Multiboot  32-bit entry, multiboot information
+//!                        └─ Multiboot  32-bit entry, multiboot information, modules
 //!   load(memory, request) ─> Loaded { state, rsdp, … }
 //! ```
 //!
@@ -34,10 +34,10 @@ mod multiboot;
 mod registers;
 mod reset_vector;
 
-pub use acpi::Platform;
+pub use acpi::{Linkable, Platform};
 pub use error::{Error, Role};
 pub use image::{Image, Kind};
-pub use load::{Loaded, Protocol, Request, load};
+pub use load::{Loaded, Module, Protocol, Request, load};
 pub use memory_map::{Region, Usage, memory_map};
 
 #[cfg(test)]

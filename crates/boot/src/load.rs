@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use crate::acpi::{self, Platform};
 use crate::error::Error;
 use crate::image::{Image, Kind};
-use crate::layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, HOLE, MIN_RAM};
+use crate::layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, HIGH_RAM, HOLE, MIN_RAM};
 use crate::memory_map::{Region, memory_map};
 use crate::{bzimage, elf32, elf64, info, initrd, multiboot, reset_vector};
 
@@ -18,12 +18,23 @@ const PVH_COMMAND_LINE: usize = 2047;
 pub struct Request<'a> {
     /// The kernel.
     pub kernel: Image,
-    /// The initial RAM disk.
+    /// The initial RAM disk. A multiboot kernel gets it as its first module.
     pub initrd: Option<Image>,
-    /// The command line.
+    /// What a multiboot kernel gets beside itself; other kernels take none.
+    pub modules: Vec<Module>,
+    /// The command line. What a multiboot kernel gets begins with the kernel's path.
     pub command_line: &'a str,
     /// What the ACPI tables describe.
     pub platform: Platform,
+}
+
+/// A module of a multiboot kernel: a file, and a string that goes with it.
+#[derive(Debug)]
+pub struct Module {
+    /// The file.
+    pub image: Image,
+    /// The string.
+    pub command_line: String,
 }
 
 /// How the kernel is entered.
@@ -47,6 +58,12 @@ pub struct Loaded {
     pub state: CpuState,
     /// How the kernel is entered.
     pub protocol: Protocol,
+    /// Where the kernel is: address and length.
+    pub kernel: (u64, u64),
+    /// Where it is entered, as its format says.
+    pub entry: u64,
+    /// The real-mode part of a Linux kernel's file.
+    pub setup: Option<Vec<u8>>,
     /// Where the RSDP is.
     pub rsdp: u64,
     /// Where the initrd is: address and length.
@@ -56,6 +73,8 @@ pub struct Loaded {
 /// Where a kernel was put.
 pub(crate) struct Placed {
     pub entry: u64,
+    /// First address that the kernel takes.
+    pub start: u64,
     /// First address that the kernel does not need.
     pub end: u64,
 }
@@ -100,6 +119,7 @@ pub fn load<M: GuestMemoryBackend>(memory: &M, request: Request<'_>) -> Result<L
     let Request {
         mut kernel,
         initrd,
+        modules,
         command_line,
         platform,
     } = request;
@@ -119,7 +139,11 @@ pub fn load<M: GuestMemoryBackend>(memory: &M, request: Request<'_>) -> Result<L
         initrd: None,
         low_ram,
     };
-    let (state, protocol) = match kind {
+    if kind != Kind::Multiboot && !modules.is_empty() {
+        return Err(Error::NoModules);
+    }
+    let mut setup_bytes = None;
+    let (state, protocol, placed) = match kind {
         Kind::BzImage => {
             let header = bzimage::header(&mut kernel)?;
             check_length(command_line, header.command_line_max)?;
@@ -130,7 +154,10 @@ pub fn load<M: GuestMemoryBackend>(memory: &M, request: Request<'_>) -> Result<L
             } else {
                 Protocol::Linux32
             };
-            (bzimage::enter(memory, &context, &header, setup)?, protocol)
+            setup_bytes = Some(kernel.read_at(0, header.setup_len)?);
+            write_command_line(memory, command_line)?;
+            let state = bzimage::enter(memory, &context, &header, setup)?;
+            (state, protocol, placed)
         }
         Kind::Elf64Pvh | Kind::Elf32Pvh => {
             check_length(command_line, PVH_COMMAND_LINE)?;
@@ -140,19 +167,22 @@ pub fn load<M: GuestMemoryBackend>(memory: &M, request: Request<'_>) -> Result<L
                 load_elf32_pvh(memory, low_ram, &mut kernel)?
             };
             context.initrd = initrd::load(memory, low_ram, placed.end, u64::MAX, initrd)?;
-            (info::enter(memory, &context, placed.entry)?, Protocol::Pvh)
+            write_command_line(memory, command_line)?;
+            let state = info::enter(memory, &context, placed.entry)?;
+            (state, Protocol::Pvh, placed)
         }
         Kind::Multiboot => {
-            check_length(command_line, COMMAND_LINE_MAX - 1)?;
             let placed = multiboot::load(memory, low_ram, &mut kernel)?;
-            context.initrd = initrd::load(memory, low_ram, placed.end, u64::MAX, initrd)?;
-            (
-                multiboot::enter(memory, &context, placed.entry)?,
-                Protocol::Multiboot,
-            )
+            let path = kernel.path().to_string_lossy();
+            let modules = first_module(initrd).into_iter().chain(modules).collect();
+            let information = multiboot::Information {
+                command_line: format!("{path} {command_line}"),
+                modules,
+            };
+            let state = multiboot::enter(memory, &context, &placed, information)?;
+            (state, Protocol::Multiboot, placed)
         }
     };
-    write_command_line(memory, command_line)?;
     acpi::write(memory, &platform)?;
     reset_vector::write(memory, &platform)?;
     tracing::debug!(?protocol, entry = state.rip, initrd = ?context.initrd, "kernel loaded");
@@ -160,8 +190,19 @@ pub fn load<M: GuestMemoryBackend>(memory: &M, request: Request<'_>) -> Result<L
     Ok(Loaded {
         state,
         protocol,
+        kernel: (placed.start, placed.end - placed.start),
+        entry: placed.entry,
+        setup: setup_bytes,
         rsdp: ACPI,
         initrd,
+    })
+}
+
+/// Makes a module of an initrd; its path is its string.
+fn first_module(initrd: Option<Image>) -> Option<Module> {
+    initrd.map(|image| Module {
+        command_line: image.path().to_string_lossy().into_owned(),
+        image,
     })
 }
 
@@ -171,7 +212,7 @@ fn load_elf32_pvh<M: GuestMemoryBackend>(
     kernel: &mut Image,
 ) -> Result<Placed, Error> {
     let entry = elf32::pvh_entry(kernel)?.ok_or_else(|| kernel.damaged("its PVH note has gone"))?;
-    let placed = elf32::load(memory, low_ram, kernel)?;
+    let placed = elf32::load(memory, low_ram, HIGH_RAM, kernel)?;
     Ok(Placed {
         entry: u64::from(entry),
         ..placed

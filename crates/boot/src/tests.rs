@@ -10,7 +10,7 @@ use umbra_x86::state::gpr;
 use umbra_x86::{cr0, efer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::layout::{ACPI, COMMAND_LINE, INFO, ZERO_PAGE};
+use crate::layout::{ACPI, HIGH_RAM, INFO, ZERO_PAGE};
 use crate::*;
 
 type Memory = GuestMemoryMmap<()>;
@@ -28,6 +28,7 @@ fn platform() -> Platform {
         serial: None,
         cmos: None,
         sleep_control: 0x600,
+        timer: 0x608,
         reset: (0x602, 1),
     }
 }
@@ -37,6 +38,7 @@ struct Bench {
     dir: TempDir,
     mib: usize,
     initrd: Option<PathBuf>,
+    modules: Vec<(PathBuf, String)>,
     command_line: String,
 }
 
@@ -46,6 +48,7 @@ impl Bench {
             dir: tempfile::tempdir().unwrap(),
             mib: 64,
             initrd: None,
+            modules: Vec::new(),
             command_line: "console=ttyS0".into(),
         }
     }
@@ -65,6 +68,16 @@ impl Bench {
         let request = Request {
             kernel: Image::open(Role::Kernel, kernel)?,
             initrd: initrd.transpose()?,
+            modules: self
+                .modules
+                .iter()
+                .map(|(path, text)| {
+                    Ok(Module {
+                        image: Image::open(Role::Module, path)?,
+                        command_line: text.clone(),
+                    })
+                })
+                .collect::<Result<_, Error>>()?,
             command_line: &self.command_line,
             platform: platform(),
         };
@@ -270,9 +283,132 @@ fn a_multiboot_image_gets_its_information() {
         (loaded.state.rip, loaded.state.gpr[gpr::RAX]),
         (0x10_0020, 0x2bad_b002)
     );
+    assert_eq!(loaded.state.gpr[gpr::RBX], INFO);
     assert_eq!(word(&memory, 0x10_0000), 0xcccc_cccc);
-    assert_eq!(u64::from(word(&memory, INFO + 16)), COMMAND_LINE);
-    assert_eq!(word(&memory, INFO + 8), 63 * 1024, "KiB above 1 MiB");
+    assert_eq!(
+        word(&memory, INFO),
+        0b10_0100_1111,
+        "which fields are valid"
+    );
+    assert_eq!(
+        (word(&memory, INFO + 4), word(&memory, INFO + 8)),
+        (639, 63 * 1024),
+        "KiB below and above 1 MiB"
+    );
+    let line = string(&memory, word(&memory, INFO + 16).into());
+    assert!(line.ends_with("/kernel console=ttyS0"), "{line}");
+    assert_eq!(word(&memory, INFO + 20), 0, "no module");
+    assert_eq!(string(&memory, word(&memory, INFO + 64).into()), "umbra");
+    let (len, map) = (word(&memory, INFO + 44), word(&memory, INFO + 48));
+    let map = u64::from(map);
+    let ends = (0..len / 24).map(|n| word(&memory, map + u64::from(24 * n)));
+    assert!(ends.eq([20; 4]), "four regions");
+}
+
+#[test]
+fn a_multiboot_kernel_gets_its_modules_behind_itself() {
+    let mut bench = Bench::new();
+    // No format is expected of a module, nor any byte.
+    bench.initrd = Some(bench.file("first", b"NR_CPUS=2\n"));
+    let modules = [
+        ("second", &b""[..], "second x y"),
+        ("third", &[7; 5000], ""),
+    ];
+    for (name, bytes, text) in modules {
+        let path = bench.file(name, bytes);
+        bench.modules.push((path, text.into()));
+    }
+    let (memory, loaded) = bench.boot(&multiboot());
+    assert_eq!(word(&memory, INFO + 20), 3);
+    let list = u64::from(word(&memory, INFO + 24));
+    let row = |n: u64| [0, 4, 8, 12].map(|at| word(&memory, list + 16 * n + at));
+    let [start, end, text, zero] = row(0);
+    let (kernel, len) = loaded.kernel;
+    assert!(u64::from(start) >= kernel + len && start % 0x1000 == 0);
+    assert_eq!((end - start, zero), (10, 0));
+    assert_eq!(word(&memory, start.into()), u32::from_le_bytes(*b"NR_C"));
+    assert!(string(&memory, text.into()).ends_with("/first"));
+    let [start, end, text, _] = row(1);
+    assert_eq!(start, end);
+    assert_eq!(string(&memory, text.into()), "second x y");
+    let [start, end, ..] = row(2);
+    assert_eq!(
+        (end - start, word(&memory, (end - 4).into())),
+        (5000, 0x0707_0707)
+    );
+}
+
+#[test]
+fn modules_that_do_not_fit_or_are_not_wanted_are_refused() {
+    let mut bench = Bench::new();
+    let path = bench.file("large", &vec![1; 2 << 20]);
+    bench.modules.push((path, String::new()));
+    assert!(bench.refusal(&bzimage()).contains("takes no modules"));
+    assert!(bench.refusal(&elf64(true)).contains("takes no modules"));
+    bench.mib = 3;
+    let message = bench.refusal(&multiboot());
+    assert!(message.contains("needs 4 MiB"), "{message}");
+    bench.mib = 64;
+    bench.modules[0].1 = "x".repeat(0x4_0000);
+    assert!(
+        bench
+            .refusal(&multiboot())
+            .contains("there is room for 262144")
+    );
+}
+
+#[test]
+fn a_multiboot_kernel_may_lie_below_one_mebibyte() {
+    let mut image = multiboot();
+    let low = |at: u32| at - 0x10_0000 + 0x4000;
+    for (index, value) in [0x10_0010, 0x10_0000, 0x10_0400, 0x10_2000, 0x10_0020]
+        .into_iter()
+        .enumerate()
+    {
+        put(&mut image, 28 + 4 * index, &low(value).to_le_bytes());
+    }
+    let mut bench = Bench::new();
+    bench.initrd = Some(bench.file("module", b"m"));
+    let (memory, loaded) = bench.boot(&image);
+    assert_eq!(loaded.state.rip, 0x4020);
+    assert_eq!(loaded.kernel, (0x4000, 0x2000));
+    assert_eq!(
+        loaded.state.gpr[gpr::RBX],
+        HIGH_RAM,
+        "out of the kernel's way"
+    );
+    let module = word(&memory, HIGH_RAM + 24).into();
+    assert!(u64::from(word(&memory, module)) >= HIGH_RAM + 0x4_0000);
+    for (load, end) in [
+        (0x800u32, 0x2000u32),
+        (0x9_0000, 0xa_0000),
+        (0xe_0000, 0xe_1000),
+    ] {
+        put(&mut image, 28, &(load + 0x10).to_le_bytes());
+        put(&mut image, 32, &load.to_le_bytes());
+        put(&mut image, 36, &(load + 0x400).to_le_bytes());
+        put(&mut image, 40, &end.to_le_bytes());
+        assert!(bench.refusal(&image).contains("below 1 MiB"), "{load:#x}");
+    }
+}
+
+#[test]
+fn a_64_bit_multiboot_kernel_is_refused_unless_it_says_where_it_goes() {
+    let mut image = elf64(false);
+    let header = |flags: u32| {
+        let magic = 0x1bad_b002u32;
+        let sum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+        let addresses = [0x10_0800, 0x10_0000, 0, 0, 0x10_0000u32];
+        let words = [magic, flags, sum].into_iter().chain(addresses);
+        words.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
+    };
+    put(&mut image, 0x800, &header(0));
+    let message = Bench::new().refusal(&image);
+    assert!(message.contains("give a 32-bit one"), "{message}");
+    put(&mut image, 0x800, &header(1 << 16));
+    let (memory, loaded) = Bench::new().boot(&image);
+    assert_eq!(loaded.state.rip, 0x10_0000);
+    assert_eq!(word(&memory, 0x10_0000), 0x464c_457f);
 }
 
 #[test]

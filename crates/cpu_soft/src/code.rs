@@ -245,6 +245,23 @@ impl CodePages {
     /// Reports that `len` bytes at `gpa` (within one page) were written. Returns what the calling
     /// processor has to throw away itself; the others are told.
     pub(crate) fn written(&self, gpa: u64, len: u64, own: &Arc<CodePort>) -> Option<Overwritten> {
+        self.overwritten(gpa, len, Some(own))
+    }
+
+    /// Reports that a device wrote `len` bytes at `gpa`, anywhere in memory. Every processor throws
+    /// away what it decoded there before its next block. To be called after the bytes are in
+    /// memory and before the guest can hear that they are.
+    pub fn written_by_device(&self, gpa: u64, len: u64) {
+        let mut done = 0;
+        while done < len {
+            let at = gpa.wrapping_add(done);
+            let piece = (len - done).min(0x1000 - (at & 0xfff));
+            self.overwritten(at, piece, None);
+            done += piece;
+        }
+    }
+
+    fn overwritten(&self, gpa: u64, len: u64, own: Option<&Arc<CodePort>>) -> Option<Overwritten> {
         fence(Ordering::SeqCst);
         let (page, mask) = (gpa & !0xfff, granules(gpa & 0xfff, len));
         let (hit, idle) = {
@@ -259,7 +276,8 @@ impl CodePages {
         if hit == 0 {
             return None;
         }
-        for port in self.ports.read().iter().filter(|p| !Arc::ptr_eq(p, own)) {
+        let is_own = |port: &Arc<CodePort>| own.is_some_and(|own| Arc::ptr_eq(port, own));
+        for port in self.ports.read().iter().filter(|p| !is_own(p)) {
             port.queue.lock().push((page, hit));
             port.wake.poke();
         }
@@ -299,6 +317,19 @@ mod tests {
         assert_eq!(lost, Some((0x5000, 1)), "its blocks are thrown away");
         assert!(!pages.contains(0x5000));
         assert!(pages.mark(0x5000, 64), "executing there again starts anew");
+    }
+
+    #[test]
+    fn a_devices_write_is_reported_to_every_processor() {
+        let pages = CodePages::new();
+        let (a, b) = (pages.attach(Arc::default()), pages.attach(Arc::default()));
+        pages.mark(0x5fc0, 64);
+        pages.mark(0x6000, 64);
+        pages.mark(0x7000, 64);
+        pages.written_by_device(0x5ff0, 0x20);
+        assert_eq!(a.take(), [(0x5000, 1 << 63), (0x6000, 1)]);
+        assert_eq!(b.take(), [(0x5000, 1 << 63), (0x6000, 1)]);
+        assert!(pages.contains(0x7000));
     }
 
     #[test]

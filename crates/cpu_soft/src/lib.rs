@@ -100,6 +100,8 @@ impl SoftVcpu {
         };
         let vcpu_mmu = parts.mmu.attach(poke(&wake));
         parts.apic.set_wake(poke(&wake));
+        let address_bits = parts.cpuid.get(0x8000_0008, 0).eax & 0xff;
+        parts.apic.set_physical_bits(address_bits);
         let code_port = parts.code.attach(wake.clone());
         let cpu = cpu::Cpu::new(cpu::Parts {
             id: parts.id,

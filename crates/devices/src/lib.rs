@@ -1,4 +1,5 @@
-//! The small devices of a microVM: serial port, CMOS clock, keyboard controller, ACPI registers.
+//! The small devices of a microVM: serial port, CMOS clock, keyboard controller, ACPI registers, and
+//! what test kernels look for.
 //!
 //! | device | ports | source |
 //! |---|---|---|
@@ -6,23 +7,36 @@
 //! | [`Cmos`] | 0x70, 0x71 | MC146818A data sheet, PC/AT Technical Reference |
 //! | [`Keyboard`] | 0x60, 0x64 | only the 8042's reset command |
 //! | [`Power`] | 12 | ACPI 6.5, 4.8.3.3, 4.8.3.6 and 4.8.3.7 |
+//! | [`ResetControl`] | 0x92, 0xcf9 | PS/2 Technical Reference, 82371SB |
+//! | [`DebugExit`] | 4 | QEMU's `isa-debug-exit` |
+//! | [`FwCfg`] | 0x510 to 0x51b | QEMU's `fw_cfg` |
+//! | [`TestDevice`] | 0xe0, 0x2000 | QEMU's `pc-testdev` |
 //!
 //! Each implements a trait of `vm-device` behind its own short lock, is given a clock, a wire and
-//! closures, and knows neither the bus nor the machine. What concerns the whole machine leaves as a
+//! closures, and knows neither the bus nor the machine. One that reaches guest memory by itself does so
+//! through [`umbra_slots::Dma`]. What concerns the whole machine leaves as a
 //! [`PowerEvent`]. Start reading at [`Power`], the smallest.
 #![forbid(unsafe_code)]
 
 mod cmos;
+mod debug_exit;
+pub mod fw_cfg;
 mod keyboard;
 mod power;
+mod reset_control;
 mod serial;
+mod test_device;
 
 use std::sync::Arc;
 
 pub use cmos::{Cmos, MemorySizes};
+pub use debug_exit::DebugExit;
+pub use fw_cfg::FwCfg;
 pub use keyboard::Keyboard;
 pub use power::Power;
+pub use reset_control::ResetControl;
 pub use serial::Serial;
+pub use test_device::TestDevice;
 
 /// What the guest asks of the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +45,23 @@ pub enum PowerEvent {
     Off,
     /// Start anew.
     Reset,
+    /// End with a value of the guest's, which [`DebugExit`] was given.
+    Exit(u32),
 }
 
 /// Hears of a [`PowerEvent`]. Called on a processor's thread, which goes on executing the guest:
 /// it must not wait for a processor.
 pub type PowerListener = Arc<dyn Fn(PowerEvent) + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parking_lot::Mutex;
+
+    /// A listener, and what it heard.
+    pub fn power_recorder() -> (Arc<Mutex<Vec<PowerEvent>>>, PowerListener) {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let heard = events.clone();
+        (events, Arc::new(move |event| heard.lock().push(event)))
+    }
+}

@@ -4,9 +4,12 @@
 //!   +0  sleep control   (4.8.3.7)  SLP_EN with SLP_TYP 5 powers off
 //!   +1  sleep status    (4.8.3.7)  reads as zero: this machine never wakes
 //!   +2  reset register  (4.8.3.6)  1 resets
+//!   +5  PM1 control, upper byte (4.8.3.2)  the same with SLP_TYP 0, as on QEMU's PC
 //!   +8  timer, 32 bits  (4.8.3.3)  counts at 3.579545 MHz
 //! ```
-//! A hardware-reduced machine has no timer by the tables; it is here for guests that look for one.
+//! A hardware-reduced machine has no timer and no PM1 control by the tables; they are here, where
+//! QEMU's PC has them, for guests that write 0x2000 to port 0x604 or read 0x608 without a look at
+//! the tables.
 
 use umbra_clock::Clock;
 use vm_device::DevicePio;
@@ -17,6 +20,8 @@ use crate::{PowerEvent, PowerListener};
 const SLEEP_CONTROL: u16 = 0;
 const SLEEP_STATUS: u16 = 1;
 const RESET: u16 = 2;
+const PM1_CONTROL: u16 = 4;
+const PM1_CONTROL_HIGH: u16 = 5;
 const TIMER: u16 = 8;
 const TIMER_END: u16 = TIMER + 4;
 
@@ -34,6 +39,8 @@ impl Power {
     pub const PORTS: u16 = TIMER_END;
     /// Offset of the sleep control register; the status register follows it.
     pub const SLEEP_CONTROL: u16 = SLEEP_CONTROL;
+    /// Offset of the timer.
+    pub const TIMER: u16 = TIMER;
     /// Offset of the reset register.
     pub const RESET: u16 = RESET;
     /// What is written there to reset.
@@ -52,8 +59,10 @@ impl Power {
 
     fn write_byte(&self, offset: u16, value: u8) {
         match offset {
-            SLEEP_CONTROL if value & SLEEP_ENABLE != 0 => {
-                if value >> 2 & 7 == Self::SLEEP_TYPE_OFF {
+            SLEEP_CONTROL | PM1_CONTROL_HIGH if value & SLEEP_ENABLE != 0 => {
+                let sleep_type = value >> 2 & 7;
+                let legacy_off = offset == PM1_CONTROL_HIGH && sleep_type == 0;
+                if sleep_type == Self::SLEEP_TYPE_OFF || legacy_off {
                     (self.listener)(PowerEvent::Off);
                 } else {
                     tracing::debug!(
@@ -74,7 +83,7 @@ impl DevicePio for Power {
         let timer = self.timer().to_le_bytes();
         for (at, byte) in (offset..).zip(data) {
             *byte = match at {
-                SLEEP_CONTROL | SLEEP_STATUS | RESET => 0,
+                SLEEP_CONTROL | SLEEP_STATUS | RESET | PM1_CONTROL | PM1_CONTROL_HIGH => 0,
                 TIMER..TIMER_END => timer[usize::from(at - TIMER)],
                 _ => 0xff,
             };

@@ -21,8 +21,8 @@
 //!
 //! This crate does not know what a device is, what an instruction is, or who runs the guest.
 //! Not handled: nested paging, shadow stacks, system-management mode, memory types (PAT, MTRR).
-//! Writes to guest tables that are made from outside (by the host or a device, not through
-//! [`VcpuMmu::tracked`]) are seen when the guest flushes the address, not before.
+//! Writes to guest tables that are made from outside go through [`Mmu::write_for_device`]; one that
+//! does not is not noticed while the table is protected.
 //!
 //! Start reading at [`VcpuMmu::translate`], then `fault`, `tables`, `mmu`.
 #![deny(unsafe_code)]
@@ -30,6 +30,7 @@
 mod age;
 mod audit;
 mod config;
+mod device;
 mod entry;
 mod fault;
 mod flush;

@@ -20,6 +20,7 @@
 mod addr;
 mod advise;
 mod dirty;
+mod dma;
 mod editor;
 mod error;
 mod listener;
@@ -31,6 +32,7 @@ mod space;
 
 pub use addr::{Generation, Gfn, Gpa, IoId};
 pub use dirty::{DirtyLog, DirtyPages, DirtyRef};
+pub use dma::Dma;
 pub use editor::Editor;
 pub use error::{AccessError, RamError, SlotError};
 pub use listener::{Change, Listener, Wait};

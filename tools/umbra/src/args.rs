@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use umbra_vmm::{Backend, Spec, Verify};
+use umbra_vmm::{Backend, Module, Spec, Verify};
 
 use crate::size;
 use crate::status::{HELP, Status};
+
+mod fw_cfg;
+mod port;
 
 /// Runs microVMs anywhere, with or without KVM
 #[derive(Debug, Parser)]
@@ -36,11 +39,40 @@ pub struct Run {
     /// The kernel: a bzImage, an ELF image with a PVH note, or a multiboot 1 image
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
-    /// The initial RAM disk
+    /// The initial RAM disk; of a multiboot kernel the modules: "FILE STRING,FILE STRING"
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+    /// One more module for a multiboot kernel, which is told the whole value; may be repeated
+    #[arg(long = "module", value_name = "FILE[ STRING]")]
+    pub modules: Vec<String>,
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+impl Run {
+    /// Makes the specification.
+    pub fn spec(&self) -> Spec {
+        Spec {
+            modules: self
+                .modules
+                .iter()
+                .map(|text| Module::parse(text, None))
+                .collect(),
+            ..self.machine.spec(self.kernel.clone(), self.initrd.clone())
+        }
+    }
+}
+
+impl Command {
+    /// Tells whether the guest will have a port by which it chooses the exit status.
+    pub fn has_exit_port(&self) -> bool {
+        let machine = match self {
+            Self::Run(run) => &run.machine,
+            Self::Demo(demo) => &demo.machine,
+            Self::Fetch(_) => return false,
+        };
+        machine.debug_exit.is_some() || machine.test_device
+    }
 }
 
 /// `umbra demo`.
@@ -78,9 +110,9 @@ pub enum Arch {
 /// What every machine can be given.
 #[derive(Debug, Args)]
 pub struct MachineArgs {
-    /// The kernel's command line
-    #[arg(long, value_name = "TEXT", default_value = Spec::COMMAND_LINE, allow_hyphen_values = true)]
-    pub cmdline: String,
+    /// The kernel's command line [default: "console=ttyS0 panic=-1", for a multiboot kernel nothing]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
     /// Number of processors
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
@@ -90,6 +122,19 @@ pub struct MachineArgs {
     /// What executes the guest
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub backend: BackendArg,
+    /// Let a write to PORT end the machine, and choose the exit status (QEMU's isa-debug-exit)
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4",
+          value_parser = port::parse)]
+    pub debug_exit: Option<u16>,
+    /// Add the device by which test kernels drive interrupt lines (QEMU's pc-testdev), and an exit
+    /// port at 0xf4
+    #[arg(long)]
+    pub test_device: bool,
+    /// Add the firmware configuration device (QEMU's fw_cfg), with an item if one is named:
+    /// name=NAME,file=PATH or name=NAME,string=TEXT; may be repeated
+    #[arg(long, value_name = "ITEM", num_args = 0..=1, default_missing_value = "",
+          value_parser = fw_cfg::parse)]
+    pub fw_cfg: Option<Vec<fw_cfg::Item>>,
     /// Print counters when the guest has ended
     #[arg(long)]
     pub stats: bool,
@@ -132,6 +177,12 @@ impl MachineArgs {
             tag_bits: self.tag_bits,
             first_generation: self.first_generation,
             verify: self.audit.map_or(Verify::Off, Verify::EveryFault),
+            debug_exit: self.debug_exit,
+            test_device: self.test_device,
+            fw_cfg: self
+                .fw_cfg
+                .as_ref()
+                .map(|items| items.iter().filter_map(|item| item.0.clone()).collect()),
             ..Spec::new(kernel)
         }
     }
@@ -213,7 +264,7 @@ mod tests {
         let Command::Run(run) = cli.unwrap().command else {
             panic!()
         };
-        assert_eq!(run.machine.cmdline, "-- -x");
+        assert_eq!(run.machine.cmdline.as_deref(), Some("-- -x"));
     }
 
     #[test]
@@ -235,5 +286,71 @@ mod tests {
         let spec = run.machine.spec("k".into(), None);
         assert_eq!((spec.tag_bits, spec.verify), (2, Verify::EveryFault(1000)));
         assert_eq!(spec.first_generation, (1 << 19) - 100);
+    }
+
+    fn run(arguments: &[&str]) -> Run {
+        let all = [&["umbra", "run", "--kernel", "k"], arguments].concat();
+        match Cli::try_parse_from(all).unwrap().command {
+            Command::Run(run) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_exit_port_has_a_default_and_is_hexadecimal_or_decimal() {
+        let table: [(&[&str], Option<u16>); 5] = [
+            (&[], None),
+            (&["--debug-exit"], Some(0xf4)),
+            (&["--debug-exit", "0x501"], Some(0x501)),
+            (&["--debug-exit=1281"], Some(0x501)),
+            (&["--debug-exit", "--stats"], Some(0xf4)),
+        ];
+        for (arguments, port) in table {
+            assert_eq!(run(arguments).spec().debug_exit, port, "{arguments:?}");
+        }
+        for port in ["x", "0x10000", "-1", "0x"] {
+            assert!(refusal(&["run", "--kernel", "k", "--debug-exit", port]).contains("port"));
+        }
+    }
+
+    #[test]
+    fn the_test_device_brings_an_exit_port() {
+        let plain = Command::Run(run(&[]));
+        let tested = Command::Run(run(&["--test-device"]));
+        assert_eq!(
+            (plain.has_exit_port(), tested.has_exit_port()),
+            (false, true)
+        );
+    }
+
+    #[test]
+    fn the_firmware_configuration_takes_items_and_needs_none() {
+        assert_eq!(run(&[]).spec().fw_cfg, None);
+        assert_eq!(run(&["--fw-cfg"]).spec().fw_cfg, Some(vec![]));
+        let both = run(&[
+            "--fw-cfg",
+            "opt/a,string=x",
+            "--fw-cfg",
+            "name=opt/b,file=/f",
+        ]);
+        let names = both.spec().fw_cfg.unwrap();
+        assert_eq!(
+            (names.len(), &names[0].name[..], &names[1].name[..]),
+            (2, "opt/a", "opt/b")
+        );
+        let bad = ["run", "--kernel", "k", "--fw-cfg", "opt/a"];
+        assert!(refusal(&bad).contains("file=PATH or string=TEXT"));
+    }
+
+    #[test]
+    fn modules_are_told_their_whole_value() {
+        let modules = run(&["--module", "m a=1 b", "--module", "n"])
+            .spec()
+            .modules;
+        let found: Vec<_> = modules
+            .iter()
+            .map(|m| (m.path.to_str().unwrap(), &m.command_line[..]))
+            .collect();
+        assert_eq!(found, [("m", "m a=1 b"), ("n", "n")]);
     }
 }

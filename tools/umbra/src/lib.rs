@@ -25,18 +25,17 @@ pub fn main() -> ExitCode {
         Err(status) => return status.into(),
     };
     report::log_to_stderr();
+    let exit_port = command.has_exit_port();
     let result = match command {
-        Command::Run(arguments) => run::run(
-            &arguments.kernel,
-            arguments.initrd.as_deref(),
-            &arguments.machine,
-        ),
+        Command::Run(arguments) => run::run(arguments.spec(), arguments.machine.stats),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Fetch(arguments) => demo::fetch(&arguments),
     };
-    result
-        .unwrap_or_else(|error| report::failure(&error))
-        .into()
+    let status = result.unwrap_or_else(|error| report::failure(&error));
+    if exit_port {
+        return ExitCode::from(status.code_beside_exit_port());
+    }
+    status.into()
 }
 
 impl From<Status> for ExitCode {

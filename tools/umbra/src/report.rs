@@ -52,7 +52,15 @@ impl std::error::Error for BadInput {}
 fn is_bad_input(error: &Error) -> bool {
     error.is::<PlanError>()
         || error.is::<BadInput>()
-        || matches!(error.downcast_ref(), Some(BuildError::Boot(boot)) if !is_host_failure(boot))
+        || match error.downcast_ref() {
+            Some(BuildError::Boot(boot)) => !is_host_failure(boot),
+            Some(
+                BuildError::DebugExit { .. }
+                | BuildError::ConfigFile { .. }
+                | BuildError::ConfigItem(_),
+            ) => true,
+            _ => false,
+        }
 }
 
 /// Memory that could not be written is not the user's fault.

@@ -1,25 +1,21 @@
 //! `umbra run`: one machine, its console on this terminal.
 
-use std::path::Path;
-
 use anyhow::Result;
-use umbra_vmm::{Console, Machine, Outcome, Plan};
+use umbra_vmm::{Console, Machine, Outcome, Plan, Spec};
 
-use crate::args::MachineArgs;
 use crate::console::Session;
 use crate::report;
 use crate::status::Status;
 
-/// Runs a machine that boots `kernel`; returns how it ended.
-pub fn run(kernel: &Path, initrd: Option<&Path>, arguments: &MachineArgs) -> Result<Status> {
-    let spec = arguments.spec(kernel.to_owned(), initrd.map(Path::to_owned));
+/// Runs a machine; prints its counters afterwards if `print_statistics`. Returns how it ended.
+pub fn run(spec: Spec, print_statistics: bool) -> Result<Status> {
     let machine = Machine::build(Plan::new(spec)?, Console::to(std::io::stdout()))?;
     let session = Session::start(machine.handle())?;
     let result = machine.run();
     // The terminal is the user's again before anything is printed.
     let signal = session.end();
     let ended = result?;
-    if arguments.stats {
+    if print_statistics {
         report::statistics(&ended);
     }
     if let Outcome::Crash(crash) = &ended.outcome {

@@ -17,6 +17,8 @@ pub enum Status {
     Crash,
     /// The user ended the machine with Ctrl-A x.
     Ended,
+    /// The guest wrote this value to the exit port.
+    Guest(u32),
     /// A signal ended it.
     Signal(i32),
 }
@@ -30,7 +32,12 @@ Exit status:
   3      the guest asked for a restart
   4      the guest crashed by a triple fault (stderr shows registers and the last page walk)
   5      ended with Ctrl-A x
-  128+N  ended by signal N";
+  128+N  ended by signal N
+With --debug-exit or --test-device the odd numbers are the guest's: a write of V to the exit port
+ends with (V << 1) | 1, of which the lower 8 bits count. 1, 3 and 5 above are then 6, 8 and 10.";
+
+/// Added to an odd number of the command's own where odd numbers are the guest's.
+const OUT_OF_THE_GUESTS_WAY: u8 = 5;
 
 impl Status {
     /// Returns the number that the process exits with.
@@ -42,7 +49,17 @@ impl Status {
             Self::Reset => 3,
             Self::Crash => 4,
             Self::Ended => 5,
+            Self::Guest(value) => (value << 1 | 1) as u8,
             Self::Signal(number) => 128 + number as u8,
+        }
+    }
+
+    /// Returns the number for a machine with an exit port: a monitor that failed must not look
+    /// like a guest that wrote 0.
+    pub fn code_beside_exit_port(self) -> u8 {
+        match self {
+            Self::Failed | Self::Reset | Self::Ended => self.code() + OUT_OF_THE_GUESTS_WAY,
+            _ => self.code(),
         }
     }
 }
@@ -52,8 +69,44 @@ impl From<&Outcome> for Status {
         match outcome {
             Outcome::PowerOff => Self::Success,
             Outcome::Reset => Self::Reset,
+            Outcome::Exit(value) => Self::Guest(*value),
             Outcome::Crash(_) => Self::Crash,
             Outcome::Stopped => Self::Ended,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_guest_writes_is_shifted_and_cut_to_eight_bits() {
+        for (value, code) in [
+            (0, 1),
+            (1, 3),
+            (0x10, 33),
+            (0x7f, 255),
+            (0x80, 1),
+            (u32::MAX, 255),
+        ] {
+            assert_eq!(Status::Guest(value).code_beside_exit_port(), code);
+        }
+    }
+
+    #[test]
+    fn no_status_of_our_own_is_one_of_the_guests() {
+        let own = [
+            Status::Success,
+            Status::Failed,
+            Status::BadInput,
+            Status::Reset,
+            Status::Crash,
+            Status::Ended,
+        ];
+        let mut codes = own.map(Status::code_beside_exit_port);
+        assert!(codes.iter().all(|code| code % 2 == 0), "{codes:?}");
+        codes.sort_unstable();
+        assert!(codes.is_sorted_by(|a, b| a < b), "{codes:?}");
     }
 }

@@ -111,3 +111,20 @@ fn help_tells_every_status() {
         "debugging switches are hidden"
     );
 }
+
+#[test]
+fn with_an_exit_port_odd_statuses_are_the_guests() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = [
+        (out(0xf4, 0), &["--debug-exit"][..], 1),
+        (out(0xf4, 0x10), &["--debug-exit", "0xf4"], 33),
+        (out(0xf4, 1), &["--test-device"], 3),
+        (out(0x600, 0x34), &["--debug-exit"], 0),
+        (out(0x602, 1), &["--debug-exit"], 8),
+        (out(0x602, 1), &["--fw-cfg"], 3),
+    ];
+    for (code, more, status) in table {
+        let output = run(&guest(&dir, &code), more, b"");
+        assert_eq!(output.status.code(), Some(status), "{more:?} {output:?}");
+    }
+}

@@ -13,20 +13,14 @@ use umbra_x86::state::CpuState;
 use crate::error::BuildError;
 use crate::spec::{Spec, Verify};
 
-/// The processors of a machine, and the MMU that they share.
-pub struct Processors {
-    pub vcpus: Vec<Box<dyn Vcpu>>,
+/// What the processors of a machine share: the MMU, and who has decoded code where.
+pub struct Shared {
     pub mmu: Arc<Mmu>,
+    pub code: Arc<CodePages>,
 }
 
-/// Makes software processors; number 0 starts in `state`, the others wait for it to wake them.
-pub fn soft(
-    spec: &Spec,
-    space: &Arc<AddressSpace>,
-    chipset: &Chipset,
-    clock: Clock,
-    state: &CpuState,
-) -> Result<Processors, BuildError> {
+/// Makes what software processors share.
+pub fn shared(spec: &Spec, space: &Arc<AddressSpace>) -> Shared {
     let audit = match spec.verify {
         Verify::Off => Audit::Off,
         Verify::EveryFault(faults) => Audit::EveryFault(faults),
@@ -36,24 +30,37 @@ pub fn soft(
         audit,
         ..Config::default()
     };
-    let mmu = Mmu::new(space.clone(), config);
-    let code = Arc::new(CodePages::new());
+    Shared {
+        mmu: Mmu::new(space.clone(), config),
+        code: Arc::new(CodePages::new()),
+    }
+}
+
+/// Makes software processors; number 0 starts in `state`, the others wait for it to wake them.
+pub fn soft(
+    spec: &Spec,
+    space: &Arc<AddressSpace>,
+    shared: &Shared,
+    chipset: &Chipset,
+    clock: Clock,
+    state: &CpuState,
+) -> Result<Vec<Box<dyn Vcpu>>, BuildError> {
     let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
     for id in 0..spec.cpus {
         let mut vcpu = SoftVcpu::new(SoftVcpuParts {
             id,
             boot: id == 0,
             space: space.clone(),
-            mmu: mmu.clone(),
+            mmu: shared.mmu.clone(),
             apic: chipset.apics.apic(id),
             clock,
             cpuid: model::x86_64_v2(id, spec.cpus),
-            code: code.clone(),
+            code: shared.code.clone(),
         })?;
         if id == 0 {
             vcpu.set_state(state)?;
         }
         vcpus.push(Box::new(vcpu));
     }
-    Ok(Processors { vcpus, mmu })
+    Ok(vcpus)
 }

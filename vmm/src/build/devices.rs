@@ -6,7 +6,10 @@ use std::sync::mpsc::Sender;
 use umbra_boot::layout::HOLE;
 use umbra_bus::{Bus, Ports};
 use umbra_clock::Clock;
-use umbra_devices::{Cmos, Keyboard, MemorySizes, Power, PowerEvent, PowerListener, Serial};
+use umbra_devices::{
+    Cmos, DebugExit, FwCfg, Keyboard, MemorySizes, Power, PowerEvent, PowerListener, ResetControl,
+    Serial, TestDevice,
+};
 use umbra_irq::{Chip, Line, Unconnected};
 use umbra_irqchip::Chipset;
 use umbra_slots::{Gpa, GpaRange};
@@ -15,6 +18,7 @@ use crate::console::Output;
 use crate::error::BuildError;
 use crate::layout;
 use crate::policy::{Event, Outcome};
+use crate::spec::Spec;
 
 /// What devices are made of.
 pub struct Parts<'a> {
@@ -27,8 +31,8 @@ pub struct Parts<'a> {
     pub to_driver: Sender<Event>,
 }
 
-/// Adds all devices; returns the one that the console needs.
-pub fn add(parts: Parts<'_>) -> Result<Arc<Serial>, BuildError> {
+/// Adds the devices that every machine has; returns the one that the console needs.
+pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, BuildError> {
     let Parts {
         chipset,
         bus,
@@ -39,21 +43,22 @@ pub fn add(parts: Parts<'_>) -> Result<Arc<Serial>, BuildError> {
         to_driver,
     } = parts;
     interrupt_controllers(chipset, bus, ports)?;
-    let wake = to_driver.clone();
     chipset.pit.set_wake(Box::new(move || {
         // A driver that has gone needs no timer.
-        let _ = wake.send(Event::Timer);
+        let _ = to_driver.send(Event::Timer);
     }));
 
-    let power = listener(to_driver);
     ports.insert(
         layout::POWER,
         Power::PORTS,
         Arc::new(Power::new(clock, power.clone())),
     )?;
-    let keyboard = Arc::new(Keyboard::new(power));
+    let keyboard = Arc::new(Keyboard::new(power.clone()));
     ports.insert(Keyboard::DATA, 1, keyboard.clone())?;
     ports.insert(Keyboard::COMMAND, 1, keyboard)?;
+    let reset = Arc::new(ResetControl::new(power.clone()));
+    ports.insert(ResetControl::CONTROL, 1, reset.clone())?;
+    ports.insert(ResetControl::PORT_A, 1, reset)?;
 
     let low = memory.min(HOLE);
     let sizes = MemorySizes {
@@ -67,6 +72,46 @@ pub fn add(parts: Parts<'_>) -> Result<Arc<Serial>, BuildError> {
     let serial = Arc::new(Serial::new(line, Box::new(output)));
     ports.insert(layout::SERIAL, Serial::PORTS, serial.clone())?;
     Ok(serial)
+}
+
+/// Adds what test kernels look for, where it is wanted.
+pub fn add_for_tests(
+    spec: &Spec,
+    chipset: &Chipset,
+    bus: &Bus,
+    ports: &Ports,
+    power: &PowerListener,
+) -> Result<(), BuildError> {
+    if spec.test_device {
+        // Line 2 leads to no device of a PC, but to a pin of the IOAPIC.
+        let line = |n| chipset.line(n).or_else(|| chipset.ioapic.line(n));
+        let device = Arc::new(TestDevice::new(line));
+        ports.insert(TestDevice::ECHO, TestDevice::ECHO_PORTS, device.clone())?;
+        ports.insert(TestDevice::LINES, TestDevice::LINE_COUNT, device.clone())?;
+        let window = GpaRange::new(Gpa(TestDevice::MEMORY), TestDevice::MEMORY_LEN);
+        if let Some(range) = window {
+            bus.insert(range, device)?;
+        }
+    }
+    let implied = spec.test_device.then_some(DebugExit::DEFAULT_PORT);
+    if let Some(port) = spec.debug_exit.or(implied) {
+        ports
+            .insert(
+                port,
+                DebugExit::PORTS,
+                Arc::new(DebugExit::new(power.clone())),
+            )
+            .map_err(|source| BuildError::DebugExit { port, source })?;
+    }
+    Ok(())
+}
+
+/// Adds the firmware configuration device.
+pub fn add_fw_cfg(ports: &Ports, device: FwCfg) -> Result<(), BuildError> {
+    let device = Arc::new(device);
+    ports.insert(FwCfg::SELECTOR, FwCfg::SELECTOR_PORTS, device.clone())?;
+    ports.insert(FwCfg::ADDRESS, FwCfg::ADDRESS_PORTS, device)?;
+    Ok(())
 }
 
 fn interrupt_controllers(chipset: &Chipset, bus: &Bus, ports: &Ports) -> Result<(), BuildError> {
@@ -83,12 +128,13 @@ fn interrupt_controllers(chipset: &Chipset, bus: &Bus, ports: &Ports) -> Result<
 }
 
 /// Tells the driver what the guest asks of the machine.
-fn listener(to_driver: Sender<Event>) -> PowerListener {
+pub fn listener(to_driver: Sender<Event>) -> PowerListener {
     Arc::new(move |event| {
         tracing::debug!(?event, "the guest asks");
         let outcome = match event {
             PowerEvent::Off => Outcome::PowerOff,
             PowerEvent::Reset => Outcome::Reset,
+            PowerEvent::Exit(value) => Outcome::Exit(value),
         };
         // A driver that has gone is ending the machine already.
         let _ = to_driver.send(Event::End(outcome));

@@ -11,6 +11,10 @@ const BOOT_ARCH: u16 = 1 << 2 | 1 << 4;
 /// There is no CMOS clock.
 const NO_CMOS: u16 = 1 << 5;
 
+/// Where the two pointers to the DSDT are (table 5.9).
+pub const DSDT: usize = 40;
+pub const X_DSDT: usize = 140;
+
 fn port(address: u16) -> GAS {
     GAS::new(
         AddressSpace::SystemIo,
@@ -37,6 +41,10 @@ pub fn table(platform: &Platform, dsdt: u64) -> FADT {
     table.iapc_boot_arch = (BOOT_ARCH | no_cmos).into();
     table.reset_reg = port(reset);
     table.reset_value = value;
+    // Ignored on a hardware-reduced machine; there for those who look for a timer nevertheless.
+    table.pm_tmr_blk = u32::from(platform.timer).into();
+    table.pm_tmr_len = 4;
+    table.dsdt = (dsdt as u32).into();
     table.sleep_control_reg = port(platform.sleep_control);
     table.sleep_status_reg = port(platform.sleep_control + 1);
     table.finalize()

@@ -1,19 +1,23 @@
-//! The ACPI tables of a hardware-reduced machine (ACPI 6.5, 4.1): RSDP, XSDT, FADT, MADT, DSDT.
+//! The ACPI tables of a hardware-reduced machine (ACPI 6.5, 4.1): RSDP, RSDT and XSDT, FADT, MADT,
+//! DSDT.
 //!
 //! They lie one behind the other from [`ACPI`], the RSDP first. Everything that the machine lacks
-//! is said to be missing, so that a kernel does not look for it.
+//! is said to be missing, so that a kernel does not look for it. The RSDT says what the XSDT says,
+//! for kernels that know no other.
 
 mod dsdt;
 mod fadt;
+mod link;
 mod madt;
 
 use acpi_tables::Aml;
-use acpi_tables::rsdp::Rsdp;
-use acpi_tables::xsdt::XSDT;
+use acpi_tables::sdt::Sdt;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::error::Error;
 use crate::layout::{ACPI, RESET_VECTOR};
+
+pub use link::Linkable;
 
 const OEM: [u8; 6] = *b"UMBRA ";
 const OEM_TABLE: [u8; 8] = *b"UMBRAVM ";
@@ -34,54 +38,118 @@ pub struct Platform {
     pub cmos: Option<u16>,
     /// Port of the sleep control register; the sleep status register is the next one.
     pub sleep_control: u16,
+    /// First of the four ports of the power-management timer.
+    pub timer: u16,
     /// Port of the reset register, and the value that resets.
     pub reset: (u16, u8),
 }
 
+/// Bytes of the RSDP, and the room that it takes before the first table.
+const RSDP_LEN: usize = 36;
+const RSDP_ROOM: u64 = 48;
+
 /// Writes the tables.
 pub fn write<M: GuestMemoryBackend>(memory: &M, platform: &Platform) -> Result<(), Error> {
-    let mut area = Area {
-        bytes: vec![0; Rsdp::len()],
-    };
-    let dsdt = area.append(&dsdt::table(platform));
-    let fadt = area.append(&fadt::table(platform, dsdt));
-    let madt = area.append(&madt::table(platform));
-    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    xsdt.add_entry(fadt);
-    xsdt.add_entry(madt);
-    let xsdt = area.append(&xsdt);
-    let mut rsdp = Vec::new();
-    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
-    area.bytes[..rsdp.len()].copy_from_slice(&rsdp);
+    let tables = Tables::new(platform, ACPI + RSDP_ROOM);
+    let mut bytes = tables.rsdp().to_vec();
+    bytes.resize(RSDP_ROOM as usize, 0);
+    bytes.extend(tables.bytes);
     debug_assert!(
-        area.bytes.len() as u64 <= RESET_VECTOR - ACPI,
+        bytes.len() as u64 <= RESET_VECTOR - ACPI,
         "thousands of processors fit"
     );
     memory
-        .write_slice(&area.bytes, GuestAddress(ACPI))
+        .write_slice(&bytes, GuestAddress(ACPI))
         .map_err(Error::memory("the ACPI tables"))
 }
 
-/// The tables so far.
-struct Area {
+/// A table, by where it begins and how long it is, in bytes from the first table.
+type Extent = (usize, usize);
+
+/// All tables but the RSDP, as they are at some address.
+struct Tables {
+    base: u64,
     bytes: Vec<u8>,
+    /// Each table.
+    extents: Vec<Extent>,
+    /// Each pointer from one table to another: where it is, and its width in bytes.
+    pointers: Vec<(usize, u8)>,
+    rsdt: u64,
+    xsdt: u64,
 }
 
-impl Area {
+impl Tables {
+    /// Makes the tables for `base` and what follows it.
+    fn new(platform: &Platform, base: u64) -> Self {
+        let mut tables = Self {
+            base,
+            bytes: Vec::new(),
+            extents: Vec::new(),
+            pointers: Vec::new(),
+            rsdt: 0,
+            xsdt: 0,
+        };
+        let dsdt = tables.append(&dsdt::table(platform));
+        let fadt = tables.append(&fadt::table(platform, dsdt));
+        let at = (fadt - base) as usize;
+        tables
+            .pointers
+            .extend([(at + fadt::DSDT, 4), (at + fadt::X_DSDT, 8)]);
+        let madt = tables.append(&madt::table(platform));
+        tables.rsdt = tables.append_root(*b"RSDT", 1, 4, &[fadt, madt]);
+        tables.xsdt = tables.append_root(*b"XSDT", 1, 8, &[fadt, madt]);
+        tables
+    }
+
     /// Adds a table on a 16-byte border; returns its address.
     fn append(&mut self, table: &dyn Aml) -> u64 {
         let start = self.bytes.len().next_multiple_of(16);
         self.bytes.resize(start, 0);
         table.to_aml_bytes(&mut self.bytes);
-        ACPI + start as u64
+        self.extents.push((start, self.bytes.len() - start));
+        self.base + start as u64
+    }
+
+    /// Adds a table of `width`-byte pointers (ACPI 6.5, 5.2.7 and 5.2.8).
+    fn append_root(&mut self, name: [u8; 4], revision: u8, width: u8, to: &[u64]) -> u64 {
+        const HEADER: usize = 36;
+        let mut table = Sdt::new(name, HEADER as u32, revision, OEM, OEM_TABLE, OEM_REVISION);
+        for pointer in to {
+            table.append_slice(&pointer.to_le_bytes()[..usize::from(width)]);
+        }
+        let address = self.append(&table);
+        let first = (address - self.base) as usize + HEADER;
+        let places = (0..to.len()).map(|n| (first + n * usize::from(width), width));
+        self.pointers.extend(places);
+        address
+    }
+
+    /// Makes the RSDP (5.2.5.3), revision 2: with a pointer to the RSDT and one to the XSDT.
+    fn rsdp(&self) -> [u8; RSDP_LEN] {
+        let mut rsdp = [0; RSDP_LEN];
+        rsdp[..8].copy_from_slice(b"RSD PTR ");
+        rsdp[9..15].copy_from_slice(&OEM);
+        rsdp[15] = 2;
+        // All addresses are below 4 GiB.
+        rsdp[link::RSDP_RSDT..][..4].copy_from_slice(&(self.rsdt as u32).to_le_bytes());
+        rsdp[20..24].copy_from_slice(&(RSDP_LEN as u32).to_le_bytes());
+        rsdp[link::RSDP_XSDT..][..8].copy_from_slice(&self.xsdt.to_le_bytes());
+        rsdp[link::RSDP_CHECKSUM] = checksum(&rsdp[..link::RSDP_SHORT]);
+        rsdp[link::RSDP_EXTENDED_CHECKSUM] = checksum(&rsdp);
+        rsdp
     }
 }
 
+/// The byte that makes the sum of all zero.
+fn checksum(bytes: &[u8]) -> u8 {
+    0u8.wrapping_sub(bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte)))
+}
+
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn platform(cpus: u32) -> Platform {
+    pub fn platform(cpus: u32) -> Platform {
         Platform {
             cpus,
             local_apic: 0xfee0_0000,
@@ -89,6 +157,7 @@ mod tests {
             serial: Some((0x3f8, 4)),
             cmos: Some(0x70),
             sleep_control: 0x600,
+            timer: 0x608,
             reset: (0x602, 1),
         }
     }
@@ -113,6 +182,10 @@ mod tests {
         assert_eq!(sum(&rsdp[..20]), 0);
         assert_eq!(sum(&rsdp), 0);
         let xsdt = table(number(&rsdp[24..32]));
+        let rsdt = table(number(&rsdp[16..20]));
+        assert_eq!((&rsdt.0[..], sum(&rsdt.1)), ("RSDT", 0));
+        let narrow = rsdt.1[36..].chunks(4).map(number);
+        assert!(narrow.eq(xsdt.1[36..].chunks(8).map(number)));
         let mut found: Vec<_> = xsdt.1[36..]
             .chunks(8)
             .map(|entry| table(number(entry)))

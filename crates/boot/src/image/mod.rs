@@ -6,11 +6,13 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
 use crate::error::{Error, Role};
 
 pub use recognise::Kind;
 
-/// A kernel or an initrd, open and not empty.
+/// A kernel, an initrd or a module, open.
 #[derive(Debug)]
 pub struct Image {
     role: Role,
@@ -24,7 +26,7 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// If it cannot be opened, is no regular file, or is empty.
+    /// If it cannot be opened, is no regular file, or is empty and no module.
     pub fn open(role: Role, path: &Path) -> Result<Self, Error> {
         let open = |source| Error::Open {
             role,
@@ -45,7 +47,7 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// If it is no regular file or is empty.
+    /// If it is no regular file, or is empty and no module.
     pub fn from_file(role: Role, path: &Path, file: File) -> Result<Self, Error> {
         let path = path.to_owned();
         let metadata = match file.metadata() {
@@ -56,7 +58,7 @@ impl Image {
             return Err(Error::NotAFile { role, path });
         }
         match metadata.len() {
-            0 => Err(Error::Empty { role, path }),
+            0 if role != Role::Module => Err(Error::Empty { role, path }),
             len => Ok(Self {
                 role,
                 path,
@@ -71,7 +73,7 @@ impl Image {
         &self.path
     }
 
-    /// Returns the number of bytes; never zero.
+    /// Returns the number of bytes; zero only for a module.
     pub fn size(&self) -> u64 {
         self.len
     }
@@ -120,6 +122,37 @@ impl Image {
             Ok(_) => Ok(()),
             Err(source) => Err(self.unreadable(source)),
         }
+    }
+
+    /// Copies the whole file into guest memory at `address`, where there is room for it.
+    pub(crate) fn copy_to<M: GuestMemoryBackend>(
+        &mut self,
+        memory: &M,
+        address: u64,
+        what: &'static str,
+    ) -> Result<(), Error> {
+        let mut buffer = vec![0; 1 << 20];
+        let (mut at, mut left) = (address, self.len);
+        self.seek(0)?;
+        while left > 0 {
+            let want = buffer
+                .len()
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            let got = match self.file.read(&mut buffer[..want]) {
+                Ok(0) => {
+                    let what = format!("it shrank by {left} bytes while it was read");
+                    return Err(self.truncated(what));
+                }
+                Ok(got) => got,
+                Err(source) => return Err(self.unreadable(source)),
+            };
+            memory
+                .write_slice(&buffer[..got], GuestAddress(at))
+                .map_err(Error::memory(what))?;
+            at += got as u64;
+            left -= got as u64;
+        }
+        Ok(())
     }
 
     pub(crate) fn unreadable(&self, source: std::io::Error) -> Error {

@@ -59,7 +59,10 @@ impl Registers {
                 self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
             }
             _ => {
-                if self.write_plain(register, value, now).is_none() {
+                let written = self.write_plain(register, value, now).is_some();
+                // A register that is only read ignores what is written; one that is not there is
+                // an error (11.5.3).
+                if !written && self.read(register, now).is_none() {
                     self.report(error::ILLEGAL_REGISTER);
                 }
             }

@@ -21,7 +21,7 @@ use umbra_clock::Clock;
 use crate::apics::Apics;
 use crate::message::{Delivery, Message};
 use crate::pic::Pic;
-use regs::{Effect, Registers, base, lvt, reg};
+use regs::{Effect, Registers, base, error, lvt, reg};
 
 const APIC_BASE: u32 = 0x1b;
 const TSC_DEADLINE: u32 = 0x6e0;
@@ -33,8 +33,7 @@ const NONE: u64 = u64::MAX;
 /// What a message asks of the processor itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Reset to the state after INIT and wait for a start-up message. The processor calls
-    /// [`LocalApic::reset`] as part of it.
+    /// Reset to the state after INIT and wait for a start-up message. The chip has been reset.
     Init,
     /// Start at page `.0` in real mode, if waiting for it.
     Sipi(u8),
@@ -42,12 +41,17 @@ pub enum Event {
     Nmi,
 }
 
+/// One non-maskable interrupt is taken and one is latched behind it; more are merged (SDM vol. 3,
+/// 6.7.1).
+const NMI_MAX: u8 = 2;
+
 /// Events that wait for the processor to take them.
 #[derive(Debug, Default)]
 struct Events {
     init: bool,
     sipi: Option<u8>,
-    nmi: bool,
+    /// Non-maskable interrupts that were not taken yet, [`NMI_MAX`] at most.
+    nmi: u8,
     /// A message of mode ExtINT came in: the 8259 pair has the vector.
     ext_int: bool,
 }
@@ -116,18 +120,27 @@ impl LocalApic {
         self.work.load(Ordering::Acquire)
     }
 
-    /// Takes the next event: INIT before start-up before NMI.
+    /// Takes the next event: INIT before start-up before NMI. INIT resets the registers on the way
+    /// (SDM vol. 3, 11.4.7.3); other events stay, for a start-up message may have followed already.
     pub fn take_event(&self) -> Option<Event> {
         self.with(|inner| {
-            let events = &mut inner.events;
+            let Inner { regs, events, .. } = inner;
             if std::mem::take(&mut events.init) {
+                regs.init();
                 return Some(Event::Init);
             }
             if let Some(page) = events.sipi.take() {
                 return Some(Event::Sipi(page));
             }
-            std::mem::take(&mut events.nmi).then_some(Event::Nmi)
+            events.nmi = events.nmi.checked_sub(1)?;
+            Some(Event::Nmi)
         })
+    }
+
+    /// Tells how many bits a physical address of the processor has: an address of the xAPIC page
+    /// beyond them is #GP. 52 where nobody says anything.
+    pub fn set_physical_bits(&self, bits: u32) {
+        self.inner.lock().regs.physical_bits = bits.clamp(32, 52);
     }
 
     /// Returns the vector that [`LocalApic::acknowledge`] would return, and changes nothing.
@@ -179,6 +192,8 @@ impl LocalApic {
             APIC_BASE => inner.regs.set_base(value).map(|()| Effect::None),
             TSC_DEADLINE => {
                 inner.regs.timer.set_deadline(value);
+                // A deadline that has passed is due now, not when the processor looks at the clock.
+                fire(inner, self.clock.now());
                 Some(Effect::None)
             }
             X2APIC_FIRST..=X2APIC_LAST if inner.regs.x2apic() => {
@@ -203,11 +218,16 @@ impl LocalApic {
     /// Reads the 32-bit register at `offset` of the xAPIC page. What lies between the registers
     /// reads as zero.
     pub fn mmio_read(&self, offset: u32) -> u32 {
-        let inner = self.inner.lock();
-        if offset & 0xf != 0 || inner.regs.x2apic() {
-            return 0;
-        }
-        inner.regs.read(offset >> 4, self.clock.now()).unwrap_or(0)
+        self.with(|inner| {
+            if offset & 0xf != 0 || inner.regs.x2apic() {
+                return 0;
+            }
+            let value = inner.regs.read(offset >> 4, self.clock.now());
+            if value.is_none() {
+                inner.regs.report(error::ILLEGAL_REGISTER);
+            }
+            value.unwrap_or(0)
+        })
     }
 
     /// Writes the 32-bit register at `offset` of the xAPIC page.
@@ -241,22 +261,12 @@ impl LocalApic {
 
     /// Lets the timer see that it is `now_ns`; it fires if due.
     pub fn tick(&self, now_ns: u64) {
-        self.with(|inner| {
-            if inner.regs.timer.fire(now_ns) {
-                deliver_lvt(inner, lvt::TIMER);
-            }
-        });
+        self.with(|inner| fire(inner, now_ns));
     }
 
     /// Tells the chip that the guest's time-stamp counter is `offset` ahead of the clock.
     pub fn set_tsc_offset(&self, offset: i64) {
         self.with(|inner| inner.regs.timer.set_tsc_offset(offset));
-    }
-
-    /// Puts the registers into the state after INIT. Waiting events stay: a start-up message may
-    /// already have followed the INIT that is being served.
-    pub fn reset(&self) {
-        self.with(|inner| inner.regs.init());
     }
 
     /// Sets the chip up as firmware leaves it for a kernel that knows nothing of APICs: enabled,
@@ -326,7 +336,7 @@ impl LocalApic {
     fn refresh(&self, inner: &Inner) -> bool {
         let events = &inner.events;
         let work = events.init
-            || events.nmi
+            || events.nmi != 0
             || events.sipi.is_some()
             || inner.regs.deliverable().is_some()
             || self.ext_int(inner);
@@ -364,7 +374,7 @@ fn accept(inner: &mut Inner, message: &Message) -> bool {
             return regs.request(message.vector, message.level);
         }
         Delivery::Smi => {}
-        Delivery::Nmi => events.nmi = true,
+        Delivery::Nmi => events.nmi = NMI_MAX.min(events.nmi + 1),
         Delivery::Init => {
             events.init = true;
             events.sipi = None;
@@ -373,6 +383,13 @@ fn accept(inner: &mut Inner, message: &Message) -> bool {
         Delivery::ExtInt => events.ext_int = true,
     }
     regs.hardware_enabled()
+}
+
+/// Lets the timer fire if it is due.
+fn fire(inner: &mut Inner, now: u64) {
+    if inner.regs.timer.fire(now) {
+        deliver_lvt(inner, lvt::TIMER);
+    }
 }
 
 /// Delivers what a local vector table entry says, unless it is masked (SDM vol. 3, 11.5.1).
@@ -387,7 +404,7 @@ fn deliver_lvt(inner: &mut Inner, index: usize) {
         Some(Delivery::Fixed) => {
             inner.regs.request(entry as u8, false);
         }
-        Some(Delivery::Nmi) => inner.events.nmi = true,
+        Some(Delivery::Nmi) => inner.events.nmi = NMI_MAX.min(inner.events.nmi + 1),
         _ => {}
     }
 }

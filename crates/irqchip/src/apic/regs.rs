@@ -50,7 +50,7 @@ pub mod base {
     pub const X2APIC: u64 = 1 << 10;
     pub const ENABLE: u64 = 1 << 11;
     pub const DEFAULT: u64 = 0xfee0_0000;
-    /// The page's address, with 52 physical address bits.
+    /// The page's address, of as many bits as the processor has.
     pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 }
 
@@ -81,6 +81,8 @@ pub enum Effect {
 pub struct Registers {
     pub id: u32,
     pub base: u64,
+    /// Bits of a physical address.
+    pub physical_bits: u32,
     pub tpr: u8,
     pub ldr: u32,
     pub dfr: u32,
@@ -102,6 +104,7 @@ impl Registers {
         Self {
             id,
             base: base::DEFAULT | base::ENABLE | bsp,
+            physical_bits: 52,
             tpr: 0,
             ldr: 0,
             dfr: u32::MAX,
@@ -120,10 +123,12 @@ impl Registers {
     /// The state after INIT: as after power-up, but id, mode and TSC offset stay (11.4.7.3 and
     /// 11.12.5.1).
     pub fn init(&mut self) {
-        let (base, offset) = (self.base, self.timer.tsc_offset());
-        *self = Self::new(self.id);
-        self.base = base;
-        self.timer = Timer::new(offset);
+        *self = Self {
+            base: self.base,
+            physical_bits: self.physical_bits,
+            timer: Timer::new(self.timer.tsc_offset()),
+            ..Self::new(self.id)
+        };
     }
 
     /// True in x2APIC mode.
@@ -143,7 +148,8 @@ impl Registers {
 
     /// Writes IA32_APIC_BASE; `None` where that is #GP (SDM vol. 3, 11.12.5, figure 11-27).
     pub fn set_base(&mut self, value: u64) -> Option<()> {
-        if value & !(base::BSP | base::X2APIC | base::ENABLE | base::ADDRESS) != 0 {
+        let defined = base::BSP | base::X2APIC | base::ENABLE | base::ADDRESS;
+        if value & !defined != 0 || value >> self.physical_bits != 0 {
             return None;
         }
         let mode = |v: u64| (v & base::ENABLE != 0, v & base::X2APIC != 0);

@@ -277,7 +277,6 @@ fn init_and_startup_reach_the_processor_in_order() {
     apics.apic(0).write_msr(0x830, 1 << 32 | 0x8500).unwrap();
     apics.apic(0).write_msr(0x830, 1 << 32 | 0x69a).unwrap();
     assert_eq!(target.take_event(), Some(Event::Init));
-    target.reset();
     assert_eq!(target.take_event(), Some(Event::Sipi(0x9a)));
     assert_eq!(target.take_event(), None);
     assert!(!target.work());
@@ -289,7 +288,8 @@ fn init_keeps_id_and_x2apic_mode_and_clears_the_rest() {
     let apic = apics.apic(1);
     apic.write_msr(0x808, 0x50).unwrap();
     apic.write_msr(0x83f, 0x41).unwrap();
-    apic.reset();
+    apics.apic(0).write_msr(0x830, 1 << 32 | 0x4500).unwrap();
+    assert_eq!(apic.take_event(), Some(Event::Init));
     assert_eq!(
         (apic.read_msr(0x802), apic.read_msr(0x808)),
         (Some(1), Some(0))
@@ -325,13 +325,46 @@ fn the_deadline_fires_once_and_reads_zero() {
     let apic = apics.apic(0);
     apic.write_msr(0x832, 0x4_0000 | 0xec).unwrap();
     apic.set_tsc_offset(1000);
-    apic.write_msr(0x6e0, 50_000).unwrap();
-    assert_eq!(apic.next_timer(), Some(49_000));
-    apic.tick(48_999);
+    let hour = 3_600_000_000_000;
+    apic.write_msr(0x6e0, hour).unwrap();
+    assert_eq!(apic.next_timer(), Some(hour - 1000));
+    apic.tick(hour - 1001);
     assert!(!apic.work());
-    apic.tick(49_000);
+    apic.tick(hour - 1000);
     assert_eq!(apic.acknowledge(), Some(0xec));
     assert_eq!((apic.read_msr(0x6e0), apic.next_timer()), (Some(0), None));
+}
+
+#[test]
+fn a_deadline_that_has_passed_is_due_at_once() {
+    let apics = x2apics(1);
+    let apic = apics.apic(0);
+    apic.write_msr(0x832, 0x4_0000 | 0xec).unwrap();
+    apic.write_msr(0x6e0, 1).unwrap();
+    assert_eq!(apic.pending(), Some(0xec));
+    assert_eq!(apic.read_msr(0x6e0), Some(0));
+}
+
+#[test]
+fn two_nmis_are_kept_and_more_are_merged() {
+    let apics = xapics(1);
+    let apic = apics.apic(0);
+    for _ in 0..3 {
+        apic.mmio_write(0x300, 0x400);
+    }
+    let taken: Vec<_> = std::iter::from_fn(|| apic.take_event()).collect();
+    assert_eq!(taken, [Event::Nmi, Event::Nmi]);
+    assert!(!apic.work());
+}
+
+#[test]
+fn the_page_cannot_be_moved_beyond_the_processors_addresses() {
+    let apics = xapics(1);
+    let apic = apics.apic(0);
+    apic.set_physical_bits(46);
+    assert_eq!(apic.write_msr(0x1b, 0xfee0_0900 | 1 << 46), None);
+    apic.write_msr(0x1b, 0xfed4_0900).unwrap();
+    assert_eq!(apic.window(), Some(0xfed4_0000));
 }
 
 #[test]
@@ -353,13 +386,28 @@ fn illegal_vectors_and_registers_show_in_esr_after_a_write_to_it() {
     apic.mmio_write(0x370, 0xfe);
     apic.mmio_write(0x300, 0x4_0005);
     msi(&apics, 0x0f);
-    apic.mmio_write(0x20, 0);
+    apic.mmio_write(0x40, 0);
     assert_eq!(apic.acknowledge(), Some(0xfe), "the error interrupt");
     assert_eq!(apic.mmio_read(0x280), 0);
     apic.mmio_write(0x280, 0);
     assert_eq!(apic.mmio_read(0x280), 0xe0);
     apic.mmio_write(0x280, 0);
     assert_eq!(apic.mmio_read(0x280), 0);
+}
+
+#[test]
+fn registers_that_are_only_read_ignore_writes() {
+    let apics = xapics(1);
+    let apic = apics.apic(0);
+    for offset in [0x20, 0x30, 0xa0, 0x100, 0x390] {
+        apic.mmio_write(offset, 0xff);
+    }
+    apic.mmio_write(0x280, 0);
+    assert_eq!(apic.mmio_read(0x280), 0, "no error");
+    let _nothing = apic.mmio_read(0x10);
+    apic.mmio_write(0x40, 0);
+    apic.mmio_write(0x280, 0);
+    assert_eq!(apic.mmio_read(0x280), 0x80, "no such register");
 }
 
 #[test]

@@ -92,6 +92,11 @@ impl Timer {
     pub fn current(&self, now: u64) -> u32 {
         match (self.mode, self.expires) {
             (Mode::Deadline, _) | (_, None) => 0,
+            // It has reloaded itself, though nobody has looked yet.
+            (Mode::Periodic, Some(at)) if at <= now => {
+                let period = self.period().max(1);
+                ((period - (now - at) % period) / self.divisor()) as u32
+            }
             (_, Some(at)) => (at.saturating_sub(now) / self.divisor()) as u32,
         }
     }
@@ -205,6 +210,13 @@ mod tests {
                 "divide register {register}"
             );
         }
+    }
+
+    #[test]
+    fn a_periodic_count_starts_over_though_nobody_looked() {
+        let timer = counting(Mode::Periodic, 11, 100_000);
+        let at = |now| timer.current(now);
+        assert_eq!((at(99_999), at(100_001), at(250_000)), (1, 99_999, 50_000));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Guest tables under the shadow: trapped writes, floods, tables out of sync, recycling.
 
+use umbra_slots::{AccessError, Gpa};
 use umbra_x86::{Gva, pte};
 
 use super::guest::*;
@@ -375,4 +376,33 @@ fn tracked_refuses_what_is_no_writable_ram() {
             .tracked(umbra_slots::Gpa(TARGET), 8, |_| ())
             .is_some()
     );
+}
+
+#[test]
+fn a_devices_write_to_a_table_is_seen_by_the_next_translation() {
+    let mut m = with_direct_map(checked());
+    let entry = m.map(AT, TARGET, PWU);
+    m.page(AT, WRITE);
+    let moved = (TARGET + 0x1000) | PWU;
+    m.mmu
+        .write_for_device(Gpa(entry), &moved.to_le_bytes())
+        .unwrap();
+    assert_eq!(m.page(AT, READ).page, m.host(TARGET + 0x1000));
+    // The end of one page and the beginning of the table: both pieces count.
+    let table = entry & !0xfff;
+    let mut bytes = vec![0x5a; 0x1008];
+    bytes[8..].fill(0);
+    m.mmu.write_for_device(Gpa(table - 8), &bytes).unwrap();
+    assert_eq!(m.load(table - 8), 0x5a5a_5a5a_5a5a_5a5a);
+    assert_eq!(m.error(AT, READ), 0);
+    m.audit();
+}
+
+#[test]
+fn a_devices_write_where_there_is_no_ram_is_refused() {
+    let m = Machine::new(checked());
+    let nowhere = m.mmu.write_for_device(Gpa(RAM - 4), &[1; 8]);
+    assert_eq!(nowhere, Err(AccessError::NotRam(Gpa(RAM))));
+    let wraps = m.mmu.write_for_device(Gpa(u64::MAX), &[1; 8]);
+    assert_eq!(wraps, Err(AccessError::NotRam(Gpa(u64::MAX))));
 }

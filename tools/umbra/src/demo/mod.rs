@@ -55,7 +55,8 @@ struct Guest {
 pub(crate) fn demo(arguments: &args::Demo) -> Result<Status> {
     let guest = prepare(&arguments.fetch)?;
     eprintln!("Ctrl-A x ends the machine, Ctrl-A h explains, `poweroff -f` switches it off.");
-    run::run(&guest.kernel, Some(&guest.initrd), &arguments.machine)
+    let spec = arguments.machine.spec(guest.kernel, Some(guest.initrd));
+    run::run(spec, arguments.machine.stats)
 }
 
 /// Prints the paths as shell assignments.
