@@ -187,7 +187,7 @@ fn r14_a_write_to_rom_does_not_turn_later_reads_into_mmio() {
 /// Plants an untouched MMIO entry, turns its frame into RAM, and publishes until its tag comes
 /// round again (R17: a bare wrap proves nothing).
 #[test]
-fn r15_an_old_entry_is_not_valid_again_when_its_tag_comes_round() {
+fn r15_r17_an_old_entry_is_not_valid_again_when_its_tag_comes_round() {
     for bits in 2..=4u32 {
         for start in 0..1u64 << bits {
             let mut m = with_mmio(

@@ -4,6 +4,7 @@
 mod caches;
 mod flush;
 mod guest;
+mod history;
 mod last;
 mod mmio;
 #[cfg(umbra_loom)]

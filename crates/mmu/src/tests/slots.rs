@@ -1,6 +1,6 @@
-//! RAM that leaves the map, becomes read-only, or is logged (R19, R21, R39).
+//! RAM that leaves the map, becomes read-only, or is logged (R19, R20, R21, R29, R39).
 
-use umbra_slots::{Flags, Gpa};
+use umbra_slots::{Flags, Gpa, GpaRange, IoId, Target};
 use umbra_x86::{Gva, pte};
 
 use super::guest::*;
@@ -117,6 +117,90 @@ fn r21_a_root_outside_ram_recovers_when_ram_is_created_there() {
     assert_eq!(m.error(AT, READ), 0, "zeros: not present");
     m.map(AT, 0x20_0000, PWU);
     m.page(AT, READ);
+    m.audit();
+}
+
+/// A BAR with memory behind it, and one with registers, go over each other's places, RAM's
+/// neighbourhood and back; after each move every page is what the map says, in one go (R29).
+#[test]
+fn r29_memory_that_moves_is_where_the_map_says_and_nowhere_else() {
+    let mut m = Machine::new(checked());
+    let memory = add(&m, 0x2000, Flags::default());
+    let range = GpaRange::new(Gpa(BASE.0 + 0x4000), 0x1000).unwrap();
+    let registers = m.space.update("BAR", |e| e.add_io(range, IoId(1)));
+    let registers = registers.unwrap().wait();
+    let pages = 8;
+    for page in 0..pages {
+        m.map(AT + (page << 12), BASE.0 + (page << 12), PWU);
+    }
+    let moves = [
+        (memory, 0x1000),
+        (registers, 0x3000),
+        (memory, 0x4000),
+        (registers, 0x0000),
+        (memory, 0x1000),
+        (registers, 0x7000),
+        (memory, 0x0000),
+    ];
+    for (slot, to) in moves {
+        for page in 0..pages {
+            let _ = m.kind(AT + (page << 12), WRITE); // everything is remembered
+        }
+        let generation = m.space.generation();
+        let moved = m.space.update("BAR", |e| e.move_to(slot, Gpa(BASE.0 + to)));
+        moved.unwrap().wait_from(&mut m.vcpu);
+        assert_eq!(m.space.generation().0, generation.0 + 1, "R25");
+        for page in 0..pages {
+            let map = m.space.load_full();
+            let kind = m.kind(AT + (page << 12), READ);
+            match (map.resolve(Gpa(BASE.0 + (page << 12))), kind) {
+                (Target::Ram(ram), Kind::Ram(page)) => assert_eq!(page.page, ram.host),
+                (Target::Io { .. } | Target::Nothing, Kind::Mmio { .. }) => {}
+                other => panic!("page {page} after {to:#x}: {other:?}"),
+            }
+        }
+        m.audit();
+    }
+}
+
+/// R20: RAM that is exchanged for other RAM, or moves to and fro, is at every moment what one of
+/// the maps says: a page that is RAM in all of them is never MMIO.
+#[test]
+fn r20_memory_under_exchange_is_never_taken_for_mmio() {
+    let config = crate::Config {
+        tag_bits: 2,
+        last_mmio: true,
+        ..checked()
+    };
+    let mut m = Machine::new(config);
+    let mut slot = add(&m, 0x2000, Flags::default());
+    for page in 0..3 {
+        m.map(AT + (page << 12), BASE.0 + (page << 12), PWU);
+    }
+    m.vcpu.leave();
+    let space = m.space.clone();
+    let updater = std::thread::spawn(move || {
+        for round in 0..1000u64 {
+            let region = ram(0x2000);
+            let to = Gpa(BASE.0 + ((round % 2) << 12));
+            let exchanged = space.update("exchange", |e| {
+                e.remove(slot)?;
+                e.add_ram(to, region, 0, 0x2000, Flags::default())
+            });
+            slot = exchanged.unwrap().wait();
+        }
+    });
+    m.vcpu.enter();
+    while !updater.is_finished() {
+        // The middle page is in all maps.
+        m.page(AT + 0x1000, READ);
+        for page in [0, 2] {
+            let kind = m.kind(AT + (page << 12), READ);
+            assert!(matches!(kind, Kind::Ram(_) | Kind::Mmio { .. }), "{kind:?}");
+        }
+    }
+    m.vcpu.leave();
+    updater.join().unwrap();
     m.audit();
 }
 
