@@ -10,6 +10,8 @@ use tempfile::TempDir;
 
 use crate::*;
 
+mod map;
+
 /// `mov al, value; mov dx, port; out dx, al`.
 fn out(port: u16, value: u8) -> Vec<u8> {
     let [low, high] = port.to_le_bytes();

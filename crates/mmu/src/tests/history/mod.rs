@@ -216,7 +216,7 @@ fn history_2013_the_generation_leaks_into_frame_and_access() {
         assert_eq!(Entry::decode(Entry::Mmio(ours).encode()), Entry::Mmio(ours));
     }
     let entry = packing::encode_2013(gfn, access, 512);
-    assert_eq!(packing::gfn_2013(entry) << 12, 0x1000_00fe_e000_00);
+    assert_eq!(packing::gfn_2013(entry) << 12, 0x0010_0000_fee0_0000);
 
     // A whole access, the second one answered from the entry.
     for first in [511, 512, (1 << 19) - 150] {
