@@ -4,6 +4,7 @@
 //!   own; dev-dependencies too, so that tests cannot smuggle an edge in.
 //! - Two edges are missing on purpose, whatever the levels say: `mmu`–`bus`, `cpu*`–`bus`.
 //! - Every external crate comes from the workspace's table.
+//! - Every mutation in `mutations.toml` still fits the tree.
 //! - Every source file opens with `//!`.
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ pub fn run() -> Result<()> {
         check_files(package, &mut wrong)?;
     }
     check_table(packages, &mut wrong)?;
+    crate::mutate::check(&mut wrong)?;
     if wrong.is_empty() {
         println!("lint: {} crates, all edges lead down", packages.len());
         return Ok(());

@@ -3,6 +3,7 @@
 mod bench;
 mod lint;
 mod loom;
+mod mutate;
 mod test;
 
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ usage: cargo xtask TASK
   lint         check that crates depend on lower levels only, and other rules of the house
   test         everything that has to pass: formatting, clippy, lint, all tests
   loom         run the models: every interleaving of small scenes (slots, bus, mmu)
+  mutate [RULE…]  break each rule of the generation on purpose, and see which test notices
   bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg";
 
 fn main() -> ExitCode {
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
         ["lint"] => lint::run(),
         ["test", rest @ ..] => test::run(rest),
         ["loom"] => loom::run(),
+        ["mutate", rules @ ..] => mutate::run(rules),
         ["bench", "boot"] => bench::boot(),
         _ => {
             eprintln!("{USAGE}");
