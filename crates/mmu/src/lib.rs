@@ -44,6 +44,7 @@ mod mode;
 mod oracle;
 mod page;
 mod rights;
+mod rival;
 mod rmap;
 mod roots;
 mod shadowed;

@@ -124,7 +124,7 @@ impl Mmu {
     }
 
     fn after_swap(&self, change: &Change) -> Option<Wait> {
-        self.tables.lock().bump_epoch();
+        self.published.bump_epoch();
         if self.wraps(change) {
             while self.tables.lock().reap(STEP) {}
         }

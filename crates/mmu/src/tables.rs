@@ -20,13 +20,20 @@ use crate::rmap::Rmap;
 use crate::shadowed::{ShadowedMap, State};
 use crate::statistics::Statistics;
 
-/// The numbers that are read without the lock.
+/// The numbers that are used without the lock.
 #[derive(Debug, Default)]
 pub(crate) struct Published {
     /// See `Mmu::epoch`.
     pub epoch: AtomicU64,
     /// How many tables are listed as not protected.
     pub unsettled: AtomicUsize,
+}
+
+impl Published {
+    /// See `Mmu::epoch`. Needs no lock.
+    pub fn bump_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// How leaves lose the write right.
@@ -85,9 +92,7 @@ impl Tables {
 
     /// Counts a drop, or a loss of rights, of a present entry.
     pub fn bump_epoch(&self) {
-        // Under the lock: nobody else writes.
-        let epoch = self.published.epoch.load(Ordering::Relaxed);
-        self.published.epoch.store(epoch + 1, Ordering::Release);
+        self.published.bump_epoch();
     }
 
     /// Tells whether a page may be used: not thrown away and of the current era.

@@ -14,7 +14,8 @@ usage: cargo xtask TASK
   test         everything that has to pass: formatting, clippy, lint, all tests
   loom         run the models: every interleaving of small scenes (slots, bus, mmu)
   mutate [RULE…]  break each rule of the generation on purpose, and see which test notices
-  bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg";
+  bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg
+  bench invalidate   make MMIO entries invalid, by the generation and by a walk";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
         ["test", rest @ ..] => test::run(rest),
         ["loom"] => loom::run(),
         ["mutate", rules @ ..] => mutate::run(rules),
-        ["bench", "boot"] => bench::boot(),
+        ["bench", name] => bench::run(name),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
-use umbra_slots::{AddressSpace, Change, Flags, Generation, Gpa, Listener, SlotId, Wait};
+use umbra_slots::{
+    AddressSpace, Change, Flags, Generation, Gpa, GpaRange, IoId, Listener, SlotId, Wait,
+};
 use umbra_x86::{Gva, pte};
 
 use super::guest::*;
@@ -196,6 +198,31 @@ fn r15_a_wrap_is_published_inside_the_lock_section_that_makes_pages_obsolete() {
     m.publish(40);
     assert_eq!(counted.load(Ordering::Relaxed), 20);
     assert_eq!(m.statistic("wraps"), 10);
+}
+
+/// Whoever holds the lock, at whatever length, does not hold up a change of the map that neither
+/// wraps the tag nor takes RAM away; the holder's own thread may make it.
+#[test]
+fn a_publication_takes_no_lock_but_at_the_wrap() {
+    let mut m = Machine::new(Config::default());
+    m.map(AT, HOLE.0, PWU);
+    m.kind(AT, READ);
+    let (mmu, space) = (m.mmu.clone(), m.space.clone());
+    let locked = mmu.tables.lock();
+    let before = space.generation();
+    let window = GpaRange::new(HOLE, 0x1000).unwrap();
+    let window = space.update("window", |e| e.add_io(window, IoId(1)));
+    let window = window.unwrap().wait();
+    let moved = space.update("it moves", |e| e.move_to(window, Gpa(HOLE.0 + 0x1000)));
+    moved.unwrap().wait();
+    space
+        .update("it goes", |e| e.remove(window))
+        .unwrap()
+        .wait();
+    m.publish(10);
+    assert_eq!(space.generation().0, before.0 + 13);
+    drop(locked);
+    assert!(matches!(m.kind(AT, READ), Kind::Mmio { .. }));
 }
 
 /// Between the swap and the reaping, pages of the old cycle are still there, pinned roots among

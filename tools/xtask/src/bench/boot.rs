@@ -1,4 +1,4 @@
-//! Benchmarks: always beside the rival, in one run, as a ratio.
+//! Kernel and initramfs to power-off, beside `qemu-system-x86_64 -accel tcg`.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -16,8 +16,8 @@ const TARGET: f64 = 4.0;
 /// The init of the demo's RAM disk powers off at once when told so.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 rdinit=/bin/busybox -- poweroff -f";
 
-/// `cargo xtask bench boot`: kernel and initramfs to power-off, process start to process end.
-pub fn boot() -> Result<()> {
+/// Kernel and initramfs to power-off, process start to process end.
+pub fn run() -> Result<()> {
     let umbra = release_build()?;
     let qemu = "qemu-system-x86_64";
     if Command::new(qemu).arg("--version").output().is_err() {
