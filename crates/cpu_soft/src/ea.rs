@@ -11,8 +11,14 @@ impl Cpu {
     /// Linear address of the memory operand of `op`, for `N` bytes accessed as `kind`.
     #[inline(always)]
     pub fn ea<const N: usize>(&mut self, op: &Op, kind: AccessKind) -> Result<u64, Trap> {
+        self.ea_sized(op, N, kind)
+    }
+
+    /// The same for a size that only the instruction knows.
+    #[inline(always)]
+    pub fn ea_sized(&mut self, op: &Op, len: usize, kind: AccessKind) -> Result<u64, Trap> {
         if op.addr & self.slow != 0 {
-            return self.ea_slow(op, N, kind);
+            return self.ea_slow(op, len, kind);
         }
         Ok(self.flat_ea(op))
     }

@@ -460,11 +460,14 @@ pub fn iret<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     Leave::Done
 }
 
+/// In [`Op::extra`]: INT1, an exception in all but name, whose gate's privilege is not checked
+/// (SDM vol. 2, INT n).
+pub const PRIVILEGED: u8 = 1;
+
 /// INT n, INT3, INT1, INTO (when OF is set): vector in `imm`.
 pub fn int(cpu: &mut Cpu, op: &Op) -> Leave {
     let (start, after) = (cpu.rip_of(op), cpu.rip_after(op));
-    // INT1 is an exception in all but name: no privilege check (SDM vol. 2, INT n).
-    let origin = if op.imm == u64::from(vector::DB) {
+    let origin = if op.extra == PRIVILEGED {
         Origin::External
     } else {
         Origin::Software

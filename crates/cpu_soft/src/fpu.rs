@@ -114,6 +114,31 @@ impl FxArea {
     }
 }
 
+impl FxArea {
+    /// Begins the use of MMX registers: the top of the x87 stack becomes register 0 and all
+    /// registers are in use (SDM vol. 1, 9.5.1).
+    pub fn enter_mmx(&mut self) {
+        let top = usize::from(self.u16(2) >> 11 & 7);
+        let old = self.bytes;
+        // Slots count from the top of the stack.
+        for slot in 0..8 {
+            let (to, from) = (32 + 16 * slot, 32 + 16 * ((slot + 8 - top) & 7));
+            self.bytes[to..to + 16].copy_from_slice(&old[from..from + 16]);
+        }
+        let status = self.u16(2) & !0x3800;
+        self.set_u16(2, status);
+        self.bytes[4] = 0xff;
+    }
+
+    /// Reads an MMX register, once [`enter_mmx`](Self::enter_mmx) was there.
+    pub fn mmx(&self, number: u8) -> u64 {
+        let at = 32 + 16 * usize::from(number & 7);
+        let mut word = [0; 8];
+        word.copy_from_slice(&self.bytes[at..at + 8]);
+        u64::from_le_bytes(word)
+    }
+}
+
 impl Cpu {
     /// May an SSE instruction execute (SDM vol. 3, 13.1)?
     #[inline(always)]

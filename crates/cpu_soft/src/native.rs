@@ -215,7 +215,7 @@ impl Stubs {
             writes: writes(access),
             float,
             flags: insn.rflags_modified() & STATUS != 0,
-            aligned: memory == 16 && unit == Unit::Sse && must_align(insn.mnemonic()),
+            aligned: memory == 16 && must_align(insn.mnemonic()),
             no_wait: is_no_wait(insn.mnemonic()),
             control: is_control(insn.mnemonic()),
         })

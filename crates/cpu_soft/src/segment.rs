@@ -387,13 +387,11 @@ impl Cpu {
 
     /// Reads the offset and selector of a far pointer.
     pub fn far_pointer<const N: usize>(&mut self, op: &crate::op::Op) -> Result<(u16, u64), Trap> {
-        let la = match N {
-            2 => self.ea::<4>(op, Read)?,
-            4 => self.ea::<6>(op, Read)?,
-            _ => self.ea::<10>(op, Read)?,
-        };
+        let la = self.ea::<N>(op, Read)?;
         let offset = self.load::<N>(la)?;
-        let selector = self.load::<2>(la.wrapping_add(N as u64))?;
+        let behind = self.offset(op).wrapping_add(N as u64);
+        let la = self.linear(op.seg, behind, 2, Read)?;
+        let selector = self.load::<2>(la)?;
         Ok((selector as u16, offset))
     }
 }

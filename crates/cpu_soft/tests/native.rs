@@ -9,6 +9,7 @@
 #![cfg(target_arch = "x86_64")]
 
 mod harness;
+mod random;
 
 use harness::generate::{Generator, forms};
 use harness::{Case, Guest, Host, Outcome};

@@ -102,8 +102,9 @@ impl Builder<'_> {
                     registers += 1;
                 }
                 OpKind::Memory => operands::memory(insn, op, self.long(), self.rip),
+                // As wide as the operand, whatever the code segment is.
                 OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
-                    op.imm = self.cut(insn.near_branch_target());
+                    op.imm = insn.near_branch_target();
                 }
                 OpKind::FarBranch16 => {
                     op.imm = insn.far_branch16().into();
@@ -265,7 +266,10 @@ impl Builder<'_> {
             Jcxz | Jecxz | Jrcxz => count_branch(insn, op, branch::jcxz),
             Int => End(far::int),
             Int3 => self.interrupt(op, vector::BP),
-            Int1 => self.interrupt(op, vector::DB),
+            Int1 => {
+                op.extra = far::PRIVILEGED;
+                self.interrupt(op, vector::DB)
+            }
             Into => {
                 op.imm = vector::OF.into();
                 End(far::into)
@@ -431,6 +435,12 @@ impl Builder<'_> {
                 op.b = insn.op2_register().number() as u8;
                 operands::string_address(insn, op, self.long());
                 On(simd::maskmovdqu)
+            }
+            Maskmovq => {
+                op.a = insn.op1_register().number() as u8;
+                op.b = insn.op2_register().number() as u8;
+                operands::string_address(insn, op, self.long());
+                On(simd::maskmovq)
             }
             Ldmxcsr => On(simd::ldmxcsr),
             Stmxcsr => On(simd::stmxcsr),

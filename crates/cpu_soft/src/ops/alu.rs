@@ -384,7 +384,7 @@ pub fn cmpxchg(place: Place, size: usize) -> Handler {
 
 /// CMPXCHG8B (`N` is 4) and CMPXCHG16B (8).
 pub fn cmpxchg_pair<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    let la = ok!(cpu, op, cpu.ea::<16>(op, Write));
+    let la = ok!(cpu, op, cpu.ea_sized(op, 2 * N, Write));
     let half = 8 * N as u32;
     let pair = |cpu: &Cpu, low: u8, high: u8| {
         u128::from(cpu.regs.get::<N>(low)) | u128::from(cpu.regs.get::<N>(high)) << half

@@ -175,22 +175,31 @@ fn taken(cpu: &mut Cpu, op: &Op, condition: bool) -> Leave {
     Leave::Done
 }
 
+/// Counts down and branches while the count is not zero and `condition` holds. A branch that is
+/// refused has not counted.
+fn counted(cpu: &mut Cpu, op: &Op, condition: impl Fn(&Cpu) -> bool) -> Leave {
+    let before = cpu.regs.r(1);
+    let more = count_down(cpu, op) != 0 && condition(cpu);
+    let leave = taken(cpu, op, more);
+    if leave == Leave::Fault {
+        cpu.regs.set_r(1, before);
+    }
+    leave
+}
+
 /// LOOP.
 pub fn loop_always(cpu: &mut Cpu, op: &Op) -> Leave {
-    let more = count_down(cpu, op) != 0;
-    taken(cpu, op, more)
+    counted(cpu, op, |_| true)
 }
 
 /// LOOPE.
 pub fn loop_equal(cpu: &mut Cpu, op: &Op) -> Leave {
-    let more = count_down(cpu, op) != 0 && cpu.flags.zf();
-    taken(cpu, op, more)
+    counted(cpu, op, |cpu| cpu.flags.zf())
 }
 
 /// LOOPNE.
 pub fn loop_not_equal(cpu: &mut Cpu, op: &Op) -> Leave {
-    let more = count_down(cpu, op) != 0 && !cpu.flags.zf();
-    taken(cpu, op, more)
+    counted(cpu, op, |cpu| !cpu.flags.zf())
 }
 
 /// JCXZ, JECXZ, JRCXZ.

@@ -178,13 +178,7 @@ fn with_memory(
 }
 
 fn sized_address(cpu: &mut Cpu, op: &Op, len: usize, writes: bool) -> Result<u64, Trap> {
-    let kind = if writes { Write } else { Read };
-    match len {
-        0..=4 => cpu.ea::<4>(op, kind),
-        5..=8 => cpu.ea::<8>(op, kind),
-        9..=16 => cpu.ea::<16>(op, kind),
-        _ => cpu.ea::<112>(op, kind),
-    }
+    cpu.ea_sized(op, len, if writes { Write } else { Read })
 }
 
 /// Calls a stub with the guest's rounding and masks, then raises what is not masked.
@@ -324,18 +318,33 @@ pub fn movnti<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 /// MASKMOVDQU: byte by byte to DS:RDI, registers `a` (data) and `b` (mask).
 pub fn maskmovdqu(cpu: &mut Cpu, op: &Op) -> Leave {
     ok!(cpu, op, cpu.check_sse());
-    let base = crate::ea::truncate(cpu.regs.r(7), op.addr);
-    for i in 0..16u64 {
-        let half = (i / 8) as usize;
-        let shift = 8 * (i % 8);
-        if cpu.fx.xmm(op.b, half) >> shift & 0x80 != 0 {
-            let byte = cpu.fx.xmm(op.a, half) >> shift;
-            let offset = crate::ea::truncate(base.wrapping_add(i), op.addr);
-            let la = ok!(cpu, op, cpu.linear(op.seg, offset, 1, Write));
-            ok!(cpu, op, cpu.store::<1>(la, byte));
-        }
+    for half in 0..2 {
+        let (data, mask) = (cpu.fx.xmm(op.a, half), cpu.fx.xmm(op.b, half));
+        ok!(cpu, op, store_masked(cpu, op, 8 * half as u64, data, mask));
     }
     next(cpu, op)
+}
+
+/// MASKMOVQ: the same with MMX registers.
+pub fn maskmovq(cpu: &mut Cpu, op: &Op) -> Leave {
+    ok!(cpu, op, cpu.check_mmx());
+    let mut fx = cpu.fx.clone();
+    fx.enter_mmx();
+    let (data, mask) = (fx.mmx(op.a), fx.mmx(op.b));
+    ok!(cpu, op, store_masked(cpu, op, 0, data, mask));
+    cpu.fx = fx;
+    next(cpu, op)
+}
+
+/// Stores the bytes of `data` whose mask byte has the top bit, `distance` behind DS:RDI.
+fn store_masked(cpu: &mut Cpu, op: &Op, distance: u64, data: u64, mask: u64) -> Result<(), Trap> {
+    let base = crate::ea::truncate(cpu.regs.r(7), op.addr).wrapping_add(distance);
+    for i in (0..8).filter(|i| mask >> (8 * i) & 0x80 != 0) {
+        let offset = crate::ea::truncate(base.wrapping_add(i), op.addr);
+        let la = cpu.linear(op.seg, offset, 1, Write)?;
+        cpu.store::<1>(la, data >> (8 * i))?;
+    }
+    Ok(())
 }
 
 /// LDMXCSR.

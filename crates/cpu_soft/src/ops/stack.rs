@@ -241,8 +241,8 @@ pub fn pusha<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 /// POPA; the stack pointer's own slot is skipped.
 pub fn popa<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let mut values = [0; 8];
-    for (i, v) in values.iter_mut().enumerate() {
-        *v = ok!(cpu, op, cpu.peek::<N>(((7 - i) * N) as u64));
+    for (i, v) in values.iter_mut().rev().enumerate() {
+        *v = ok!(cpu, op, cpu.peek::<N>((i * N) as u64));
     }
     cpu.release(8 * N as u64);
     for (register, v) in values.into_iter().enumerate().filter(|(r, _)| *r != RSP) {

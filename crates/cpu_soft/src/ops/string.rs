@@ -87,6 +87,8 @@ fn flat_target(cpu: &Cpu) -> u64 {
 trait Action: 'static {
     /// Whether REPE/REPNE also look at ZF.
     const COMPARES: bool = false;
+    /// Whether it needs the right to a port, also where it does nothing.
+    const PORTS: bool = false;
     /// Does one element, including the pointers.
     fn one<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap>;
     /// Does up to `count` elements at once; returns how many, 0 where it cannot.
@@ -195,9 +197,10 @@ enum Cmps {}
 impl Action for Cmps {
     const COMPARES: bool = true;
     fn one<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
-        let a = source::<N>(cpu, op)?;
+        // The destination first, as processors do; the manual leaves it open.
         let la = target::<N>(cpu, op, Read)?;
         let b = cpu.load::<N>(la)?;
+        let a = source::<N>(cpu, op)?;
         cpu.flags.sub::<N>(a, b, a.wrapping_sub(b));
         advance::<N>(cpu, op, gpr::RSI, 1);
         advance::<N>(cpu, op, gpr::RDI, 1);
@@ -208,6 +211,7 @@ impl Action for Cmps {
 /// INS.
 enum Ins {}
 impl Action for Ins {
+    const PORTS: bool = true;
     fn one<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         let port = cpu.regs.get::<2>(16) as u16;
         cpu.check_port(port, N)?;
@@ -224,6 +228,7 @@ impl Action for Ins {
 /// OUTS.
 enum Outs {}
 impl Action for Outs {
+    const PORTS: bool = true;
     fn one<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         let port = cpu.regs.get::<2>(16) as u16;
         cpu.check_port(port, N)?;
@@ -254,6 +259,10 @@ fn run<A: Action, const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 /// Returns whether the repetition is complete.
 fn repeat<A: Action, const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<bool, Trap> {
     let mut budget = SLICE;
+    if A::PORTS {
+        let port = cpu.regs.get::<2>(16) as u16;
+        cpu.check_port(port, N)?;
+    }
     loop {
         let count = get(cpu, op, gpr::RCX);
         if count == 0 {

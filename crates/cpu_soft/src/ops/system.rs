@@ -236,6 +236,7 @@ pub fn lmsw_r(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// LMSW memory.
 pub fn lmsw_m(cpu: &mut Cpu, op: &Op) -> Leave {
+    ok!(cpu, op, require_cpl0(cpu));
     let la = ok!(cpu, op, cpu.ea::<2>(op, Read));
     let value = ok!(cpu, op, cpu.load::<2>(la));
     lmsw(cpu, op, value)

@@ -119,17 +119,11 @@ pub fn salc(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// BOUND.
 pub fn bound<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    let la = ok!(
-        cpu,
-        op,
-        if N == 2 {
-            cpu.ea::<4>(op, Read)
-        } else {
-            cpu.ea::<8>(op, Read)
-        }
-    );
+    let la = ok!(cpu, op, cpu.ea::<N>(op, Read));
     let low = sext::<N>(ok!(cpu, op, cpu.load::<N>(la))) as i64;
-    let high = sext::<N>(ok!(cpu, op, cpu.load::<N>(la + N as u64))) as i64;
+    let behind = cpu.offset(op).wrapping_add(N as u64);
+    let la = ok!(cpu, op, cpu.linear(op.seg, behind, N, Read));
+    let high = sext::<N>(ok!(cpu, op, cpu.load::<N>(la))) as i64;
     let index = sext::<N>(cpu.regs.get::<N>(op.a)) as i64;
     if index < low || index > high {
         cpu.raise(Exception::plain(vector::BR));
@@ -160,10 +154,14 @@ pub fn arpl_m(cpu: &mut Cpu, op: &Op) -> Leave {
     if !cpu.protected() {
         return super::system::undefined(cpu, op);
     }
-    let la = ok!(cpu, op, cpu.ea::<2>(op, Write));
+    let la = ok!(cpu, op, cpu.ea::<2>(op, Read));
     let dest = ok!(cpu, op, cpu.load::<2>(la));
     let source = cpu.regs.get::<2>(op.a);
-    let value = arpl(cpu, dest, source);
-    ok!(cpu, op, cpu.store::<2>(la, value));
+    if dest & 3 < source & 3 {
+        // Only a change needs the right to write.
+        let la = ok!(cpu, op, cpu.ea::<2>(op, Write));
+        ok!(cpu, op, cpu.store::<2>(la, dest & !3 | source & 3));
+    }
+    arpl(cpu, dest, source);
     next(cpu, op)
 }

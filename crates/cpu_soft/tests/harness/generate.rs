@@ -6,6 +6,7 @@ use iced_x86::{
 };
 
 use super::{Case, MEMORY, MEMORY_LEN};
+use crate::random::Random;
 
 /// The forms that can be compared: unprivileged, 64-bit, no transfer of control, deterministic.
 pub fn forms() -> impl Iterator<Item = Code> {
@@ -145,35 +146,24 @@ fn unsupported(kind: K) -> bool {
     )
 }
 
-/// A small generator of its own: reproducible, and no crate to depend on.
-pub struct Generator(u64);
+/// Makes cases.
+pub struct Generator(Random);
 
 impl Generator {
     pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self(Random::new(seed))
     }
 
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    fn next(&mut self) -> u64 {
+        self.0.next()
     }
 
     fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        self.0.below(n)
     }
 
-    /// A value with a liking for borders.
     fn value(&mut self) -> u64 {
-        match self.below(8) {
-            0 => 0,
-            1 => u64::MAX,
-            2 => 1 << self.below(64),
-            3 => (1u64 << self.below(64)).wrapping_sub(1),
-            4 => self.below(256),
-            _ => self.next(),
-        }
+        self.0.value()
     }
 
     /// Makes a case for `code`; `None` where no operands of this kind can be made.
