@@ -61,7 +61,7 @@ impl DevicePio for Mortal {
 }
 
 fn window(at: Gpa) -> GpaRange {
-    GpaRange::new(at, 0x1000).unwrap()
+    GpaRange::new(at, 0x1000).expect("one page")
 }
 
 fn read(bus: &Bus, space: &AddressSpace, at: Gpa) -> u8 {
@@ -140,6 +140,23 @@ fn r6_a_window_and_the_number_of_its_map_are_seen_together() {
         assert!(later.generation() >= map.generation());
         mover.join().unwrap();
         assert_eq!(read(&bus, &space, NEW), 1);
+    });
+}
+
+/// R23: of two changes at once none is lost, and each has a number of its own (R5).
+#[test]
+fn r23_two_writers_do_not_lose_each_others_changes() {
+    model(|| {
+        let space = AddressSpace::new(Options::default());
+        let bus = Arc::new(Bus::new(space.clone()));
+        let other = {
+            let bus = bus.clone();
+            thread::spawn(move || bus.insert(window(OLD), Mortal::new()))
+        };
+        let mine = bus.insert(window(NEW), Mortal::new());
+        assert!(mine.is_ok() && other.join().is_ok_and(|inserted| inserted.is_ok()));
+        assert_eq!((read(&bus, &space, OLD), read(&bus, &space, NEW)), (1, 1));
+        assert_eq!(space.generation().0, 2);
     });
 }
 

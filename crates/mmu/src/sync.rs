@@ -31,6 +31,7 @@ impl Tables {
     /// Follows a trapped write of `len` bytes at `offset` into the table `gfn`.
     pub fn follow_write(&mut self, map: &Snapshot, gfn: Gfn, offset: usize, len: usize) {
         self.stats.tracked_writes += 1;
+        tracing::trace!(gfn = gfn.0, offset, len, "tracked write");
         let Some(shadowed) = self.shadowed.get_mut(gfn) else {
             return; // no table any more; the write was an ordinary one
         };

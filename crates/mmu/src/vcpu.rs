@@ -204,6 +204,7 @@ impl VcpuMmu {
     /// (rule R7), remembered only if that map is still current under the lock (rule R8).
     fn slow(&mut self, gva: Gva, access: Access) -> Result<Translation, PageFault> {
         let mmu = self.mmu.clone();
+        let _span = tracing::trace_span!("slow fault", gva = gva.0, ?access).entered();
         for attempt in 0.. {
             let found = if attempt < RACES_MAX {
                 let map = mmu.space.load();

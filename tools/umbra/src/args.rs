@@ -8,6 +8,7 @@ use umbra_vmm::{Backend, Module, Spec, Verify};
 
 use crate::size;
 use crate::status::{HELP, Status};
+use crate::trace;
 
 mod fw_cfg;
 mod port;
@@ -64,14 +65,19 @@ impl Run {
 }
 
 impl Command {
+    /// What was said of the machine, if there will be one.
+    pub fn machine(&self) -> Option<&MachineArgs> {
+        match self {
+            Self::Run(run) => Some(&run.machine),
+            Self::Demo(demo) => Some(&demo.machine),
+            Self::Fetch(_) => None,
+        }
+    }
+
     /// Tells whether the guest will have a port by which it chooses the exit status.
     pub fn has_exit_port(&self) -> bool {
-        let machine = match self {
-            Self::Run(run) => &run.machine,
-            Self::Demo(demo) => &demo.machine,
-            Self::Fetch(_) => return false,
-        };
-        machine.debug_exit.is_some() || machine.test_device
+        self.machine()
+            .is_some_and(|machine| machine.debug_exit.is_some() || machine.test_device)
     }
 }
 
@@ -135,6 +141,9 @@ pub struct MachineArgs {
     #[arg(long, value_name = "ITEM", num_args = 0..=1, default_missing_value = "",
           value_parser = fw_cfg::parse)]
     pub fw_cfg: Option<Vec<fw_cfg::Item>>,
+    /// Write the MMU's events to FILE, for Perfetto or Chrome's about:tracing: mmu=FILE
+    #[arg(long, value_name = "mmu=FILE", value_parser = trace::parse)]
+    pub trace: Option<trace::Request>,
     /// Print counters when the guest has ended
     #[arg(long)]
     pub stats: bool,

@@ -12,6 +12,7 @@ mod report;
 mod run;
 mod size;
 mod status;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -24,7 +25,11 @@ pub fn main() -> ExitCode {
         Ok(command) => command,
         Err(status) => return status.into(),
     };
-    report::log_to_stderr();
+    let trace = command.machine().and_then(|machine| machine.trace.as_ref());
+    let _trace = match report::observe(trace) {
+        Ok(ending) => ending,
+        Err(error) => return report::failure(&error).into(),
+    };
     let exit_port = command.has_exit_port();
     let result = match command {
         Command::Run(arguments) => run::run(arguments.spec(), arguments.machine.stats),

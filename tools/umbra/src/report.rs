@@ -2,19 +2,30 @@
 
 use std::io::Write;
 
-use anyhow::Error;
-use tracing_subscriber::EnvFilter;
+use anyhow::{Error, Result};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 use umbra_vmm::{BuildError, Crash, Ended, PlanError};
 
 use crate::status::Status;
+use crate::trace;
 
-/// Lets `UMBRA_LOG` (for example `umbra_vmm=debug,umbra_mmu=trace`) choose what is logged.
-pub fn log_to_stderr() {
+/// Lets `UMBRA_LOG` (for example `umbra_vmm=debug,umbra_mmu=trace`) choose what is logged, and
+/// `request` what is traced, until the result is dropped.
+///
+/// # Errors
+/// If the file for the trace cannot be created.
+pub fn observe(request: Option<&trace::Request>) -> Result<Option<trace::Ending>> {
     let filter = EnvFilter::try_from_env("UMBRA_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let (trace, ending) = request.map(trace::Request::begin).transpose()?.unzip();
+    tracing_subscriber::registry()
+        .with(trace.map(|trace| trace.with_filter(filter_fn(trace::is_traced))))
+        .with(log.with_filter(filter))
         .init();
+    Ok(ending)
 }
 
 /// Prints a failure as one line; returns the status that it means.

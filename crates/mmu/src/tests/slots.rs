@@ -204,6 +204,25 @@ fn r20_memory_under_exchange_is_never_taken_for_mmio() {
     m.audit();
 }
 
+/// Tables outside memory read as all ones, which is a valid answer only where no bit is reserved:
+/// without PSE and PAE. Nothing would tell when such a table becomes memory, so it is not shadowed.
+#[test]
+fn r21_what_tables_outside_memory_say_is_forgotten_at_once() {
+    let mut m = Machine::new(checked());
+    m.regs = crate::PagingRegs {
+        cr0: umbra_x86::cr0::PE | umbra_x86::cr0::PG,
+        cr3: BASE.0,
+        ..Default::default()
+    };
+    m.load_regs();
+    let found = m.translate(AT + 0x123, READ).unwrap();
+    assert_eq!(found.gpa, Gpa(0xffff_f123));
+    assert_eq!(m.statistic("uncached"), 1);
+    add(&m, 0x1000, Flags::default());
+    assert_eq!(m.error(AT, READ), 0, "zeros: not present");
+    m.audit();
+}
+
 #[test]
 fn r39_a_write_is_marked_before_the_right_to_write_is_given() {
     let mut m = Machine::new(checked());

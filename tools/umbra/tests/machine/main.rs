@@ -14,4 +14,5 @@ mod crash;
 mod storm;
 mod support;
 mod terminal;
+mod trace;
 mod userland;
