@@ -130,6 +130,8 @@ pub struct Cpu {
     pub shadow: bool,
     /// Debug exceptions wait too (MOV SS).
     pub debug_shadow: bool,
+    /// The pending exception belongs to a task that was just entered, not to the instruction.
+    pub switched: bool,
     /// What an instruction raised.
     pub pending: Option<Exception>,
     /// Accesses are user-mode ones.
@@ -271,6 +273,7 @@ impl Cpu {
             mode: 0,
             shadow: false,
             debug_shadow: false,
+            switched: false,
             pending: None,
             access_user: false,
             access_ac: false,
@@ -404,6 +407,9 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub fn fault(&mut self, op: &Op) -> Leave {
+        if std::mem::take(&mut self.switched) {
+            return Leave::Fault;
+        }
         self.rip = self.rip_of(op);
         if op.addr & addr::STACK != 0 {
             self.stack_fault(op);
