@@ -163,6 +163,8 @@ pub struct Cpu {
     pub efer: u64,
     /// PKRU.
     pub pkru: u32,
+    /// XCR0: the state components that XSAVE handles.
+    pub xcr0: u64,
     /// DR0 to DR3, two unused, DR6, DR7.
     pub dr: [u64; 8],
     /// An NMI waits.
@@ -290,6 +292,7 @@ impl Cpu {
             cr4: 0,
             efer: 0,
             pkru: 0,
+            xcr0: 1,
             dr: [0; 8],
             nmi_pending: false,
             nmi_blocked: false,
@@ -335,6 +338,8 @@ impl Cpu {
             ..Msrs::default()
         };
         *self.fx = FxArea::reset();
+        self.xcr0 = 1;
+        self.pkru = 0;
         self.init();
     }
 

@@ -151,6 +151,7 @@ impl Machine {
 /// 32-bit protected mode at level 0, flat, without paging; no interrupt table.
 pub fn protected() -> CpuState {
     let mut state = CpuState {
+        gpr: [0; 16],
         cr0: cr0::PE | cr0::NE,
         rip: CODE,
         rflags: rflags::FIXED,
