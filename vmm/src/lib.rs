@@ -53,7 +53,7 @@ pub use handle::{ConsoleClosed, ConsoleInput, Handle};
 pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::Outcome;
-pub use spec::{Backend, Spec, Verify};
+pub use spec::{Backend, CpuModel, Spec, Verify};
 
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use umbra_vmm::{Backend, Spec, Verify};
+use umbra_vmm::{Backend, CpuModel, Spec, Verify};
 
 use crate::size;
 use crate::status::{HELP, Status};
@@ -90,6 +90,9 @@ pub struct MachineArgs {
     /// What executes the guest
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub backend: BackendArg,
+    /// What the software processor claims to be
+    #[arg(long, value_enum, default_value_t = CpuArg::Stock)]
+    pub cpu: CpuArg,
     /// Print counters when the guest has ended
     #[arg(long)]
     pub stats: bool,
@@ -113,6 +116,15 @@ pub enum BackendArg {
     Kvm,
 }
 
+/// `--cpu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CpuArg {
+    /// What stock kernels boot fastest on
+    Stock,
+    /// Everything that works: XSAVE, protection keys, 57-bit addresses and more
+    Max,
+}
+
 impl MachineArgs {
     /// Makes the specification of a machine that boots `kernel`.
     pub fn spec(&self, kernel: PathBuf, initrd: Option<PathBuf>) -> Spec {
@@ -125,6 +137,10 @@ impl MachineArgs {
                 BackendArg::Auto => Backend::Auto,
                 BackendArg::Soft => Backend::Soft,
                 BackendArg::Kvm => Backend::Kvm,
+            },
+            cpu_model: match self.cpu {
+                CpuArg::Stock => CpuModel::Stock,
+                CpuArg::Max => CpuModel::Maximal,
             },
             tag_bits: self.tag_bits,
             verify: self.audit.map_or(Verify::Off, Verify::EveryFault),

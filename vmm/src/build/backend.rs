@@ -11,7 +11,7 @@ use umbra_slots::AddressSpace;
 use umbra_x86::state::CpuState;
 
 use crate::error::BuildError;
-use crate::spec::{Spec, Verify};
+use crate::spec::{CpuModel, Spec, Verify};
 
 /// The processors of a machine, and the MMU that they share.
 pub struct Processors {
@@ -47,7 +47,10 @@ pub fn soft(
             mmu: mmu.clone(),
             apic: chipset.apics.apic(id),
             clock,
-            cpuid: model::x86_64_v2(id, spec.cpus),
+            cpuid: match spec.cpu_model {
+                CpuModel::Stock => model::x86_64_v2(id, spec.cpus),
+                CpuModel::Maximal => model::maximal(id, spec.cpus),
+            },
             code: code.clone(),
         })?;
         if id == 0 {
