@@ -9,7 +9,6 @@ use crate::cpu;
 use crate::trap::{Frame, attempt, handle, vector};
 use crate::{needs, same};
 
-const TF: u64 = 1 << 8;
 const RF: u64 = 1 << 16;
 /// DR6 with nothing to report.
 const DR6: u64 = 0xffff_0ff0;
@@ -169,17 +168,16 @@ fn debug_registers_have_32_bits() -> Check {
             "bit 32"
         );
     }
-    let _ = TF;
     Ok(())
 }
 
 claims! {
-    single_steps_come_after_each_instruction: "17.3.1.4",
-    mov_ss_holds_a_single_step_back: "6.8.3",
-    instruction_breakpoints_come_before_the_instruction: "17.3.1.1",
-    data_breakpoints_come_behind_the_access: "17.3.1.2",
-    general_detect_protects_the_debug_registers: "17.3.1.3",
-    dr4_and_dr5_are_other_names_unless_cr4_de: "17.2.2",
-    int1_is_a_trap_that_sets_nothing: "6.15, #DB",
-    debug_registers_have_32_bits: "17.2.6",
+    single_steps_come_after_each_instruction: "SDM vol. 3, 17.3.1.4",
+    mov_ss_holds_a_single_step_back: "SDM vol. 3, 6.8.3",
+    instruction_breakpoints_come_before_the_instruction: "SDM vol. 3, 17.3.1.1",
+    data_breakpoints_come_behind_the_access: "SDM vol. 3, 17.3.1.2",
+    general_detect_protects_the_debug_registers: "SDM vol. 3, 17.3.1.3",
+    dr4_and_dr5_are_other_names_unless_cr4_de: "SDM vol. 3, 17.2.2",
+    int1_is_a_trap_that_sets_nothing: "SDM vol. 3, 6.15, #DB",
+    debug_registers_have_32_bits: "SDM vol. 3, 17.2.6",
 }

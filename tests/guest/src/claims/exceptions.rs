@@ -329,16 +329,16 @@ fn iretq_checks_what_it_loads() -> Check {
 }
 
 claims! {
-    divide_error_points_at_the_instruction: "6.15, #DE",
-    breakpoint_points_behind_the_instruction: "6.15, #BP",
-    undefined_opcodes_raise_ud_at_themselves: "6.15, #UD",
-    addresses_that_are_not_canonical_raise_gp_or_ss: "6.15, #GP and #SS",
-    segment_loads_fault_with_the_selector: "6.13",
-    gates_are_checked_and_named_in_the_error_code: "6.12.1 and 6.13",
-    a_fault_while_delivering_a_fault_is_a_double_fault: "6.15, #DF, table 6-5",
-    the_floating_point_unit_can_be_made_unavailable: "2.5, table 2-2",
-    numeric_exceptions_wait_for_the_next_instruction: "6.15, #MF and #XM",
-    misaligned_sse_operands_raise_gp: "6.15, #GP",
-    an_instruction_has_fifteen_bytes_at_most: "6.15, #GP",
-    iretq_checks_what_it_loads: "6.14.3",
+    divide_error_points_at_the_instruction: "SDM vol. 3, 6.15, #DE",
+    breakpoint_points_behind_the_instruction: "SDM vol. 3, 6.15, #BP",
+    undefined_opcodes_raise_ud_at_themselves: "SDM vol. 3, 6.15, #UD",
+    addresses_that_are_not_canonical_raise_gp_or_ss: "SDM vol. 3, 6.15, #GP and #SS",
+    segment_loads_fault_with_the_selector: "SDM vol. 3, 6.13",
+    gates_are_checked_and_named_in_the_error_code: "SDM vol. 3, 6.12.1 and 6.13",
+    a_fault_while_delivering_a_fault_is_a_double_fault: "SDM vol. 3, 6.15, #DF, table 6-5",
+    the_floating_point_unit_can_be_made_unavailable: "SDM vol. 3, 2.5, table 2-2",
+    numeric_exceptions_wait_for_the_next_instruction: "SDM vol. 3, 6.15, #MF and #XM",
+    misaligned_sse_operands_raise_gp: "SDM vol. 3, 6.15, #GP",
+    an_instruction_has_fifteen_bytes_at_most: "SDM vol. 3, 6.15, #GP",
+    iretq_checks_what_it_loads: "SDM vol. 3, 6.14.3",
 }

@@ -341,16 +341,16 @@ fn a_level_that_is_still_asserted_comes_again() -> Check {
 }
 
 claims! {
-    interrupts_wait_in_irr_and_come_by_priority: "11.8.3 and 11.8.4",
-    an_interrupt_to_itself_comes_before_the_next_instruction: "11.6.1",
-    sti_lets_one_more_instruction_pass: "6.8.1",
-    the_task_priority_holds_back_its_class_and_below: "11.8.3.1 and 11.8.6",
-    what_is_in_service_shows_in_isr_and_ppr: "11.8.4 and 11.8.5",
-    a_chip_that_is_off_takes_no_vectors_but_keeps_what_waits: "11.4.7.2",
-    illegal_vectors_are_reported_in_esr: "11.5.3",
-    nmis_wait_for_the_end_of_one_and_are_merged: "6.7.1",
+    interrupts_wait_in_irr_and_come_by_priority: "SDM vol. 3, 11.8.3 and 11.8.4",
+    an_interrupt_to_itself_comes_before_the_next_instruction: "SDM vol. 3, 11.6.1",
+    sti_lets_one_more_instruction_pass: "SDM vol. 3, 6.8.1",
+    the_task_priority_holds_back_its_class_and_below: "SDM vol. 3, 11.8.3.1 and 11.8.6",
+    what_is_in_service_shows_in_isr_and_ppr: "SDM vol. 3, 11.8.4 and 11.8.5",
+    a_chip_that_is_off_takes_no_vectors_but_keeps_what_waits: "SDM vol. 3, 11.4.7.2",
+    illegal_vectors_are_reported_in_esr: "SDM vol. 3, 11.5.3",
+    nmis_wait_for_the_end_of_one_and_are_merged: "SDM vol. 3, 6.7.1",
     the_ioapics_registers_keep_what_they_should: "82093AA, 3.2",
     an_edge_is_one_interrupt_and_lost_while_masked: "82093AA, 3.2.4",
     a_level_stays_in_remote_irr_until_its_end: "82093AA, 3.2.4",
-    a_level_that_is_still_asserted_comes_again: "11.8.5",
+    a_level_that_is_still_asserted_comes_again: "SDM vol. 3, 11.8.5",
 }

@@ -160,11 +160,11 @@ fn an_access_half_in_a_device_is_split() -> Check {
 }
 
 claims! {
-    every_width_reaches_a_device: "8.1.1",
-    read_modify_write_works_on_a_device: "8.1.2",
-    string_instructions_reach_a_device: "8.1.1",
-    a_device_page_obeys_rights_like_any_other: "4.6",
-    accessed_and_dirty_bits_are_set_for_devices: "4.8",
+    every_width_reaches_a_device: "SDM vol. 3, 8.1.1",
+    read_modify_write_works_on_a_device: "SDM vol. 3, 8.1.2",
+    string_instructions_reach_a_device: "SDM vol. 3, 8.1.1",
+    a_device_page_obeys_rights_like_any_other: "SDM vol. 3, 4.6",
+    accessed_and_dirty_bits_are_set_for_devices: "SDM vol. 3, 4.8",
     nothing_reads_as_ones_and_forgets: "as a bus that nobody drives",
-    an_access_half_in_a_device_is_split: "8.1.1",
+    an_access_half_in_a_device_is_split: "SDM vol. 3, 8.1.1",
 }

@@ -6,6 +6,7 @@ mod interrupts;
 mod mmio;
 mod msrs;
 mod paging;
+mod platform;
 mod privilege;
 mod processors;
 mod timers;
@@ -23,14 +24,15 @@ pub const TABLES: &[&[Claim]] = &[
     interrupts::CLAIMS,
     timers::CLAIMS,
     processors::CLAIMS,
+    platform::CLAIMS,
 ];
 
-/// Makes a table of claims: function, section.
+/// Makes a table of claims: function, and what promises it.
 macro_rules! claims {
     ($($name:ident: $section:literal,)*) => {
         pub const CLAIMS: &[$crate::report::Claim] = &[$($crate::report::Claim {
             name: stringify!($name),
-            section: concat!("SDM vol. 3, ", $section),
+            section: $section,
             run: $name,
         }),*];
     };

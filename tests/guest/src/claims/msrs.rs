@@ -184,13 +184,13 @@ fn the_time_stamp_counter_is_adjusted_both_ways() -> Check {
 }
 
 claims! {
-    address_registers_take_canonical_addresses_only: "2.8.7 and vol. 2, WRMSR",
-    sysenter_registers_keep_addresses: "5.8.7",
-    efer_has_reserved_bits_and_keeps_lme_while_paging: "2.2.1",
-    pat_takes_memory_types_only: "12.12.2",
-    registers_that_do_not_exist_fault: "vol. 2, RDMSR and WRMSR",
-    the_apic_changes_mode_only_as_the_figure_shows: "11.12.5, figure 11-27",
-    the_apics_page_moves_within_the_address_space: "11.4.4",
-    x2apic_registers_check_every_access: "11.12.1",
-    the_time_stamp_counter_is_adjusted_both_ways: "18.17.3",
+    address_registers_take_canonical_addresses_only: "SDM vol. 3, 2.8.7 and vol. 2, WRMSR",
+    sysenter_registers_keep_addresses: "SDM vol. 3, 5.8.7",
+    efer_has_reserved_bits_and_keeps_lme_while_paging: "SDM vol. 3, 2.2.1",
+    pat_takes_memory_types_only: "SDM vol. 3, 12.12.2",
+    registers_that_do_not_exist_fault: "SDM vol. 2, RDMSR and WRMSR",
+    the_apic_changes_mode_only_as_the_figure_shows: "SDM vol. 3, 11.12.5, figure 11-27",
+    the_apics_page_moves_within_the_address_space: "SDM vol. 3, 11.4.4",
+    x2apic_registers_check_every_access: "SDM vol. 3, 11.12.1",
+    the_time_stamp_counter_is_adjusted_both_ways: "SDM vol. 3, 18.17.3",
 }

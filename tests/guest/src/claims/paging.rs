@@ -400,13 +400,13 @@ fn global_pages_survive_cr3_and_not_cr4_pge() -> Check {
 }
 
 claims! {
-    every_combination_of_rights_on_a_small_page: "4.6 and 4.7",
-    every_combination_of_rights_on_a_large_page: "4.6 and 4.7",
-    rights_of_every_upper_level_count: "4.6 and 4.7",
-    reserved_bits_of_large_pages_and_of_the_top_level_fault: "4.5 and 4.7",
-    accessed_and_dirty_bits_follow_the_access: "4.8",
-    a_fault_leaves_no_trace_and_more_rights_need_no_flush: "4.10.4.3",
-    invlpg_and_cr3_make_changes_seen: "4.10.4.1",
-    an_access_across_pages_faults_at_the_second: "4.7",
-    global_pages_survive_cr3_and_not_cr4_pge: "4.10.2.4",
+    every_combination_of_rights_on_a_small_page: "SDM vol. 3, 4.6 and 4.7",
+    every_combination_of_rights_on_a_large_page: "SDM vol. 3, 4.6 and 4.7",
+    rights_of_every_upper_level_count: "SDM vol. 3, 4.6 and 4.7",
+    reserved_bits_of_large_pages_and_of_the_top_level_fault: "SDM vol. 3, 4.5 and 4.7",
+    accessed_and_dirty_bits_follow_the_access: "SDM vol. 3, 4.8",
+    a_fault_leaves_no_trace_and_more_rights_need_no_flush: "SDM vol. 3, 4.10.4.3",
+    invlpg_and_cr3_make_changes_seen: "SDM vol. 3, 4.10.4.1",
+    an_access_across_pages_faults_at_the_second: "SDM vol. 3, 4.7",
+    global_pages_survive_cr3_and_not_cr4_pge: "SDM vol. 3, 4.10.2.4",
 }

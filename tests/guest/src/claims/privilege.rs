@@ -1,7 +1,7 @@
 //! What level 3 may and may not do, and how it gets in and out.
 #![allow(unsafe_code)]
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Check, claims};
@@ -180,24 +180,23 @@ fn syscall_goes_to_level_0_and_sysret_comes_back() -> Check {
 }
 
 fn an_interrupt_from_level_3_uses_the_task_states_stack() -> Check {
-    // Vector 0x81 without a stack of its own: RSP0 is used, on a border of 16 bytes.
     use crate::descriptors::{Gate, set_gate};
+    // Without a stack of its own: RSP0 is used.
     let old = set_gate(0x80, Gate::new(0x80, 3, 0));
     let found = user::run(user_read, user::alias(&raw const SCRATCH), 0);
     set_gate(0x80, old);
     ensure!(code(found) == Some((vector::DONE, 0)), "{found:x?}");
-    unsafe { asm!("") }
     Ok(())
 }
 
 claims! {
-    privileged_instructions_fault_at_level_3: "5.9",
-    gates_are_closed_to_level_3_unless_they_say_so: "6.12.1.1",
-    a_return_cannot_raise_the_privilege: "5.8.6",
-    popf_leaves_if_and_iopl_alone_at_level_3: "2.3",
-    iopl_3_opens_ports_and_cli: "2.3",
-    misaligned_data_raise_ac_at_level_3_only_when_asked: "6.15, #AC",
-    umip_hides_the_descriptor_tables: "2.5, CR4.UMIP",
-    syscall_goes_to_level_0_and_sysret_comes_back: "5.8.8",
-    an_interrupt_from_level_3_uses_the_task_states_stack: "6.14.2",
+    privileged_instructions_fault_at_level_3: "SDM vol. 3, 5.9",
+    gates_are_closed_to_level_3_unless_they_say_so: "SDM vol. 3, 6.12.1.1",
+    a_return_cannot_raise_the_privilege: "SDM vol. 3, 5.8.6",
+    popf_leaves_if_and_iopl_alone_at_level_3: "SDM vol. 3, 2.3",
+    iopl_3_opens_ports_and_cli: "SDM vol. 3, 2.3",
+    misaligned_data_raise_ac_at_level_3_only_when_asked: "SDM vol. 3, 6.15, #AC",
+    umip_hides_the_descriptor_tables: "SDM vol. 3, 2.5, CR4.UMIP",
+    syscall_goes_to_level_0_and_sysret_comes_back: "SDM vol. 3, 5.8.8",
+    an_interrupt_from_level_3_uses_the_task_states_stack: "SDM vol. 3, 6.14.2",
 }

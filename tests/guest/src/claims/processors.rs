@@ -9,15 +9,16 @@ use crate::apic::{self, icr};
 use crate::cpu;
 use crate::page::{self, AT, DATA, bit};
 use crate::trap::{Frame, handle, vector};
-use crate::{ensure, needs, same, smp};
+use crate::{needs, same, smp};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static SUM: AtomicU64 = AtomicU64::new(0);
 static WHO: AtomicU32 = AtomicU32::new(0);
 
 fn count(frame: &mut Frame) {
-    COUNT.fetch_add(1, Ordering::SeqCst);
+    // Counted last: who waits for the count looks at the rest.
     WHO.fetch_or(1 << apic::id(), Ordering::SeqCst);
+    COUNT.fetch_add(1, Ordering::SeqCst);
     if frame.vector != vector::NMI {
         apic::end_of_interrupt();
     }
@@ -89,7 +90,10 @@ fn logical_destinations_follow_ldr_and_dfr() -> Check {
     }
     fn set_cluster() {
         apic::write(apic::reg::DFR, CLUSTER);
-        apic::write(apic::reg::LDR, 0x10 << 24 | 1 << (24 + (apic::id() & 3)));
+        apic::write(
+            apic::reg::LDR,
+            (1 + apic::id() / 4) << 28 | 1 << (24 + apic::id() % 4),
+        );
     }
     for (set, mask, name) in [
         (set_flat as fn(), 0x02, "flat"),
@@ -149,7 +153,6 @@ fn locked_instructions_are_atomic_among_processors() -> Check {
     Ok(())
 }
 
-static STOP: AtomicU32 = AtomicU32::new(0);
 static ROUND: AtomicU64 = AtomicU64::new(0);
 static WRONG: AtomicU32 = AtomicU32::new(0);
 
@@ -204,18 +207,16 @@ fn code_written_by_one_runs_on_another() -> Check {
         let wanted = u64::from(value) * u64::from(smp::start());
         same!(SUM.load(Ordering::SeqCst), wanted, "what the code returned");
     }
-    let _ = STOP.load(Ordering::SeqCst);
-    ensure!(apic::id() == 0, "this is number 0");
     Ok(())
 }
 
 claims! {
-    others_start_in_real_mode_at_the_page_of_the_message: "9.4.4",
-    a_start_up_message_to_a_running_processor_is_ignored: "11.6.1",
-    destinations_and_shorthands_reach_whom_they_name: "11.6.1 and 11.6.2",
-    logical_destinations_follow_ldr_and_dfr: "11.6.2.2",
-    nmis_reach_a_processor_that_does_not_listen: "6.7",
-    locked_instructions_are_atomic_among_processors: "8.1.2",
-    a_shoot_down_is_seen_by_every_processor: "4.10.5",
-    code_written_by_one_runs_on_another: "8.1.3",
+    others_start_in_real_mode_at_the_page_of_the_message: "SDM vol. 3, 9.4.4",
+    a_start_up_message_to_a_running_processor_is_ignored: "SDM vol. 3, 11.6.1",
+    destinations_and_shorthands_reach_whom_they_name: "SDM vol. 3, 11.6.1 and 11.6.2",
+    logical_destinations_follow_ldr_and_dfr: "SDM vol. 3, 11.6.2.2",
+    nmis_reach_a_processor_that_does_not_listen: "SDM vol. 3, 6.7",
+    locked_instructions_are_atomic_among_processors: "SDM vol. 3, 8.1.2",
+    a_shoot_down_is_seen_by_every_processor: "SDM vol. 3, 4.10.5",
+    code_written_by_one_runs_on_another: "SDM vol. 3, 8.1.3",
 }

@@ -198,12 +198,12 @@ fn the_third_counter_is_gated_by_port_61() -> Check {
 }
 
 claims! {
-    a_one_shot_fires_once_and_stays_at_zero: "11.5.4",
-    a_periodic_timer_goes_on_and_a_zero_stops_it: "11.5.4",
-    a_change_of_mode_keeps_the_count: "11.5.4",
-    a_masked_timer_counts_and_stays_silent: "11.5.1",
-    the_deadline_fires_when_the_counter_gets_there: "11.5.4.1",
-    halt_ends_by_a_timer: "vol. 2, HLT",
-    the_8254_counts_through_the_8259_pair: "11.5.1, ExtINT",
+    a_one_shot_fires_once_and_stays_at_zero: "SDM vol. 3, 11.5.4",
+    a_periodic_timer_goes_on_and_a_zero_stops_it: "SDM vol. 3, 11.5.4",
+    a_change_of_mode_keeps_the_count: "SDM vol. 3, 11.5.4",
+    a_masked_timer_counts_and_stays_silent: "SDM vol. 3, 11.5.1",
+    the_deadline_fires_when_the_counter_gets_there: "SDM vol. 3, 11.5.4.1",
+    halt_ends_by_a_timer: "SDM vol. 2, HLT",
+    the_8254_counts_through_the_8259_pair: "SDM vol. 3, 11.5.1, ExtINT",
     the_third_counter_is_gated_by_port_61: "8254 data sheet",
 }
