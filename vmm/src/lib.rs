@@ -54,7 +54,7 @@ pub use handle::{ConsoleClosed, ConsoleInput, Handle};
 pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::Outcome;
-pub use spec::{Backend, ConfigFile, Content, Module, Spec, Verify};
+pub use spec::{Backend, ConfigFile, Content, CpuModel, Module, Spec, Verify};
 
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;

@@ -14,6 +14,16 @@ pub enum Backend {
     Kvm,
 }
 
+/// What the software processor claims to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CpuModel {
+    /// What stock systems run fastest on.
+    #[default]
+    Stock,
+    /// Everything that works, for those who write systems.
+    Maximal,
+}
+
 /// Self-verification of the software processor's MMU, for tests and debug boots. Slow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verify {
@@ -72,6 +82,8 @@ pub struct Spec {
     pub memory: u64,
     /// Which processor executes the guest.
     pub backend: Backend,
+    /// What the processor claims to be.
+    pub cpu_model: CpuModel,
     /// Width of the generation tag in MMIO entries, 2 to 19; narrow ones are for tests.
     pub tag_bits: u32,
     /// The number of the first map; tests start near a wrap of the tag.
@@ -103,6 +115,7 @@ impl Spec {
             cpus: 1,
             memory: 512 << 20,
             backend: Backend::Auto,
+            cpu_model: CpuModel::Stock,
             tag_bits: 19,
             first_generation: 0,
             verify: Verify::Off,

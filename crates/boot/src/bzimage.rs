@@ -44,6 +44,8 @@ pub struct Header {
     /// Where the protected-mode code goes, and how much memory it needs from there on.
     pub address: u64,
     pub init_size: u64,
+    /// Bytes of the protected-mode code in the file.
+    pub code_len: u64,
     /// Bytes of the file before the protected-mode code.
     pub setup_len: usize,
     /// True if the kernel can be entered in 64-bit mode.
@@ -88,6 +90,7 @@ pub fn header(image: &mut Image) -> Result<Header, Error> {
         initrd_max: field(INITRD_ADDR_MAX, 4),
         address,
         init_size: init_size.max(expected),
+        code_len: expected - (setup + 1) * 512,
         setup_len: ((setup + 1) * 512) as usize,
         long_mode: field(XLOADFLAGS, 2) & KERNEL_64 != 0,
     })
@@ -116,6 +119,7 @@ pub fn load<M: GuestMemoryBackend>(
         Placed {
             entry: header.address,
             start: header.address,
+            loaded_end: header.address + header.code_len,
             end,
         },
         setup,

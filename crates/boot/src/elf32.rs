@@ -55,6 +55,7 @@ pub fn load<M: GuestMemoryBackend>(
     Ok(Placed {
         entry: u64::from(entry),
         start,
+        loaded_end: end,
         end,
     })
 }

@@ -118,6 +118,7 @@ pub fn load<M: GuestMemoryBackend>(
     Ok(Placed {
         entry: entry.raw_value(),
         start,
+        loaded_end: end,
         end,
     })
 }

@@ -75,6 +75,8 @@ pub(crate) struct Placed {
     pub entry: u64,
     /// First address that the kernel takes.
     pub start: u64,
+    /// First address that nothing was loaded to, and that the kernel does not clear for itself.
+    pub loaded_end: u64,
     /// First address that the kernel does not need.
     pub end: u64,
 }
@@ -190,7 +192,7 @@ pub fn load<M: GuestMemoryBackend>(memory: &M, request: Request<'_>) -> Result<L
     Ok(Loaded {
         state,
         protocol,
-        kernel: (placed.start, placed.end - placed.start),
+        kernel: (placed.start, placed.loaded_end - placed.start),
         entry: placed.entry,
         setup: setup_bytes,
         rsdp: ACPI,

@@ -116,6 +116,7 @@ fn load_by_addresses<M: GuestMemoryBackend>(
     Ok(Placed {
         entry,
         start: load,
+        loaded_end: end,
         end,
     })
 }

@@ -113,6 +113,7 @@ impl Cpu {
         for (has, bits) in [
             (one.edx >> 1 & 1, cr4::VME | cr4::PVI),
             (one.ecx >> 17 & 1, cr4::PCIDE),
+            (one.ecx >> 26 & 1, cr4::OSXSAVE),
             (seven.ebx & 1, cr4::FSGSBASE),
             (seven.ebx >> 7 & 1, cr4::SMEP),
             (seven.ebx >> 20 & 1, cr4::SMAP),
@@ -181,6 +182,13 @@ impl Cpu {
                 .is_some_and(|b| b >> 11 & 1 == 0)
         {
             leaf.edx &= !(1 << 9);
+        }
+        if function == 1 && self.cr4 & cr4::OSXSAVE != 0 {
+            leaf.ecx |= 1 << 27; // OSXSAVE
+        }
+        if function == 0xd && leaf.eax != 0 && index < 2 {
+            let (standard, compacted) = self.xsave_sizes();
+            leaf.ebx = if index == 0 { standard } else { compacted };
         }
         if function == 7 && index == 0 && self.cr4 & cr4::PKE != 0 {
             leaf.ecx |= 1 << 4; // OSPKE

@@ -130,6 +130,8 @@ pub struct Cpu {
     pub shadow: bool,
     /// Debug exceptions wait too (MOV SS).
     pub debug_shadow: bool,
+    /// The pending exception belongs to a task that was just entered, not to the instruction.
+    pub switched: bool,
     /// What an instruction raised.
     pub pending: Option<Exception>,
     /// Accesses are user-mode ones.
@@ -161,6 +163,8 @@ pub struct Cpu {
     pub efer: u64,
     /// PKRU.
     pub pkru: u32,
+    /// XCR0: the state components that XSAVE handles.
+    pub xcr0: u64,
     /// DR0 to DR3, two unused, DR6, DR7.
     pub dr: [u64; 8],
     /// An NMI waits.
@@ -271,6 +275,7 @@ impl Cpu {
             mode: 0,
             shadow: false,
             debug_shadow: false,
+            switched: false,
             pending: None,
             access_user: false,
             access_ac: false,
@@ -287,6 +292,7 @@ impl Cpu {
             cr4: 0,
             efer: 0,
             pkru: 0,
+            xcr0: 1,
             dr: [0; 8],
             nmi_pending: false,
             nmi_blocked: false,
@@ -332,6 +338,8 @@ impl Cpu {
             ..Msrs::default()
         };
         *self.fx = FxArea::reset();
+        self.xcr0 = 1;
+        self.pkru = 0;
         self.init();
     }
 
@@ -404,6 +412,9 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub fn fault(&mut self, op: &Op) -> Leave {
+        if std::mem::take(&mut self.switched) {
+            return Leave::Fault;
+        }
         self.rip = self.rip_of(op);
         if op.addr & addr::STACK != 0 {
             self.stack_fault(op);

@@ -12,6 +12,7 @@ use crate::interrupt::Origin;
 use crate::op::{Leave, Op};
 use crate::ops::ok;
 use crate::segment::{Descriptor, null_stack};
+use crate::task::Way;
 
 /// The bits that IRET to an outer level restores.
 const IRET_FLAGS: u64 = STATUS | TF | DF | NT | RF | AC | ID;
@@ -50,7 +51,8 @@ impl Cpu {
         Ok(())
     }
 
-    fn far_jump(&mut self, selector: u16, offset: u64) -> Result<(), Trap> {
+    /// `back` is where a task that is left goes on.
+    fn far_jump(&mut self, selector: u16, offset: u64, back: u64) -> Result<(), Trap> {
         if !self.protected() {
             self.set_real_code(selector);
             self.rip = offset;
@@ -69,7 +71,10 @@ impl Cpu {
         }
         match target.kind() {
             4 | 0xc => self.gate_jump(selector),
-            1 | 5 | 9 => self.task_switch_refused(selector),
+            1 | 3 | 5 | 9 | 0xb => {
+                self.rip = back;
+                self.task_by_selector(selector, target, Way::Jump)
+            }
             _ => Err(self.gp(u32::from(selector & !3))),
         }
     }
@@ -127,7 +132,7 @@ impl Cpu {
         let before = self.regs.r(RSP);
         let result = self.far_call_inner::<N>(selector, offset, back);
         if result.is_err() {
-            self.regs.set_r(RSP, before);
+            self.restore_stack(before);
         }
         result
     }
@@ -161,7 +166,10 @@ impl Cpu {
         }
         match target.kind() {
             4 | 0xc => self.gate_call(selector, back),
-            1 | 5 | 9 => self.task_switch_refused(selector),
+            1 | 3 | 5 | 9 | 0xb => {
+                self.rip = back;
+                self.task_by_selector(selector, target, Way::Call)
+            }
             _ => Err(self.gp(u32::from(selector & !3))),
         }
     }
@@ -305,7 +313,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn iret<const N: usize>(&mut self) -> Result<(), Trap> {
+    fn iret<const N: usize>(&mut self, back: u64) -> Result<(), Trap> {
         if self.v86() && self.iopl() < 3 {
             return Err(self.gp(0));
         }
@@ -313,7 +321,8 @@ impl Cpu {
             if self.long_mode() {
                 return Err(self.gp(0));
             }
-            return self.task_switch_refused(0);
+            self.rip = back;
+            return self.task_return();
         }
         let offset = self.peek::<N>(0)?;
         let selector = self.peek::<N>(N as u64)? as u16;
@@ -384,17 +393,7 @@ impl Cpu {
         for (index, selector) in order.into_iter().zip(selectors) {
             self.load_segment(index, selector)?;
         }
-        let attr = 0xb | Segment::S | Segment::P | 3 << 5;
-        let base = u64::from(selector) << 4;
-        self.set_code(
-            Segment {
-                selector,
-                base,
-                limit: 0xffff,
-                attr,
-            },
-            3,
-        );
+        self.set_v86_code(selector);
         self.regs.set_r(RSP, esp);
         self.rip = offset & 0xffff;
         Ok(())
@@ -421,14 +420,16 @@ impl Cpu {
 
 /// JMP ptr16:16/32: selector in `disp`, offset in `imm`.
 pub fn jmp_ptr(cpu: &mut Cpu, op: &Op) -> Leave {
-    ok!(cpu, op, cpu.far_jump(op.disp as u16, op.imm));
+    let back = cpu.rip_after(op);
+    ok!(cpu, op, cpu.far_jump(op.disp as u16, op.imm, back));
     Leave::Done
 }
 
 /// JMP m16:16/32/64.
 pub fn jmp_mem<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let (selector, offset) = ok!(cpu, op, cpu.far_pointer::<N>(op));
-    ok!(cpu, op, cpu.far_jump(selector, offset));
+    let back = cpu.rip_after(op);
+    ok!(cpu, op, cpu.far_jump(selector, offset, back));
     Leave::Done
 }
 
@@ -455,7 +456,8 @@ pub fn retf<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 
 /// IRET.
 pub fn iret<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
-    ok!(cpu, op, cpu.iret::<N>());
+    let back = cpu.rip_after(op);
+    ok!(cpu, op, cpu.iret::<N>(back));
     cpu.nmi_unblock();
     Leave::Done
 }
@@ -476,7 +478,9 @@ pub fn int(cpu: &mut Cpu, op: &Op) -> Leave {
     match cpu.deliver(op.imm as u8, None, origin) {
         Ok(()) => Leave::Done,
         Err(Trap) => {
-            cpu.rip = start;
+            if !std::mem::take(&mut cpu.switched) {
+                cpu.rip = start;
+            }
             Leave::Fault
         }
     }

@@ -10,6 +10,7 @@ use umbra_x86::{Exception, vector};
 
 use crate::cpu::{Activity, Cpu, Trap};
 use crate::segment::{Descriptor, null_stack};
+use crate::task::Way;
 
 /// Where an event comes from; it decides about privilege and error codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,7 @@ fn is_contributory(vector: u8) -> bool {
 impl Cpu {
     /// Delivers the pending exception, with all that it may lead to.
     pub fn deliver_pending(&mut self) {
+        self.switched = false;
         let Some(mut exception) = self.pending.take() else {
             return;
         };
@@ -108,10 +110,21 @@ impl Cpu {
         } else {
             self.deliver_protected(vector, error, origin)
         };
-        if result.is_ok() {
-            self.refresh_mode();
+        match result {
+            Ok(()) => self.refresh_mode(),
+            Err(Trap) if origin.ext() != 0 => self.mark_external(),
+            Err(Trap) => {}
         }
         result
+    }
+
+    /// Sets the EXT bit in what arose from an event that no instruction asked for (SDM vol. 3, 6.13).
+    fn mark_external(&mut self) {
+        let selective = [vector::TS, vector::NP, vector::SS, vector::GP];
+        let raised = self.pending.as_mut();
+        if let Some(e) = raised.filter(|e| selective.contains(&e.vector)) {
+            e.error = e.error.map(|code| code | 1);
+        }
     }
 
     /// The interrupt vector table (SDM vol. 3, 20.1.4).
@@ -232,7 +245,7 @@ impl Cpu {
         let mut frame = [
             self.seg[seg::SS].selector.into(),
             old_stack,
-            self.rflags_to_push(origin),
+            self.rflags_to_push(vector, origin),
             self.seg[seg::CS].selector.into(),
             self.rip,
             error.unwrap_or(0).into(),
@@ -270,10 +283,12 @@ impl Cpu {
         }
     }
 
-    /// RF is pushed set for faults, so that an instruction breakpoint does not fire again.
-    fn rflags_to_push(&self, origin: Origin) -> u64 {
+    /// RF is pushed set for faults, so that an instruction breakpoint does not fire again; debug
+    /// exceptions leave that to their handler, and a double fault is none (SDM vol. 3, 17.3.1.1).
+    fn rflags_to_push(&self, vector: u8, origin: Origin) -> u64 {
         let flags = self.rflags();
-        if origin == Origin::Exception {
+        let fault = !matches!(vector, vector::DB | vector::DF);
+        if origin == Origin::Exception && fault {
             flags | RF
         } else {
             flags
@@ -301,7 +316,7 @@ impl Cpu {
         let kind = low >> 40 & 0x1f;
         let selector = (low >> 16) as u16;
         if kind == 5 {
-            return self.task_switch_refused(selector);
+            return self.task_by_gate(selector, Way::Event(error));
         }
         let wide = kind & 8 != 0;
         let (target, cpl) = self.gate_target(selector, origin)?;
@@ -327,7 +342,7 @@ impl Cpu {
             words.push(self.regs.r(RSP));
             stack = (segment, esp);
         }
-        words.push(self.rflags_to_push(origin));
+        words.push(self.rflags_to_push(vector, origin));
         words.push(self.seg[seg::CS].selector.into());
         words.push(self.rip);
         words.extend(error.map(u64::from));
@@ -390,15 +405,5 @@ impl Cpu {
             })?;
         }
         Ok(pointer)
-    }
-
-    /// A transfer through a task gate or task state segment: not implemented.
-    pub fn task_switch_refused(&mut self, selector: u16) -> Result<(), Trap> {
-        tracing::warn!(
-            selector,
-            rip = self.rip,
-            "hardware task switch is not implemented: #UD"
-        );
-        Err(self.ud())
     }
 }

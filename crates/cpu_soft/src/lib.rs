@@ -39,6 +39,7 @@ mod raw;
 mod regs;
 mod segment;
 mod state;
+mod task;
 mod tlb;
 mod wake;
 mod width;

@@ -165,7 +165,8 @@ impl Cpu {
         Ok(())
     }
 
-    fn data_segment(&mut self, selector: u16) -> Result<Segment, Trap> {
+    /// Checks a selector for DS, ES, FS or GS.
+    pub fn data_segment(&mut self, selector: u16) -> Result<Segment, Trap> {
         if selector & !3 == 0 {
             // A null selector is fine until it is used; 64-bit code ignores it altogether.
             return Ok(Segment {

@@ -52,6 +52,7 @@ impl Cpu {
         self.efer = state.efer;
         self.apic.set_tpr(state.cr8 as u8 & 15);
         self.pending = None;
+        self.switched = false;
         let protected = state.cr0 & cr0::PE != 0;
         self.cpl = match (protected, state.rflags & rflags::VM != 0) {
             (true, true) => 3,

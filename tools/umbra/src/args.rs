@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use umbra_vmm::{Backend, Module, Spec, Verify};
+use umbra_vmm::{Backend, CpuModel, Module, Spec, Verify};
 
 use crate::size;
 use crate::status::{HELP, Status};
@@ -144,6 +144,9 @@ pub struct MachineArgs {
     /// Write the MMU's events to FILE, for Perfetto or Chrome's about:tracing: mmu=FILE
     #[arg(long, value_name = "mmu=FILE", value_parser = trace::parse)]
     pub trace: Option<trace::Request>,
+    /// What the software processor claims to be
+    #[arg(long, value_enum, default_value_t = CpuArg::Stock)]
+    pub cpu: CpuArg,
     /// Print counters when the guest has ended
     #[arg(long)]
     pub stats: bool,
@@ -170,6 +173,15 @@ pub enum BackendArg {
     Kvm,
 }
 
+/// `--cpu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CpuArg {
+    /// What stock kernels boot fastest on
+    Stock,
+    /// Everything that works: XSAVE, protection keys, 57-bit addresses and more
+    Max,
+}
+
 impl MachineArgs {
     /// Makes the specification of a machine that boots `kernel`.
     pub fn spec(&self, kernel: PathBuf, initrd: Option<PathBuf>) -> Spec {
@@ -182,6 +194,10 @@ impl MachineArgs {
                 BackendArg::Auto => Backend::Auto,
                 BackendArg::Soft => Backend::Soft,
                 BackendArg::Kvm => Backend::Kvm,
+            },
+            cpu_model: match self.cpu {
+                CpuArg::Stock => CpuModel::Stock,
+                CpuArg::Max => CpuModel::Maximal,
             },
             tag_bits: self.tag_bits,
             first_generation: self.first_generation,
@@ -317,7 +333,7 @@ mod tests {
         for (arguments, port) in table {
             assert_eq!(run(arguments).spec().debug_exit, port, "{arguments:?}");
         }
-        for port in ["x", "0x10000", "-1", "0x"] {
+        for port in ["x", "0x10000", "70000", "0x"] {
             assert!(refusal(&["run", "--kernel", "k", "--debug-exit", port]).contains("port"));
         }
     }

@@ -48,6 +48,12 @@ pub fn run(rest: &[&str]) -> Result<()> {
             "warnings",
         ],
     )?;
+    let guest = "tests/guest/Cargo.toml";
+    step(
+        "formatting of the bare-metal guest",
+        "",
+        &["fmt", "--manifest-path", guest, "--check"],
+    )?;
     // The tests run the command itself: it has to be there before they do.
     step(
         "the command",

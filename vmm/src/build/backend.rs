@@ -11,7 +11,7 @@ use umbra_slots::AddressSpace;
 use umbra_x86::state::CpuState;
 
 use crate::error::BuildError;
-use crate::spec::{Spec, Verify};
+use crate::spec::{CpuModel, Spec, Verify};
 
 /// What the processors of a machine share: the MMU, and who has decoded code where.
 pub struct Shared {
@@ -54,7 +54,10 @@ pub fn soft(
             mmu: shared.mmu.clone(),
             apic: chipset.apics.apic(id),
             clock,
-            cpuid: model::x86_64_v2(id, spec.cpus),
+            cpuid: match spec.cpu_model {
+                CpuModel::Stock => model::x86_64_v2(id, spec.cpus),
+                CpuModel::Maximal => model::maximal(id, spec.cpus),
+            },
             code: shared.code.clone(),
         })?;
         if id == 0 {

@@ -58,12 +58,7 @@ fn machine(items: &mut Items, spec: &Spec) {
 }
 
 fn boot(items: &mut Items, loaded: &Loaded, command_line: &str, space: &AddressSpace) {
-    let read = |(start, len): (u64, u64)| {
-        let mut bytes = vec![0; len as usize];
-        // It was written there a moment ago; were it gone, zeros would be the truth.
-        let _ = space.load().read(Gpa(start), &mut bytes);
-        bytes
-    };
+    let read = |extent| contents(space, extent);
     let (start, len) = loaded.kernel;
     items.set_u32(key::KERNEL_ADDR, start as u32);
     items.set_u32(key::KERNEL_SIZE, len as u32);
@@ -98,4 +93,48 @@ fn tables(items: &mut Items, spec: &Spec, platform: &Platform) -> Result<(), Bui
     items.add_file(Linkable::TABLES, acpi.tables)?;
     items.add_file("etc/table-loader", acpi.script)?;
     Ok(())
+}
+
+/// Reads what was loaded, without the zeros at its end: the guest reads zeros behind an item's end
+/// anyway, and a kernel may ask for gigabytes of them.
+fn contents(space: &AddressSpace, (start, len): (u64, u64)) -> Vec<u8> {
+    const PIECE: u64 = 0x1_0000;
+    let map = space.load_full();
+    let (mut bytes, mut zeros) = (Vec::new(), 0);
+    for at in (0..len).step_by(PIECE as usize) {
+        let mut piece = vec![0; (len - at).min(PIECE) as usize];
+        // It was written there a moment ago; were it gone, zeros would be the truth.
+        let _ = map.read(Gpa(start + at), &mut piece);
+        let used = piece.iter().rposition(|byte| *byte != 0);
+        match used {
+            None => zeros += piece.len(),
+            Some(last) => {
+                bytes.resize(bytes.len() + zeros, 0);
+                bytes.extend(&piece[..=last]);
+                zeros = piece.len() - (last + 1);
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use umbra_slots::Options;
+
+    #[test]
+    fn contents_end_with_their_last_byte() {
+        let space = AddressSpace::new(Options::default());
+        crate::build::memory::add(&space, 16 << 20).unwrap();
+        let map = space.load_full();
+        for (at, byte) in [(0x10_0000, 1), (0x12_0003, 2)] {
+            map.write(Gpa(at), &[byte]).unwrap();
+        }
+        let found = contents(&space, (0x10_0000, 8 << 20));
+        assert_eq!(found.len(), 0x2_0004);
+        assert_eq!((found[0], found[0x2_0003]), (1, 2));
+        assert_eq!(found.iter().filter(|byte| **byte != 0).count(), 2);
+        assert!(contents(&space, (0x20_0000, 1 << 20)).is_empty());
+    }
 }

@@ -28,13 +28,15 @@ fn page(at: u32) -> GpaRange {
     GpaRange::new(Gpa(at.into()), 0x1000).unwrap()
 }
 
+type OnWrite = Box<dyn Fn(&Trick, &[u8]) + Send + Sync>;
+
 /// A device that does something to the map when it is read, or written, for the nth time.
 struct Trick {
     id: OnceLock<IoId>,
     bus: Arc<Bus>,
     reads_left: Mutex<u32>,
     on_read: Box<dyn Fn() + Send + Sync>,
-    on_write: Box<dyn Fn(&Trick, &[u8]) + Send + Sync>,
+    on_write: OnWrite,
 }
 
 impl DeviceMmio for Trick {
@@ -75,8 +77,7 @@ fn run_with(
         run_within(machine, Duration::from_secs(20)),
         Outcome::PowerOff
     );
-    let printed = bench.screen.0.lock().clone();
-    printed
+    bench.screen.0.lock().clone()
 }
 
 /// Puts RAM that holds `value` in the device's place, in one publication.

@@ -6,6 +6,7 @@
 
 pub mod alu;
 pub mod bits;
+pub mod bmi;
 pub mod branch;
 pub mod flagops;
 pub mod mov;
@@ -16,6 +17,7 @@ pub mod stack;
 pub mod string;
 pub mod system;
 pub mod vintage;
+pub mod xsave;
 
 /// Unwraps a `Result<_, Trap>` in a handler; a trap leaves the block with the exception pending.
 macro_rules! ok {

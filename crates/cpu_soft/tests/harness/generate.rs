@@ -15,14 +15,23 @@ pub fn forms() -> impl Iterator<Item = Code> {
         info.is_instruction()
             && info.mode64()
             && info.cpl3()
-            && info.encoding() == EncodingKind::Legacy
+            && (info.encoding() == EncodingKind::Legacy || is_bmi(*code))
             && features(*code)
             && !excluded(info.mnemonic())
             && !info.op_kinds().iter().any(|k| unsupported(*k))
     })
 }
 
-/// Everything that the processor model claims.
+/// General registers in an encoding of vector instructions.
+fn is_bmi(code: Code) -> bool {
+    let features = code.cpuid_features();
+    code.op_code().encoding() == EncodingKind::VEX
+        && features
+            .iter()
+            .all(|f| matches!(f, CpuidFeature::BMI1 | CpuidFeature::BMI2))
+}
+
+/// Everything that the processor model claims and this machine has.
 fn features(code: Code) -> bool {
     use CpuidFeature as F;
     code.cpuid_features().iter().all(|f| {
@@ -54,7 +63,13 @@ fn features(code: Code) -> bool {
                 | F::PREFETCHW
                 | F::MULTIBYTENOP
                 | F::PAUSE
-        )
+        ) || match f {
+            F::BMI1 => std::is_x86_feature_detected!("bmi1"),
+            F::BMI2 => std::is_x86_feature_detected!("bmi2"),
+            F::LZCNT => std::is_x86_feature_detected!("lzcnt"),
+            F::ADX => std::is_x86_feature_detected!("adx"),
+            _ => false,
+        }
     })
 }
 
@@ -269,12 +284,18 @@ impl Generator {
                 K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode | K::r16_reg_mem => {
                     Some(register(number, Register::AX))
                 }
-                K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode | K::r32_reg_mem => {
-                    Some(register(number, Register::EAX))
-                }
-                K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_opcode | K::r64_reg_mem => {
-                    Some(register(number, Register::RAX))
-                }
+                K::r32_or_mem
+                | K::r32_reg
+                | K::r32_vvvv
+                | K::r32_rm
+                | K::r32_opcode
+                | K::r32_reg_mem => Some(register(number, Register::EAX)),
+                K::r64_or_mem
+                | K::r64_reg
+                | K::r64_vvvv
+                | K::r64_rm
+                | K::r64_opcode
+                | K::r64_reg_mem => Some(register(number, Register::RAX)),
                 K::mm_or_mem | K::mm_reg | K::mm_rm => Some(register(self.below(8), Register::MM0)),
                 K::xmm_or_mem | K::xmm_reg | K::xmm_rm => {
                     Some(register(self.below(16), Register::XMM0))

@@ -284,7 +284,7 @@ impl Guest {
             mmu,
             apic: apics.apic(0),
             clock,
-            cpuid: model::x86_64_v2(0, 1),
+            cpuid: model::maximal(0, 1),
             code: Arc::new(CodePages::new()),
         })
         .expect("a processor");

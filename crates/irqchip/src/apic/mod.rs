@@ -197,9 +197,9 @@ impl LocalApic {
                 Some(Effect::None)
             }
             X2APIC_FIRST..=X2APIC_LAST if inner.regs.x2apic() => {
-                inner
-                    .regs
-                    .write_x2apic(msr - X2APIC_FIRST, value, self.clock.now())
+                let now = self.clock.now();
+                fire(inner, now);
+                inner.regs.write_x2apic(msr - X2APIC_FIRST, value, now)
             }
             _ => None,
         })?;
@@ -236,7 +236,11 @@ impl LocalApic {
             if offset & 0xf != 0 || inner.regs.x2apic() || !inner.regs.hardware_enabled() {
                 return Effect::None;
             }
-            inner.regs.write_xapic(offset >> 4, value, self.clock.now())
+            // What was due before is decided by the old registers: a mask that comes off later lets
+            // nothing out.
+            let now = self.clock.now();
+            fire(inner, now);
+            inner.regs.write_xapic(offset >> 4, value, now)
         });
         self.perform(effect);
     }

@@ -380,6 +380,20 @@ fn a_masked_timer_fires_into_nothing() {
 }
 
 #[test]
+fn what_expired_under_a_mask_does_not_fire_when_it_comes_off() {
+    let apics = xapics(1);
+    let apic = apics.apic(0);
+    apic.mmio_write(0x3e0, 0xb);
+    apic.mmio_write(0x320, 0x1_0000 | 0xec);
+    apic.mmio_write(0x380, 10);
+    // Nobody has called `tick`.
+    while apic.mmio_read(0x390) != 0 {}
+    apic.mmio_write(0x320, 0xec);
+    apic.tick(u64::MAX / 2);
+    assert!(!apic.work());
+}
+
+#[test]
 fn illegal_vectors_and_registers_show_in_esr_after_a_write_to_it() {
     let apics = xapics(1);
     let apic = apics.apic(0);

@@ -9,6 +9,7 @@
 
 mod audit;
 mod bad_input;
+mod bare_metal;
 mod boot;
 mod crash;
 mod storm;

@@ -1,0 +1,207 @@
+//! A processor, 4 MiB of memory and nothing else: bytes are written, a state is set, and what runs
+//! ends in an exception that nobody handles.
+
+#![allow(dead_code, reason = "each test that shares this needs other parts")]
+
+use std::sync::Arc;
+
+use umbra_cpu::{Exit, Io, Served, Vcpu};
+use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts, model};
+use umbra_mmu::{Config, Mmu};
+use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
+use umbra_x86::cpuid::Table;
+use umbra_x86::state::{CpuState, DescriptorTable, Segment};
+use umbra_x86::{cr0, rflags};
+
+pub const RAM: u64 = 0x40_0000;
+pub const GDT: u64 = 0x1000;
+pub const IDT: u64 = 0x2000;
+pub const CODE: u64 = 0x1_0000;
+pub const STACK: u64 = 0x2_0000;
+/// `ud2`: ends a test.
+pub const END: [u8; 2] = [0x0f, 0x0b];
+
+/// Selectors of flat segments.
+pub const CODE_0: u16 = 0x08;
+pub const DATA_0: u16 = 0x10;
+pub const CODE_3: u16 = 0x1b;
+pub const DATA_3: u16 = 0x23;
+
+/// The first exception, and the state in which it found nobody.
+#[derive(Debug)]
+pub struct End {
+    pub reason: String,
+    pub state: CpuState,
+}
+
+impl End {
+    /// Vector and error code of the first exception, as in `13(0x8)`.
+    pub fn exception(&self) -> &str {
+        let first = self.reason.trim_start_matches("triple fault: ");
+        let first = first.split(", then").next().unwrap_or(first);
+        first.trim_start_matches("vector ")
+    }
+}
+
+pub struct Machine {
+    space: Arc<AddressSpace>,
+    vcpu: SoftVcpu,
+}
+
+struct Nothing;
+
+impl Io for Nothing {
+    fn mmio_read(&self, _: Gpa, data: &mut [u8]) -> Served {
+        data.fill(0xff);
+        Served::Done
+    }
+    fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
+        Served::Done
+    }
+    fn port_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn port_write(&self, _: u16, _: &[u8]) {}
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        Self::with_model(model::x86_64_v2(0, 1))
+    }
+
+    pub fn with_model(cpuid: Table) -> Self {
+        let space = AddressSpace::new(umbra_slots::Options::default());
+        let options = RamOptions {
+            len: RAM,
+            huge: HugePages::default(),
+            prefault: false,
+        };
+        let ram = RamRegion::new(options).expect("guest memory");
+        let added = space
+            .update("test", |map| {
+                map.add_ram(Gpa(0), ram, 0, RAM, Flags::default())
+            })
+            .expect("an empty map has room");
+        let _ = added.stale;
+        let clock = umbra_clock::Clock::start();
+        let vcpu = SoftVcpu::new(SoftVcpuParts {
+            id: 0,
+            boot: true,
+            space: space.clone(),
+            mmu: Mmu::new(space.clone(), Config::default()),
+            apic: umbra_irqchip::Apics::new(1, clock).apic(0),
+            clock,
+            cpuid,
+            code: Arc::new(CodePages::new()),
+        })
+        .expect("a processor");
+        let machine = Self { space, vcpu };
+        for (selector, descriptor) in [
+            (CODE_0, 0x00cf_9b00_0000_ffff),
+            (DATA_0, 0x00cf_9300_0000_ffff),
+            (CODE_3, 0x00cf_fb00_0000_ffff),
+            (DATA_3, 0x00cf_f300_0000_ffff),
+        ] {
+            machine.descriptor(selector, descriptor);
+        }
+        machine
+    }
+
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        self.space.load().write(Gpa(at), bytes).expect("RAM");
+    }
+
+    pub fn read<const N: usize>(&self, at: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.space.load().read(Gpa(at), &mut bytes).expect("RAM");
+        bytes
+    }
+
+    pub fn read_u16(&self, at: u64) -> u16 {
+        u16::from_le_bytes(self.read(at))
+    }
+
+    pub fn read_u32(&self, at: u64) -> u32 {
+        u32::from_le_bytes(self.read(at))
+    }
+
+    /// Writes an entry of the global table.
+    pub fn descriptor(&self, selector: u16, descriptor: u64) {
+        self.write(GDT + u64::from(selector & !7), &descriptor.to_le_bytes());
+    }
+
+    /// Writes a gate of the interrupt table.
+    pub fn gate(&self, vector: u8, gate: u64) {
+        self.write(IDT + 8 * u64::from(vector), &gate.to_le_bytes());
+    }
+
+    /// Runs until an exception finds no handler.
+    pub fn run(&mut self, state: &CpuState) -> End {
+        self.vcpu.set_state(state).expect("valid state");
+        match self.vcpu.run(&Nothing).expect("the host allows it") {
+            Exit::Shutdown(crash) => End {
+                reason: crash.reason,
+                state: self.vcpu.state(),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// 32-bit protected mode at level 0, flat, without paging; no interrupt table.
+pub fn protected() -> CpuState {
+    let mut state = CpuState {
+        gpr: [0; 16],
+        cr0: cr0::PE | cr0::NE,
+        rip: CODE,
+        rflags: rflags::FIXED,
+        seg: [
+            flat(DATA_0),
+            flat(CODE_0),
+            flat(DATA_0),
+            flat(DATA_0),
+            flat(DATA_0),
+            flat(DATA_0),
+        ],
+        gdtr: DescriptorTable {
+            base: GDT,
+            limit: 0xfff,
+        },
+        idtr: DescriptorTable {
+            base: IDT,
+            limit: 0,
+        },
+        ..CpuState::default()
+    };
+    state.gpr[4] = STACK;
+    state
+}
+
+/// A flat segment; code where the selector is one of code.
+pub fn flat(selector: u16) -> Segment {
+    let code = matches!(selector, CODE_0 | CODE_3);
+    Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        attr: if code { 0xb } else { 3 }
+            | Segment::S
+            | Segment::P
+            | Segment::DB
+            | Segment::G
+            | (selector & 3) << 5,
+    }
+}
+
+/// A system or small segment descriptor.
+pub const fn system(base: u64, limit: u64, kind: u64, dpl: u64) -> u64 {
+    limit & 0xffff | (base & 0xff_ffff) << 16 | (kind | dpl << 5 | 0x80) << 40 | (base >> 24) << 56
+}
+
+/// A gate.
+pub const fn gate(selector: u16, offset: u64, kind: u64, dpl: u64) -> u64 {
+    offset & 0xffff
+        | (selector as u64) << 16
+        | (kind | dpl << 5 | 0x80) << 40
+        | (offset >> 16) << 48
+}
