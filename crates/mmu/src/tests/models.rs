@@ -189,6 +189,39 @@ fn r19_r38_who_waits_finds_no_address_in_use() {
     model(|| ram_leaves(true));
 }
 
+/// R38: a processor that was outside comes in and uses an address that it had, unless it is told to
+/// drop it, while somebody takes that memory away and waits. Once that wait is over, no processor
+/// is inside that was not told.
+#[test]
+fn r38_who_comes_in_is_told_or_waited_for() {
+    model(|| {
+        let mut m = Machine::new(narrow());
+        let (slot, _) = create(&m.space);
+        m.map(AT, HOLE.0, LEAF);
+        touch(&mut m, AT);
+        assert!(is_ram(&mut m.vcpu, AT));
+        m.vcpu.leave();
+        let waited = Arc::new(AtomicBool::new(false));
+        let updater = {
+            let (space, waited) = (m.space.clone(), waited.clone());
+            thread::spawn(move || {
+                let gone = space.update("delete", |e| e.remove(slot)).unwrap();
+                gone.wait();
+                waited.store(true, Ordering::Relaxed);
+            })
+        };
+        m.vcpu.enter();
+        if !m.vcpu.pending() {
+            // The address is used here.
+            assert!(!waited.load(Ordering::Relaxed), "R38");
+        }
+        m.vcpu.leave();
+        updater.join().unwrap();
+        m.vcpu.enter();
+        m.vcpu.take_flushes(|_| {});
+    });
+}
+
 /// R24: two processors that take memory away, and wait until everybody has let go of it, do not wait
 /// for each other: who waits counts as outside.
 #[test]
