@@ -132,6 +132,8 @@ pub struct Cpu {
     pub debug_shadow: bool,
     /// The pending exception belongs to a task that was just entered, not to the instruction.
     pub switched: bool,
+    /// The pending exception is about an address that is not canonical.
+    pub wild: bool,
     /// What an instruction raised.
     pub pending: Option<Exception>,
     /// Accesses are user-mode ones.
@@ -276,6 +278,7 @@ impl Cpu {
             shadow: false,
             debug_shadow: false,
             switched: false,
+            wild: false,
             pending: None,
             access_user: false,
             access_ac: false,
@@ -416,16 +419,16 @@ impl Cpu {
             return Leave::Fault;
         }
         self.rip = self.rip_of(op);
-        if op.addr & addr::STACK != 0 {
-            self.stack_fault(op);
+        if std::mem::take(&mut self.wild) && op.addr & addr::STACK != 0 {
+            self.stack_fault();
         }
         Leave::Fault
     }
 
     /// A non-canonical address relative to RSP or RBP raises #SS (SDM vol. 1, 3.3.7.1).
-    fn stack_fault(&mut self, op: &Op) {
+    fn stack_fault(&mut self) {
         let general = Exception::with_error(vector::GP, 0);
-        if self.long_code() && self.pending == Some(general) && !self.canonical(self.flat_ea(op)) {
+        if self.long_code() && self.pending == Some(general) {
             self.pending = Some(Exception::with_error(vector::SS, 0));
         }
     }

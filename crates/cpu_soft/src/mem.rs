@@ -383,6 +383,7 @@ impl Cpu {
     /// is asked for again.
     fn translate(&mut self, la: u64, access: Access) -> Result<Translation, Trap> {
         if !self.canonical(la) {
+            self.wild = true;
             return Err(self.raise(Exception::with_error(vector::GP, 0)));
         }
         loop {

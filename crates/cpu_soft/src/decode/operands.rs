@@ -55,8 +55,20 @@ pub fn set_segment(op: &mut Op, register: Register, long: bool) {
 
 /// Resolves the memory operand of `insn` into `op`; `rip` is that of the block.
 pub fn memory(insn: &Instruction, op: &mut Op, long: bool, rip: u64) {
-    set_segment(op, insn.memory_segment(), long);
     let (base, index) = (insn.memory_base(), insn.memory_index());
+    let segment = insn.memory_segment();
+    set_segment(op, segment, long);
+    if long {
+        // Prefixes of ES, CS, SS and DS mean nothing: the base register says what the default is.
+        let stack = matches!(
+            base,
+            Register::RSP | Register::ESP | Register::RBP | Register::EBP
+        );
+        op.addr &= !addr::STACK;
+        if stack && !matches!(segment, Register::FS | Register::GS) {
+            op.addr |= addr::STACK;
+        }
+    }
     if matches!(base, Register::RIP | Register::EIP) {
         if base == Register::EIP {
             op.addr |= addr::A32;

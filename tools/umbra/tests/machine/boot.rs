@@ -87,6 +87,46 @@ fn linux_686_with_pae_boots_with_two_processors_and_powers_off() {
     boots(LINUX_686_PAE, "6.1", 2);
 }
 
+/// Reads what the kernel makes of the maximal model.
+const FLAGS: &str = r#"#!/bin/busybox sh
+/bin/busybox dmesg -n 1
+/bin/busybox mkdir /proc
+/bin/busybox mount -t proc proc /proc
+for flag in la57 pku ospke xsavec bmi2 adx rdseed rdpid; do
+  /bin/busybox grep -qw "$flag" /proc/cpuinfo && echo "has $flag"
+done
+/bin/busybox poweroff -f
+"#;
+
+#[test]
+fn linux_6_1_finds_everything_that_the_maximal_processor_has() {
+    let Some(guest) = Guest::fetch(LINUX_6_1) else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let guest = guest.with_init(directory.path(), FLAGS);
+    let arguments = [
+        "--kernel",
+        guest.kernel(),
+        "--initrd",
+        guest.initrd(),
+        "--cpu",
+        "max",
+        "--cpus",
+        "2",
+    ];
+
+    let ended = Umbra::run(&arguments, Input::Empty, LIMIT);
+
+    assert_eq!(ended.status, Some(0), "{ended}");
+    let flags = "la57 pku ospke xsavec bmi2 adx rdseed rdpid";
+    for flag in flags.split(' ') {
+        let expected = format!("has {flag}");
+        let found = ended.stdout.lines().any(|line| line == expected);
+        assert!(found, "{expected}: {ended}");
+    }
+}
+
 /// What 32-bit programs do all day: processes, pipes, signals, arithmetic, the vDSO's way into the
 /// kernel and the old one.
 const PROGRAMS: &str = r#"#!/bin/busybox sh

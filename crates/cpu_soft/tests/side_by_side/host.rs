@@ -15,15 +15,17 @@ use std::mem::{MaybeUninit, zeroed};
 use std::sync::{Mutex, MutexGuard};
 
 use libc::{
-    REG_CR2, REG_CSGSFS, REG_EFL, REG_ERR, REG_RAX, REG_RBP, REG_RBX, REG_RCX, REG_RDI, REG_RDX,
-    REG_RIP, REG_RSI, REG_RSP, REG_TRAPNO,
+    REG_CR2, REG_CSGSFS, REG_EFL, REG_ERR, REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13,
+    REG_R14, REG_R15, REG_RAX, REG_RBP, REG_RBX, REG_RCX, REG_RDI, REG_RDX, REG_RIP, REG_RSI,
+    REG_RSP, REG_TRAPNO,
 };
 
 use super::tables::LDT;
-use super::{AREA, Case, DATA, HOLE, HOLE_LEN, MEMORY, MEMORY_LEN, Outcome, SIZE};
+use super::{AREA, Case, DATA, HOLE, MEMORY, MEMORY_LEN, Outcome, SIZE};
 
-const REGISTERS: [libc::c_int; 8] = [
-    REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+const REGISTERS: [libc::c_int; 16] = [
+    REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9,
+    REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
 ];
 const SIGNALS: [libc::c_int; 5] = [
     libc::SIGSEGV,
@@ -119,7 +121,7 @@ impl Host {
         // What is decoded across the end of the code page must be nothing that the kernel imitates.
         // SAFETY: mapped just now.
         unsafe { std::ptr::write_bytes(DATA as *mut u8, super::INT3, 0x1000) };
-        map(HOLE, HOLE_LEN as usize, libc::PROT_NONE);
+        map(HOLE, SIZE - (HOLE - AREA) as usize, libc::PROT_NONE);
         let stack = vec![0u8; 1 << 18];
         let description = libc::stack_t {
             ss_sp: stack.as_ptr() as *mut _,
@@ -205,7 +207,7 @@ extern "C" fn enter(_: libc::c_int, _: *mut u8, context: *mut libc::ucontext_t) 
         // Else the kernel would take the initial values instead.
         *present |= 3;
         for (register, value) in REGISTERS.into_iter().zip(case.gpr) {
-            gregs[register as usize] = value.into();
+            gregs[register as usize] = value as i64;
         }
         gregs[REG_RIP as usize] = case.rip() as i64;
         gregs[REG_EFL as usize] = i64::from(case.flags | 0x202);
@@ -221,6 +223,8 @@ extern "C" fn leave(_: libc::c_int, _: *mut u8, context: *mut libc::ucontext_t) 
     // SAFETY: called by the kernel inside `run`, with its frame; see there. Null selectors are what
     // 64-bit processes have in DS and ES.
     unsafe {
+        // A case may have asked for alignment checks, which are none of this code's business.
+        asm!("pushfq", "and qword ptr [rsp], {0}", "popfq", const !0x4_0000i32);
         asm!("mov {0:x}, ds", "mov {1:x}, es", "mov ds, {2:x}", "mov es, {2:x}",
              out(reg) ds, out(reg) es, in(reg) 0u16);
         let exchange = &mut *EXCHANGE.0.get();

@@ -1,5 +1,5 @@
-//! One instruction of 16- or 32-bit code at privilege level 3, run twice: on this machine in
-//! compatibility mode and on the software processor.
+//! One instruction at privilege level 3, run twice: on this machine and on the software processor, in
+//! 64-bit mode or in compatibility mode, with 16- and 32-bit segments.
 //!
 //! ```text
 //!   0x4000_0000  code    one page of INT3, the instruction somewhere in it
@@ -15,7 +15,7 @@ pub mod guest;
 pub mod host;
 pub mod tables;
 
-use tables::{CODE, USER_CODE_32};
+use tables::{CODE, USER_CODE_32, USER_CODE_64};
 
 pub use tables::MEMORY;
 
@@ -38,7 +38,7 @@ pub struct Case {
     pub offset: usize,
     /// Flags that the manual leaves undefined, as EFLAGS bits.
     pub undefined: u32,
-    pub gpr: [u32; 8],
+    pub gpr: [u64; 16],
     pub flags: u32,
     pub cs: u16,
     pub ss: u16,
@@ -65,13 +65,17 @@ impl Case {
 
 /// Where the page of code begins for a code segment.
 pub fn code_base(cs: u16) -> u64 {
-    if cs == USER_CODE_32 { CODE } else { 0 }
+    if matches!(cs, USER_CODE_32 | USER_CODE_64) {
+        CODE
+    } else {
+        0
+    }
 }
 
 /// State after.
 #[derive(Debug)]
 pub struct Outcome {
-    pub gpr: [u64; 8],
+    pub gpr: [u64; 16],
     pub rip: u64,
     pub flags: u32,
     /// CS, SS, DS, ES.

@@ -10,7 +10,7 @@ use umbra_x86::state::{CpuState, DescriptorTable, Segment};
 use umbra_x86::{cr0, cr4, efer};
 
 use super::tables::{GDT, local_table, segment};
-use super::{AREA, Case, DATA, HOLE, HOLE_LEN, MEMORY, MEMORY_LEN, Outcome, SIZE};
+use super::{AREA, Case, DATA, HOLE, MEMORY, MEMORY_LEN, Outcome, SIZE};
 
 /// Guest-physical address of the area.
 const AREA_GPA: u64 = 0x20_0000;
@@ -91,7 +91,7 @@ impl Guest {
             let at = AREA + offset;
             let rights = match at {
                 PRIVATE.. => 3,
-                _ if (HOLE..HOLE + HOLE_LEN).contains(&at) => 0,
+                _ if (HOLE..PRIVATE).contains(&at) => 0,
                 _ if (DATA..HOLE).contains(&at) => 7 | NX,
                 _ => 7,
             };
@@ -232,7 +232,7 @@ fn user(case: &Case) -> CpuState {
         ..common()
     };
     for (to, from) in state.gpr.iter_mut().zip(case.gpr) {
-        *to = from.into();
+        *to = from;
     }
     state
 }

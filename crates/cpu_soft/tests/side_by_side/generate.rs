@@ -50,7 +50,13 @@ fn excluded(insn: &Instruction) -> bool {
         Int => matches!(insn.immediate8(), 3 | 4 | 0x80),
         // What differs between any two processors, or moments.
         Cpuid | Rdtsc | Rdtscp | Rdpmc | Xgetbv | Prefetchw | Prefetch | Ud0 | Ud1 => true,
+        Jmp | Call if insn.memory_size().size() == 10 => true,
+        // Makes differ about how much the 16-bit form reads.
+        Movsxd if insn.op0_register().size() == 2 => true,
+        // Makes differ about the 64-bit form.
+        Lss if insn.op0_register().size() == 8 => true,
         // FS and GS belong to this program.
+        _ if matches!(insn.memory_segment(), Register::FS | Register::GS) => true,
         Lfs | Lgs => true,
         Mov | Push | Pop
             if (0..insn.op_count())
@@ -84,6 +90,8 @@ fn has_features(insn: &Instruction) -> bool {
                 | F::INTEL286
                 | F::INTEL386
                 | F::INTEL486
+                | F::X64
+                | F::CMPXCHG16B
                 | F::CMOV
                 | F::CX8
                 | F::FPU
@@ -155,7 +163,8 @@ impl Generator {
 
     /// Makes a case; `None` where the encoding is no instruction, or one that cannot be compared.
     pub fn case(&mut self, encoding: Encoding) -> Option<Case> {
-        (self.cs, self.bits) = match self.random.below(6) {
+        (self.cs, self.bits) = match self.random.below(9) {
+            6.. => (USER_CODE_64, 64),
             0 | 1 => (CODE_16, 16),
             2 => (CODE_32, 32),
             3 => (EXECUTE_ONLY, 32),
@@ -175,14 +184,17 @@ impl Generator {
         if insn.is_invalid() || !legacy || excluded(&insn) || !has_features(&insn) {
             return None;
         }
-        let mut gpr = [0u32; 8];
-        gpr.iter_mut().for_each(|r| *r = self.random.value() as u32);
+        let wide = self.bits == 64;
+        let mut gpr = [0; 16];
+        let mask = if wide { u64::MAX } else { 0xffff_ffff };
+        gpr.iter_mut().for_each(|r| *r = self.random.value() & mask);
         let ds = self.pick(&DATA_SEGMENTS);
         let es = self.pick(&DATA_SEGMENTS);
         let ss = match insn.mnemonic() {
             // A call of 64-bit code would push through all of RSP, whose upper half is the
             // kernel's on a 16-bit stack; Linux takes the fault for an erratum, and tries for ever.
             Mnemonic::Call => USER_DATA,
+            _ if wide => USER_DATA,
             _ => self.pick(&STACKS),
         };
         gpr[4] = match insn.mnemonic() {
@@ -190,15 +202,16 @@ impl Generator {
             Mnemonic::Retf
             | Mnemonic::Iret
             | Mnemonic::Iretd
+            | Mnemonic::Iretq
             | Mnemonic::Popa
             | Mnemonic::Popad => {
                 if insn.op0_kind() == OpKind::Immediate16 {
                     insn.set_immediate16(2 * self.random.below(64) as u16);
                 }
                 match ss {
-                    USER_DATA => (MEMORY + 0x800 + 4 * self.random.below(64)) as u32,
-                    LIMITED => 0x100 + self.random.below(64) as u32,
-                    _ => LIMIT + 1 + self.random.below(64) as u32,
+                    USER_DATA => MEMORY + 0x800 + 4 * self.random.below(64),
+                    LIMITED => 0x100 + self.random.below(64),
+                    _ => u64::from(LIMIT) + 1 + self.random.below(64),
                 }
             }
             _ => self.place(ss, 4) & !1,
@@ -221,12 +234,15 @@ impl Generator {
             return None;
         }
         self.branch(&mut insn, base);
-        let target = self.aim(&mut insn, &gpr, [ds, es, ss])?;
+        let target = self.aim(&mut insn, &mut gpr, [ds, es, ss])?;
         self.operand_values(&mut insn, &mut gpr, &mut memory, ss, target);
         let mut encoder = Encoder::new(self.bits);
         encoder.encode(&insn, ip).ok()?;
         let bytes = encoder.take_buffer();
-        let relative = matches!(insn.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32);
+        let relative = matches!(
+            insn.op0_kind(),
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+        );
         if relative && (ip..ip + 16).contains(&insn.near_branch_target()) {
             return None;
         }
@@ -266,6 +282,9 @@ impl Generator {
             bytes.push(0x66);
         }
         bytes.extend(encoding.prefix);
+        if self.bits == 64 && self.random.once_in(2) {
+            bytes.push(0x40 | self.random.below(16) as u8);
+        }
         bytes.extend(encoding.map);
         bytes.push(encoding.opcode);
         bytes.push(self.random.next() as u8 & 0xc7 | encoding.reg << 3);
@@ -276,10 +295,10 @@ impl Generator {
     }
 
     /// An offset at which `size` bytes of a segment may lie, often near its limit.
-    fn place(&mut self, selector: u16, size: u64) -> u32 {
+    fn place(&mut self, selector: u16, size: u64) -> u64 {
         let limit = u64::from(LIMIT);
         let near = (limit + 1 - size.min(16)).wrapping_add(self.random.below(24)) - 8;
-        (match selector {
+        match selector {
             USER_DATA if self.random.once_in(16) => {
                 MEMORY + MEMORY_LEN as u64 - self.random.below(16)
             }
@@ -293,24 +312,31 @@ impl Generator {
             ONE_PAGE if self.random.once_in(4) => 0x1000 - self.random.below(16),
             ONE_PAGE => self.random.below(0xff0),
             _ => limit + 1 + self.random.below(0x1000),
-        }) as u32
+        }
     }
 
     /// Registers that the instruction addresses memory by without saying so.
-    fn implicit(&mut self, insn: &Instruction, gpr: &mut [u32; 8], [ds, es, ss]: [u16; 3]) {
+    fn implicit(&mut self, insn: &Instruction, gpr: &mut [u64; 16], segments: [u16; 3]) {
         use Mnemonic::*;
+        // 64-bit code has no segments to speak of.
+        let [ds, es, ss] = match self.bits {
+            64 => [USER_DATA; 3],
+            _ => segments,
+        };
         if insn.is_string_instruction() {
-            gpr[1] = self.random.below(20) as u32;
+            gpr[1] = self.random.below(20);
             gpr[6] = self.place(ds, 4);
             gpr[7] = self.place(es, 4);
         }
         match insn.mnemonic() {
-            Enter | Leave => gpr[5] = self.place(ss, 4),
+            // Above what is pushed: in which order the frames are copied is left open.
+            Enter => gpr[5] = gpr[4].wrapping_add(0x100 + self.random.below(64)),
+            Leave => gpr[5] = self.place(ss, 4),
             Xlatb => gpr[3] = self.place(ds, 256),
             // What a fault in the middle leaves is left open.
-            Maskmovq | Maskmovdqu => gpr[7] = (MEMORY + self.random.below(0x1000)) as u32,
-            Loop | Loope | Loopne | Jcxz | Jecxz => {
-                gpr[1] = self.random.below(3) as u32 | (self.random.below(2) as u32) << 16;
+            Maskmovq | Maskmovdqu => gpr[7] = MEMORY + self.random.below(0x1000),
+            Loop | Loope | Loopne | Jcxz | Jecxz | Jrcxz => {
+                gpr[1] = self.random.below(3) | self.random.below(2) << 16;
             }
             _ => {}
         }
@@ -337,6 +363,7 @@ impl Generator {
         match insn.op0_kind() {
             OpKind::NearBranch16 => insn.set_near_branch16(target as u16),
             OpKind::NearBranch32 => insn.set_near_branch32(target as u32),
+            OpKind::NearBranch64 => insn.set_near_branch64(target),
             OpKind::FarBranch16 | OpKind::FarBranch32 => {
                 let selector = self.selector();
                 insn.set_far_branch_selector(selector);
@@ -366,67 +393,110 @@ impl Generator {
     fn aim(
         &mut self,
         insn: &mut Instruction,
-        gpr: &[u32; 8],
+        gpr: &mut [u64; 16],
         [ds, es, ss]: [u16; 3],
-    ) -> Option<Option<(u16, u32)>> {
+    ) -> Option<Option<(u16, u64)>> {
         if !(0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory) {
             return Some(None);
         }
         let selector = match insn.memory_segment() {
+            // Nobody may touch what this program keeps behind FS.
+            Register::FS | Register::GS => return None,
+            _ if self.bits == 64 => USER_DATA,
             Register::DS => ds,
             Register::ES => es,
             Register::SS => ss,
-            Register::CS => self.cs,
-            // Nobody may touch what this program keeps behind FS.
-            _ => return None,
+            _ => self.cs,
         };
         if insn.mnemonic() == Mnemonic::Xlatb {
             return Some(None);
         }
         let size = insn.memory_size().size() as u64;
         let mut offset = if selector == self.cs {
-            code_base(self.cs) as u32 + self.random.below(0x1000) as u32
+            code_base(self.cs) + self.random.below(0x1000)
         } else {
             self.place(selector, size)
         };
         // What comes first where an operand is misaligned and beyond a limit too is left open.
-        let aligned = size == 16 && (selector != USER_DATA || !self.random.once_in(8));
-        if aligned {
+        if size == 16 && (selector != USER_DATA || !self.random.once_in(8)) {
             offset &= !15;
+        }
+        if self.bits == 64 {
+            return self.aim_wide(insn, gpr, offset).map(Some);
         }
         let value = |register: Register| match register {
             Register::None => 0,
             register => gpr[register.number()],
         };
-        let sum = value(insn.memory_base())
-            .wrapping_add(value(insn.memory_index()).wrapping_mul(insn.memory_index_scale()));
+        let scaled = value(insn.memory_index()).wrapping_mul(insn.memory_index_scale().into());
+        let distance = offset.wrapping_sub(value(insn.memory_base()).wrapping_add(scaled));
         let narrow = matches!(
             insn.memory_base(),
             Register::BX | Register::BP | Register::SI | Register::DI
         ) || insn.memory_displ_size() == 2;
         if narrow {
             insn.set_memory_displ_size(2);
-            insn.set_memory_displacement64(u64::from(offset.wrapping_sub(sum) as u16));
+            insn.set_memory_displacement64(u64::from(distance as u16));
         } else {
             insn.set_memory_displ_size(4);
-            insn.set_memory_displacement64(offset.wrapping_sub(sum).into());
+            insn.set_memory_displacement64(u64::from(distance as u32));
         }
         Some(Some((selector, offset)))
+    }
+
+    /// In 64-bit code a displacement does not reach everywhere: the base register is set instead,
+    /// sometimes to what is not canonical.
+    fn aim_wide(
+        &mut self,
+        insn: &mut Instruction,
+        gpr: &mut [u64; 16],
+        offset: u64,
+    ) -> Option<(u16, u64)> {
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let mut distance = offset;
+        if index != Register::None {
+            if base != Register::None && base.number() == index.number() {
+                return None;
+            }
+            gpr[index.number()] = self.random.below(16);
+            let scaled = gpr[index.number()] * u64::from(insn.memory_index_scale());
+            distance = distance.wrapping_sub(scaled);
+        }
+        match base {
+            Register::RIP | Register::EIP => insn.set_memory_displacement64(offset),
+            Register::None => {
+                let narrow = index.size() == 4 || insn.memory_displ_size() == 4;
+                insn.set_memory_displ_size(if narrow { 4 } else { 8 });
+                insn.set_memory_displacement64(distance);
+            }
+            Register::RSP | Register::ESP => {
+                insn.set_memory_displ_size(base.size() as u32);
+                insn.set_memory_displacement64(distance.wrapping_sub(gpr[4]));
+            }
+            _ => {
+                let number = base.number();
+                gpr[number] = distance.wrapping_sub(insn.memory_displacement64());
+                if base.size() == 8 && self.random.once_in(16) {
+                    gpr[number] = gpr[number].wrapping_add(1 << 47);
+                }
+            }
+        }
+        Some((USER_DATA, offset))
     }
 
     /// What the instruction finds: selectors where it wants some, divisors that are not zero.
     fn operand_values(
         &mut self,
         insn: &mut Instruction,
-        gpr: &mut [u32; 8],
+        gpr: &mut [u64; 16],
         memory: &mut [u8],
         ss: u16,
-        target: Option<(u16, u32)>,
+        target: Option<(u16, u64)>,
     ) {
         use Mnemonic::*;
-        let mut put = |selector: u16, offset: u32, bytes: &[u8]| {
+        let mut put = |selector: u16, offset: u64, bytes: &[u8]| {
             let base = segment(selector).base;
-            let at = (base + u64::from(offset)).wrapping_sub(MEMORY) as usize;
+            let at = base.wrapping_add(offset).wrapping_sub(MEMORY) as usize;
             if let Some(to) = at
                 .checked_add(bytes.len())
                 .and_then(|end| memory.get_mut(at..end))
@@ -442,7 +512,7 @@ impl Generator {
             Mov if loads_segment => match (insn.op1_kind(), target) {
                 (OpKind::Register, _) => {
                     let number = insn.op1_register().number();
-                    gpr[number] = gpr[number] & 0xffff_0000 | u32::from(selector);
+                    gpr[number] = gpr[number] & !0xffff | u64::from(selector);
                 }
                 (_, Some((segment, offset))) => put(segment, offset, &selector.to_le_bytes()),
                 _ => {}
@@ -452,61 +522,57 @@ impl Generator {
                 if insn.op_kind(last) == OpKind::Register {
                     let number = insn.op_register(last).number();
                     // Only our own: the kernel's descriptors are its own business.
-                    gpr[number] = gpr[number] & 0xffff_0000 | u32::from(selector & 0x7f | 4);
+                    gpr[number] = gpr[number] & !0xffff | u64::from(selector & 0x7f | 4);
                 }
                 if let Some((segment, offset)) = target {
                     put(segment, offset, &(selector & 0x7f | 4).to_le_bytes());
                 }
             }
             Lds | Les | Lss | Jmp | Call => {
+                let entry = code_base(selector) + self.entry();
                 if let Some((segment, offset)) = target {
-                    let wide = insn.memory_size().size() == 6;
-                    let entry = code_base(selector) as u32 + self.entry() as u32;
+                    // A near pointer, or a far one with the selector behind the offset.
+                    let size = insn.memory_size().size() as u64;
                     put(segment, offset, &entry.to_le_bytes());
-                    put(
-                        segment,
-                        offset + if wide { 4 } else { 2 },
-                        &selector.to_le_bytes(),
-                    );
+                    if matches!(size, 4 | 6 | 10) && !(size == 4 && self.bits == 32) {
+                        put(segment, offset + size - 2, &selector.to_le_bytes());
+                    }
                 }
                 if insn.op0_kind() == OpKind::Register && !self.random.once_in(8) {
-                    gpr[insn.op0_register().number()] = (code_base(self.cs) + self.entry()) as u32;
+                    gpr[insn.op0_register().number()] = code_base(self.cs) + self.entry();
                 }
             }
             Pop if loads_segment => put(ss, gpr[4], &selector.to_le_bytes()),
-            Ret | Retf | Iret | Iretd => {
-                let size = insn.stack_pointer_increment().unsigned_abs();
-                let wide = match insn.mnemonic() {
-                    Ret => {
-                        size >= 4 && size.is_multiple_of(4) && insn.op_count() == 0
-                            || format!("{:?}", insn.code()).starts_with("Retnd")
-                    }
-                    Retf => format!("{:?}", insn.code()).starts_with("Retfd"),
-                    code => code == Iretd,
+            Ret | Retf | Iret | Iretd | Iretq => {
+                let name = format!("{:?}", insn.code());
+                let name = name.split('_').next().unwrap_or_default();
+                let size = match name.as_bytes().last() {
+                    Some(b'q') => 8,
+                    Some(b'd') => 4,
+                    _ => 2,
                 };
                 let target = if insn.mnemonic() == Ret {
                     self.cs
                 } else {
                     selector
                 };
-                let entry = code_base(target) as u32 + self.entry() as u32;
-                let flags = self.random.next() as u32 & !0x6_0100;
-                let words = [entry, target.into(), flags];
+                let flags = self.random.next() & 0xffff_ffff & !0x6_0100;
+                let stack = [USER_DATA, USER_DATA, STACK_16, 0, 3, DATA_16];
+                let words = [
+                    code_base(target) + self.entry(),
+                    target.into(),
+                    flags,
+                    MEMORY + 0x1000,
+                    self.pick(&stack).into(),
+                ];
                 for (i, word) in words.into_iter().enumerate() {
-                    if wide {
-                        put(ss, gpr[4].wrapping_add(4 * i as u32), &word.to_le_bytes());
-                    } else {
-                        put(
-                            ss,
-                            gpr[4].wrapping_add(2 * i as u32),
-                            &(word as u16).to_le_bytes(),
-                        );
-                    }
+                    let at = gpr[4].wrapping_add((size * i) as u64);
+                    put(ss, at, &word.to_le_bytes()[..size]);
                 }
             }
-            Popf | Popfd => {
+            Popf | Popfd | Popfq => {
                 // Neither single steps nor alignment checks.
-                let flags = self.random.next() as u32 & !0x4_0100;
+                let flags = self.random.next() & 0xffff_ffff & !0x4_0100;
                 put(ss, gpr[4], &flags.to_le_bytes());
             }
             Shld | Shrd if insn.op0_register().size() == 2 || insn.memory_size().size() == 2 => {
