@@ -174,6 +174,7 @@ pub fn load<M: GuestMemoryBackend>(memory: &M, request: Request<'_>) -> Result<L
             (state, Protocol::Pvh, placed)
         }
         Kind::Multiboot => {
+            check_length(command_line, COMMAND_LINE_MAX - 1)?;
             let placed = multiboot::load(memory, low_ram, &mut kernel)?;
             let path = kernel.path().to_string_lossy();
             let modules = first_module(initrd).into_iter().chain(modules).collect();

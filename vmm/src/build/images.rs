@@ -25,21 +25,22 @@ pub fn open(spec: &Spec) -> Result<Images, BuildError> {
         Some(path) => initrd = Some(Image::open(Role::Initrd, path)?),
         None => {}
     }
-    modules.extend(spec.modules.iter().cloned());
-    let open = |module: Module| {
-        Ok(umbra_boot::Module {
-            image: Image::open(Role::Module, &module.path)?,
-            command_line: module.command_line,
-        })
+    // Messages call a file what the user called it.
+    let open = |role| {
+        move |module: Module| {
+            Ok(umbra_boot::Module {
+                image: Image::open(role, &module.path)?,
+                command_line: module.command_line,
+            })
+        }
     };
+    let first = modules.into_iter().map(open(Role::Initrd));
+    let more = spec.modules.iter().cloned().map(open(Role::Module));
     let default = if multiboot { "" } else { Spec::COMMAND_LINE };
     Ok(Images {
         kernel,
         initrd,
-        modules: modules
-            .into_iter()
-            .map(open)
-            .collect::<Result<_, BuildError>>()?,
+        modules: first.chain(more).collect::<Result<_, BuildError>>()?,
         command_line: spec.command_line.clone().unwrap_or_else(|| default.into()),
     })
 }
