@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use umbra_clock::Clock;
 use umbra_irqchip::Pit;
+use umbra_x86::state::CpuState;
 
 use crate::error::RunError;
-use crate::policy::{Action, Event, Outcome, State, decide};
+use crate::policy::{Action, Event, Outcome, Paused, State, decide};
+use crate::vcpu::VcpuThread;
 
 /// How a machine ended, and what it counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +31,7 @@ pub struct Driver<'a> {
     pub events: &'a Receiver<Event>,
     pub clock: Clock,
     pub pit: Arc<Pit>,
+    pub processors: &'a [VcpuThread],
 }
 
 impl Driver<'_> {
@@ -38,15 +41,32 @@ impl Driver<'_> {
         loop {
             let event = self.next();
             let (next, action) = decide(state, event);
-            if action == Action::Kick {
-                kick();
-                let State::Ending(result) = next else {
-                    unreachable!("only an ending machine kicks its processors");
-                };
-                return result;
+            match action {
+                Action::Wait => {}
+                Action::Pause(reply, already) => {
+                    let states = self.hold();
+                    // Somebody who no longer waits resumes nothing either: that is their affair.
+                    let _ = reply.send(Paused { states, already });
+                }
+                Action::Resume => self.processors.iter().for_each(VcpuThread::go_on),
+                Action::Kick => {
+                    kick();
+                    let State::Ending(result) = next else {
+                        unreachable!("only an ending machine kicks its processors");
+                    };
+                    return result;
+                }
             }
             state = next;
         }
+    }
+
+    /// Makes all processors stand still; returns their registers. One that has ended has said so,
+    /// or will, and the machine ends then.
+    fn hold(&self) -> Vec<CpuState> {
+        self.processors.iter().for_each(VcpuThread::hold);
+        let held = self.processors.iter().filter_map(VcpuThread::wait_held);
+        held.collect()
     }
 
     /// Waits for the next event; lets the timer tick meanwhile.

@@ -1,18 +1,36 @@
 //! What other threads may do with a machine that runs.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, channel};
 
 use parking_lot::{Condvar, Mutex};
 use umbra_devices::Serial;
+use umbra_mmu::{Mmu, PagingRegs};
 
-use crate::policy::{Event, Outcome};
+use crate::policy::{Event, Outcome, Paused};
 
-/// Ends a machine from outside. Cheap to clone.
+/// Ends a machine from outside, holds it still, looks into it. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     pub(crate) events: Sender<Event>,
     pub(crate) input: ConsoleInput,
+    pub(crate) mmu: Arc<Mmu>,
+}
+
+/// Why a machine did not do what was asked of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandleError {
+    /// It has ended, or is about to.
+    #[error("the machine has ended")]
+    Ended,
+    /// It has no such processor.
+    #[error("there is no processor {cpu}; the last one is {last}")]
+    NoSuchCpu {
+        /// Which was asked for.
+        cpu: usize,
+        /// The highest number.
+        last: usize,
+    },
 }
 
 impl Handle {
@@ -21,6 +39,55 @@ impl Handle {
     pub fn stop(&self) {
         // A machine that has ended hears nothing more.
         let _ = self.events.send(Event::End(Outcome::Stopped));
+    }
+
+    /// Makes all processors stand still, and returns their registers. Blocks until they do, which
+    /// takes as long as the longest access to a device. Time goes on for the guest.
+    ///
+    /// # Errors
+    /// If the machine is ending.
+    pub fn pause(&self) -> Result<Paused, HandleError> {
+        let (reply, answer) = channel();
+        self.events
+            .send(Event::Pause(reply))
+            .map_err(|_| HandleError::Ended)?;
+        answer.recv().map_err(|_| HandleError::Ended)
+    }
+
+    /// Lets the processors go on; nothing if they do. Never blocks.
+    pub fn resume(&self) {
+        // A machine that has ended hears nothing more.
+        let _ = self.events.send(Event::Resume);
+    }
+
+    /// Describes the page tables of a processor, guest and shadow side by side, for people; only what
+    /// translates `address` if there is one. The machine is paused meanwhile.
+    ///
+    /// # Errors
+    /// If the machine is ending, or has no such processor.
+    pub fn page_tables(
+        &self,
+        cpu: usize,
+        address: Option<u64>,
+    ) -> Result<Vec<String>, HandleError> {
+        let paused = self.pause()?;
+        let lines = paused.states.get(cpu).map(|state| {
+            let registers = PagingRegs {
+                cr0: state.cr0,
+                cr3: state.cr3,
+                cr4: state.cr4,
+                efer: state.efer,
+                pkru: 0, // not in the tables: applied at the access
+            };
+            self.mmu.describe_tables(&registers, address)
+        });
+        if !paused.already {
+            self.resume();
+        }
+        lines.ok_or(HandleError::NoSuchCpu {
+            cpu,
+            last: paused.states.len().saturating_sub(1),
+        })
     }
 
     /// Returns the guest's console input.

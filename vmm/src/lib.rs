@@ -50,10 +50,10 @@ mod tests;
 pub use console::Console;
 pub use driver::Ended;
 pub use error::{BuildError, PlanError, RunError};
-pub use handle::{ConsoleClosed, ConsoleInput, Handle};
+pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;
-pub use policy::Outcome;
+pub use policy::{Outcome, Paused};
 pub use spec::{Backend, ConfigFile, Content, CpuModel, Module, Spec, Verify};
 
 pub use umbra_boot::{Error as BootError, Protocol};

@@ -57,6 +57,7 @@ impl Machine {
         Handle {
             events: self.to_driver.clone(),
             input: self.input.clone(),
+            mmu: self.mmu.clone(),
         }
     }
 
@@ -128,6 +129,7 @@ impl Machine {
                 events: &events,
                 clock,
                 pit: chipset.pit.clone(),
+                processors: &threads,
             }
             .run(end),
             Err(error) => {

@@ -3,12 +3,20 @@
 //! ```text
 //!            power-off, reset, crash, stop, failure        all processors left
 //!   Running ───────────────────────────────────> Ending ───────────────────> (ended)
+//!    │   ^                                         ^
+//!    v   │ resume                                  │ the same
+//!   Paused ────────────────────────────────────────┘
 //! ```
+//! Pausing a machine that is paused gives the registers again and changes nothing.
+//!
 //! The first event that ends a machine decides how it ended. What follows while processors are
 //! still on their way out is no news: a guest that powers off and then runs into a triple fault
 //! because nobody stopped it yet has powered off.
 
+use std::sync::mpsc::Sender;
+
 use umbra_cpu::Crash;
+use umbra_x86::state::CpuState;
 
 use crate::error::RunError;
 
@@ -39,6 +47,20 @@ pub enum Event {
     Left,
     /// The 8254 was programmed: its next event has changed.
     Timer,
+    /// Somebody wants all processors to stand still, and their registers. Where the machine is
+    /// ending there is no answer: the sender is dropped.
+    Pause(Sender<Paused>),
+    /// Somebody lets them go on.
+    Resume,
+}
+
+/// A machine that stands still.
+#[derive(Clone, Debug)]
+pub struct Paused {
+    /// The registers of all processors.
+    pub states: Vec<CpuState>,
+    /// It stood still before.
+    pub already: bool,
 }
 
 /// Where a machine is in its life.
@@ -46,25 +68,38 @@ pub enum Event {
 pub enum State {
     /// Processors execute.
     Running,
+    /// Processors stand still.
+    Paused,
     /// Processors are told to leave; how it ended is decided.
     Ending(Result<Outcome, RunError>),
 }
 
 /// What the driver does next.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[must_use]
 pub enum Action {
     /// Nothing.
     Wait,
     /// Make every processor leave.
     Kick,
+    /// Make every processor stand still, and answer; they did before if that is said.
+    Pause(Sender<Paused>, bool),
+    /// Let every processor go on.
+    Resume,
 }
 
 /// Decides what `event` means in `state`.
 pub fn decide(state: State, event: Event) -> (State, Action) {
     match (state, event) {
-        (State::Running, Event::End(outcome)) => (State::Ending(Ok(outcome)), Action::Kick),
-        (State::Running, Event::Failed(error)) => (State::Ending(Err(error)), Action::Kick),
+        (State::Running | State::Paused, Event::End(outcome)) => {
+            (State::Ending(Ok(outcome)), Action::Kick)
+        }
+        (State::Running | State::Paused, Event::Failed(error)) => {
+            (State::Ending(Err(error)), Action::Kick)
+        }
+        (State::Running, Event::Pause(reply)) => (State::Paused, Action::Pause(reply, false)),
+        (State::Paused, Event::Pause(reply)) => (State::Paused, Action::Pause(reply, true)),
+        (State::Paused, Event::Resume) => (State::Running, Action::Resume),
         (state, _) => (state, Action::Wait),
     }
 }
@@ -76,7 +111,7 @@ mod tests {
     #[test]
     fn the_first_end_decides() {
         let (state, action) = decide(State::Running, Event::End(Outcome::PowerOff));
-        assert_eq!(action, Action::Kick);
+        assert!(matches!(action, Action::Kick));
         for later in [
             Event::End(Outcome::Reset),
             Event::End(Outcome::Stopped),
@@ -84,7 +119,7 @@ mod tests {
         ] {
             let ending = State::Ending(Ok(Outcome::PowerOff));
             let (state, action) = decide(ending, later);
-            assert_eq!(action, Action::Wait);
+            assert!(matches!(action, Action::Wait));
             assert!(matches!(state, State::Ending(Ok(Outcome::PowerOff))));
         }
         assert!(matches!(state, State::Ending(Ok(Outcome::PowerOff))));
@@ -97,14 +132,39 @@ mod tests {
             state,
             State::Ending(Err(RunError::Panicked { id: 3 }))
         ));
-        assert_eq!(action, Action::Kick);
+        assert!(matches!(action, Action::Kick));
     }
 
     #[test]
     fn a_timer_and_a_thread_that_left_change_nothing() {
         for event in [Event::Timer, Event::Left] {
             let (state, action) = decide(State::Running, event);
-            assert!(matches!(state, State::Running) && action == Action::Wait);
+            assert!(matches!((state, action), (State::Running, Action::Wait)));
         }
+    }
+
+    #[test]
+    fn a_machine_is_paused_once_and_resumed_once_and_not_while_it_ends() {
+        let pause = || Event::Pause(std::sync::mpsc::channel().0);
+        let (state, action) = decide(State::Running, pause());
+        assert!(matches!(
+            (&state, action),
+            (State::Paused, Action::Pause(_, false))
+        ));
+        let (state, action) = decide(state, pause());
+        assert!(matches!(
+            (&state, action),
+            (State::Paused, Action::Pause(_, true))
+        ));
+        let (state, action) = decide(state, Event::Resume);
+        assert!(matches!((&state, action), (State::Running, Action::Resume)));
+        let (state, action) = decide(state, Event::Resume);
+        assert!(matches!((&state, action), (State::Running, Action::Wait)));
+        let (state, _) = decide(State::Paused, Event::End(Outcome::PowerOff));
+        let (state, action) = decide(state, pause());
+        assert!(matches!(
+            (state, action),
+            (State::Ending(Ok(_)), Action::Wait)
+        ));
     }
 }

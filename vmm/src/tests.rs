@@ -137,6 +137,70 @@ fn stopping_is_bounded_for_busy_halted_and_waiting_processors() {
     }
 }
 
+/// Many pauses at once and one after the other: each gives the registers of processors that stand
+/// still, and the machine goes on, or stops, afterwards.
+#[test]
+fn pausing_is_bounded_and_leaves_nobody_behind() {
+    // inc dword [0x200000]; jmp back
+    let count = [0xff, 0x05, 0x00, 0x00, 0x20, 0x00, 0xeb, 0xf8];
+    for (code, cpus) in [(&count[..], 1), (&count[..], 3), (&HALT[..], 2)] {
+        let mut bench = bench(code);
+        bench.spec.cpus = cpus;
+        let machine = bench.build();
+        let (handle, space) = (machine.handle(), machine.space().clone());
+        let counter = move || {
+            let mut bytes = [0; 4];
+            space
+                .load()
+                .read(umbra_slots::Gpa(0x20_0000), &mut bytes)
+                .unwrap();
+            u32::from_le_bytes(bytes)
+        };
+        let pausers: Vec<_> = (0..2)
+            .map(|_| {
+                let handle = handle.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..100 {
+                        let paused = handle.pause().unwrap();
+                        assert_eq!(paused.states.len(), cpus as usize);
+                        handle.resume();
+                    }
+                })
+            })
+            .collect();
+        let watcher = std::thread::spawn(move || {
+            for pauser in pausers {
+                pauser.join().unwrap();
+            }
+            let first = handle.pause().unwrap();
+            assert!(!first.already);
+            let stood = counter();
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(counter(), stood, "it stands still");
+            let again = handle.pause().unwrap();
+            assert!(again.already);
+            assert_eq!(again.states[0].rip, first.states[0].rip);
+            let tables = handle.page_tables(0, None).unwrap();
+            assert!(tables[0].contains("Off"), "{tables:?}");
+            let refused = handle.page_tables(7, None);
+            let last = cpus as usize - 1;
+            assert_eq!(refused, Err(HandleError::NoSuchCpu { cpu: 7, last }));
+            assert_eq!(counter(), stood, "looking at it resumed nothing");
+            handle.resume();
+            // Stopped while it stands still.
+            drop(handle.pause().unwrap());
+            handle.stop();
+            handle
+        });
+        assert_eq!(
+            run_within(machine, Duration::from_secs(20)),
+            Outcome::Stopped
+        );
+        let handle = watcher.join().unwrap();
+        assert_eq!(handle.pause().unwrap_err(), HandleError::Ended);
+    }
+}
+
 #[test]
 fn a_stop_before_the_run_ends_it_at_once() {
     let machine = bench(&SPIN).build();

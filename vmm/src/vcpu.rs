@@ -1,11 +1,21 @@
-//! The thread of one processor: run, and leave when told to.
+//! The thread of one processor: run, stand still when told to, leave when told to.
+//!
+//! ```text
+//!   driver                                thread
+//!   hold: wanted, kick ─────────────────> run() returns Kicked; wanted: notes the registers,
+//!   wait_held <───────────────────────────  says so, and sleeps
+//!   go_on: not wanted, notify ──────────> run() again
+//!   leave: told, kick, notify ──────────> ends, held or not
+//! ```
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
+use parking_lot::{Condvar, Mutex};
 use umbra_cpu::{Exit, Io, Kick, Vcpu};
+use umbra_x86::state::CpuState;
 
 use crate::error::RunError;
 use crate::policy::{Event, Outcome};
@@ -13,10 +23,47 @@ use crate::policy::{Event, Outcome};
 /// Counters, named, for people to read.
 pub type Statistics = Vec<(&'static str, u64)>;
 
+/// Where a processor's thread stands still.
+#[derive(Default)]
+struct Brake {
+    stand: Mutex<Stand>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Stand {
+    wanted: bool,
+    /// The registers, while the thread stands still.
+    held: Option<CpuState>,
+    /// The thread has ended, or is about to.
+    gone: bool,
+}
+
+impl Brake {
+    /// Sleeps as long as the processor is to stand still.
+    fn pass(&self, vcpu: &dyn Vcpu, leave: &AtomicBool) {
+        let mut stand = self.stand.lock();
+        while stand.wanted && !leave.load(Ordering::Acquire) {
+            if stand.held.is_none() {
+                stand.held = Some(vcpu.state());
+                self.changed.notify_all();
+            }
+            self.changed.wait(&mut stand);
+        }
+        stand.held = None;
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Stand)) {
+        change(&mut self.stand.lock());
+        self.changed.notify_all();
+    }
+}
+
 /// A processor's thread, seen from the driver.
 pub struct VcpuThread {
     kick: Arc<dyn Kick>,
     leave: Arc<AtomicBool>,
+    brake: Arc<Brake>,
     thread: JoinHandle<Statistics>,
 }
 
@@ -31,6 +78,8 @@ impl VcpuThread {
         let kick = vcpu.kick_handle();
         let leave = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&leave);
+        let brake = Arc::new(Brake::default());
+        let stop = Arc::clone(&brake);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
@@ -39,7 +88,9 @@ impl VcpuThread {
                     events,
                     said: false,
                 };
-                last_words.say(run(id, &mut *vcpu, &*io, &told));
+                let event = run(id, &mut *vcpu, &*io, &told, &stop);
+                stop.set(|stand| stand.gone = true);
+                last_words.say(event);
                 tracing::debug!(id, state = ?vcpu.state(), "processor left");
                 vcpu.statistics()
             })
@@ -47,6 +98,7 @@ impl VcpuThread {
         Ok(Self {
             kick,
             leave,
+            brake,
             thread,
         })
     }
@@ -56,6 +108,29 @@ impl VcpuThread {
         // Release: set before the kick that makes the thread look at it.
         self.leave.store(true, Ordering::Release);
         self.kick.kick();
+        self.brake.set(|_| {});
+    }
+
+    /// Makes the processor stand still soon. Never blocks.
+    pub fn hold(&self) {
+        self.brake.set(|stand| stand.wanted = true);
+        self.kick.kick();
+    }
+
+    /// Blocks until the processor stands still, and returns its registers; `None` if it has ended.
+    pub fn wait_held(&self) -> Option<CpuState> {
+        let mut stand = self.brake.stand.lock();
+        while stand.held.is_none() && !stand.gone && !self.thread.is_finished() {
+            // The limit is for a thread that panics.
+            let limit = std::time::Duration::from_millis(100);
+            self.brake.changed.wait_for(&mut stand, limit);
+        }
+        stand.held.clone()
+    }
+
+    /// Lets the processor go on.
+    pub fn go_on(&self) {
+        self.brake.set(|stand| stand.wanted = false);
     }
 
     /// Waits for the thread; it must have been told to leave.
@@ -66,10 +141,10 @@ impl VcpuThread {
 }
 
 /// Runs until the processor is told to leave, or cannot go on.
-fn run(id: u32, vcpu: &mut dyn Vcpu, io: &dyn Io, leave: &AtomicBool) -> Event {
+fn run(id: u32, vcpu: &mut dyn Vcpu, io: &dyn Io, leave: &AtomicBool, brake: &Brake) -> Event {
     while !leave.load(Ordering::Acquire) {
         match vcpu.run(io) {
-            Ok(Exit::Kicked) => {}
+            Ok(Exit::Kicked) => brake.pass(vcpu, leave),
             Ok(Exit::Shutdown(crash)) => return Event::End(Outcome::Crash(crash)),
             Err(source) => return Event::Failed(RunError::Cpu { id, source }),
         }

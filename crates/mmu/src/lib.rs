@@ -31,6 +31,7 @@ mod age;
 mod audit;
 mod config;
 mod device;
+mod dump;
 mod entry;
 mod fault;
 mod flush;

@@ -147,6 +147,9 @@ pub struct MachineArgs {
     /// What the software processor claims to be
     #[arg(long, value_enum, default_value_t = CpuArg::Stock)]
     pub cpu: CpuArg,
+    /// Answer `ptdump` on this unix socket
+    #[arg(long, value_name = "SOCKET")]
+    pub inspect: Option<PathBuf>,
     /// Print counters when the guest has ended
     #[arg(long)]
     pub stats: bool,

@@ -8,6 +8,7 @@
 mod args;
 mod console;
 pub mod demo;
+mod inspect;
 mod report;
 mod run;
 mod size;
@@ -32,7 +33,7 @@ pub fn main() -> ExitCode {
     };
     let exit_port = command.has_exit_port();
     let result = match command {
-        Command::Run(arguments) => run::run(arguments.spec(), arguments.machine.stats),
+        Command::Run(arguments) => run::run(arguments.spec(), &arguments.machine),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Fetch(arguments) => demo::fetch(&arguments),
     };

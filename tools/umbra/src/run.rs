@@ -3,19 +3,25 @@
 use anyhow::Result;
 use umbra_vmm::{Console, Machine, Outcome, Plan, Spec};
 
+use crate::args::MachineArgs;
 use crate::console::Session;
+use crate::inspect::Inspector;
 use crate::report;
 use crate::status::Status;
 
-/// Runs a machine; prints its counters afterwards if `print_statistics`. Returns how it ended.
-pub fn run(spec: Spec, print_statistics: bool) -> Result<Status> {
+/// Runs a machine, watched as `arguments` say. Returns how it ended.
+pub fn run(spec: Spec, arguments: &MachineArgs) -> Result<Status> {
     let machine = Machine::build(Plan::new(spec)?, Console::to(std::io::stdout()))?;
+    let socket = arguments.inspect.as_deref();
+    let _inspector = socket
+        .map(|path| Inspector::start(path, machine.handle()))
+        .transpose()?;
     let session = Session::start(machine.handle())?;
     let result = machine.run();
     // The terminal is the user's again before anything is printed.
     let signal = session.end();
     let ended = result?;
-    if print_statistics {
+    if arguments.stats {
         report::statistics(&ended);
     }
     if let Outcome::Crash(crash) = &ended.outcome {

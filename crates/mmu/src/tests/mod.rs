@@ -2,6 +2,7 @@
 //! of the MMIO generation's rules.
 
 mod caches;
+mod dump;
 mod flush;
 mod guest;
 mod history;

@@ -56,7 +56,7 @@ pub(crate) fn demo(arguments: &args::Demo) -> Result<Status> {
     let guest = prepare(&arguments.fetch)?;
     eprintln!("Ctrl-A x ends the machine, Ctrl-A h explains, `poweroff -f` switches it off.");
     let spec = arguments.machine.spec(guest.kernel, Some(guest.initrd));
-    run::run(spec, arguments.machine.stats)
+    run::run(spec, &arguments.machine)
 }
 
 /// Prints the paths as shell assignments.

@@ -12,6 +12,7 @@ mod bad_input;
 mod bare_metal;
 mod boot;
 mod crash;
+mod inspect;
 mod storm;
 mod support;
 mod terminal;
