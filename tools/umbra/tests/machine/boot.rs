@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::guest::{Guest, LINUX_6_1, LINUX_6_12, LINUX_686, LINUX_686_PAE};
+use crate::support::guest::{Guest, LINUX_6_1, LINUX_6_12, LINUX_686, LINUX_686_PAE, command_line};
 use crate::support::{Input, Umbra};
 
 const LIMIT: Duration = Duration::from_secs(240);
@@ -28,6 +28,8 @@ fn boots(package: &str, version: &str, cpus: u32) {
         guest.initrd(),
         "--cpus",
         &number,
+        "--cmdline",
+        command_line(package),
     ];
 
     let ended = Umbra::run(&arguments, Input::Empty, LIMIT);

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use umbra_vmm::{Console, Ended, Machine, Outcome, Plan, Spec};
 
-use crate::support::guest::{Guest, LINUX_6_1, LINUX_6_12, LINUX_686, LINUX_686_PAE};
+use crate::support::guest::{Guest, LINUX_6_1, LINUX_6_12, LINUX_686, LINUX_686_PAE, command_line};
 use crate::support::restless::{self, Pattern, counter};
 use crate::support::screen::Screen;
 
 /// Time between two changes of the map.
 const STEP: Duration = Duration::from_millis(1);
-/// Of a machine with its local APIC in memory, so that every timer interrupt is several accesses.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 nox2apic";
+/// The local APIC is in memory, so that every timer interrupt is several accesses.
+const IN_MEMORY: &str = "nox2apic";
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox dmesg -n 1
 /bin/busybox echo \"init: $(/bin/busybox uname -sr) with $(/bin/busybox nproc) processor(s).\"
@@ -46,13 +46,13 @@ fn boots() -> u32 {
     text.parse().expect("UMBRA_STORM_BOOTS is a number")
 }
 
-fn boot(guest: &Guest, cpus: u32, wrap: Wrap) -> Ended {
+fn boot(guest: &Guest, command_line: &str, cpus: u32, wrap: Wrap) -> Ended {
     let spec = Spec {
         tag_bits: wrap.tag_bits,
         first_generation: wrap.first_generation,
         ..Spec::new(&guest.kernel)
             .initrd(&guest.initrd)
-            .command_line(COMMAND_LINE)
+            .command_line(command_line)
             .cpus(cpus)
     };
     let screen = Screen::default();
@@ -78,10 +78,11 @@ fn boots_in_a_storm(package: &str, cpus: u32, wrap: Wrap) {
     };
     let directory = tempfile::tempdir().unwrap();
     let guest = guest.with_init(directory.path(), INIT);
+    let command_line = format!("{} {IN_MEMORY}", command_line(package));
     let start = Instant::now();
     let mut sums = BTreeMap::new();
     for _ in 0..boots() {
-        let ended = boot(&guest, cpus, wrap);
+        let ended = boot(&guest, &command_line, cpus, wrap);
         let changes = counter(&ended, "map generation") - wrap.first_generation;
         let due = (wrap.first_generation % (1 << wrap.tag_bits) + changes) >> wrap.tag_bits;
         let mut count = |name| {
