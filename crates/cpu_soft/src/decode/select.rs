@@ -17,7 +17,9 @@ use crate::ops::alu::{self, Place};
 use crate::ops::stack::{self, Source};
 use crate::ops::string::{self, Kind};
 use crate::ops::system::{self, Stored};
-use crate::ops::{bits, bmi, branch, by_size, flagops, mov, muldiv, shift, simd, vintage, xsave};
+use crate::ops::{
+    bits, bmi, branch, by_size, flagops, hypercall, mov, muldiv, shift, simd, vintage, xsave,
+};
 use crate::{far, regs};
 
 /// What a line of the list answers: a handler that goes on, or one that ends the block.
@@ -298,6 +300,7 @@ impl Builder<'_> {
             Mfence => On(mov::mfence),
             Pause => On(mov::pause),
             Hlt => End(system::hlt),
+            Vmcall | Vmmcall => On(hypercall::call),
             Ud0 | Ud1 | Ud2 => End(system::undefined),
             Cpuid => On(system::cpuid),
             Serialize => On(system::serialize),
