@@ -535,7 +535,8 @@ impl Cpu {
     pub fn select_class(&mut self) {
         let user = self.cpl == 3;
         let ac = self.sys & rflags::AC != 0;
-        let class = if self.watches_armed() || (user && ac && self.cr0 & cr0::AM != 0) {
+        let aligned = user && ac && self.cr0 & cr0::AM != 0;
+        let class = if self.watches_armed() || aligned {
             Class::Uncached
         } else if user {
             Class::User
@@ -550,6 +551,11 @@ impl Cpu {
     fn select(&mut self, class: Class, user: bool, ac: bool) {
         self.access_user = user;
         self.access_ac = ac && !user;
+    /// The current accesses are those of level 3, and CR0.AM and EFLAGS.AC ask for aligned data.
+    pub fn alignment_checks(&self) -> bool {
+        self.access_user && self.sys & rflags::AC != 0 && self.cr0 & cr0::AM != 0
+    }
+
         self.class = class;
         let known = self.classes.get(class as usize).copied().flatten();
         let at = match known {

@@ -178,6 +178,7 @@ impl Cpu {
         la: u64,
         change: impl Fn(&mut Flags, u64) -> u64,
     ) -> Result<(), Trap> {
+        self.check_alignment(la, N)?;
         if crosses(la, N) {
             let _alone = SPLIT_LOCK.lock();
             return self.rmw::<N>(la, change);
@@ -270,8 +271,21 @@ impl Cpu {
         self.write(la, &value.to_le_bytes()[..N])
     }
 
+    /// Raises #AC for misaligned data at level 3 with CR0.AM and EFLAGS.AC (SDM vol. 3, 6.15,
+    /// "Interrupt 17"). Nothing is cached then, so every access comes the slow way.
+    fn check_alignment(&mut self, la: u64, len: usize) -> Result<(), Trap> {
+        if self.class != Class::Uncached || !self.alignment_checks() {
+            return Ok(());
+        }
+        if la & (alignment(len) - 1) == 0 || !self.canonical(la) {
+            return Ok(());
+        }
+        Err(self.raise(Exception::with_error(vector::AC, 0)))
+    }
+
     /// Reads any number of bytes below a page.
     pub fn read(&mut self, la: u64, data: &mut [u8]) -> Result<(), Trap> {
+        self.check_alignment(la, data.len())?;
         if !crosses(la, data.len()) {
             return self.read_part(la, data);
         }
@@ -297,6 +311,7 @@ impl Cpu {
 
     /// Writes any number of bytes below a page, all or none.
     pub fn write(&mut self, la: u64, data: &[u8]) -> Result<(), Trap> {
+        self.check_alignment(la, data.len())?;
         if !crosses(la, data.len()) {
             return self.write_part(la, data);
         }
@@ -341,6 +356,7 @@ impl Cpu {
 
     /// Raises what a write of `len` bytes at `la` would raise, without writing.
     pub fn probe_write(&mut self, la: u64, len: usize) -> Result<(), Trap> {
+        self.check_alignment(la, len)?;
         self.resolve(la, AccessKind::Write, len)?;
         if crosses(la, len) {
             let second = self.wrap((la & !0xfff).wrapping_add(0x1000));
@@ -551,6 +567,18 @@ unsafe fn read_ram(at: u64, data: &mut [u8]) {
 
 /// Writes guest RAM with one instruction where the size allows.
 ///
+/// The alignment of data of `len` bytes (SDM vol. 3, table 6-7). Images of the x87 state are made
+/// of words or doublewords, extended numbers need eight bytes; what has sixteen and more is checked
+/// by its own instructions.
+fn alignment(len: usize) -> u64 {
+    match len {
+        2 | 14 | 94 => 2,
+        4 | 6 | 28 | 108 => 4,
+        8 | 10 => 8,
+        _ => 1,
+    }
+}
+
 /// # Safety
 /// 1. `at..at + data.len()` is mapped, writable guest RAM.
 unsafe fn write_ram(at: u64, data: &[u8]) {

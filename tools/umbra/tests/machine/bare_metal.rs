@@ -6,13 +6,6 @@ use std::time::Duration;
 
 use crate::support::{Ended, Input, Umbra};
 
-/// Claims that are known not to hold yet. What is not listed here must hold.
-const KNOWN: [&str; 3] = [
-    "an_instruction_has_fifteen_bytes_at_most",
-    "misaligned_data_raise_ac_at_level_3_only_when_asked",
-    "an_interrupt_to_itself_comes_before_the_next_instruction",
-];
-
 /// Builds the guest; returns its image. Nothing is fetched: it depends on nothing.
 fn guest() -> PathBuf {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
