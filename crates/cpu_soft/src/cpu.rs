@@ -169,8 +169,8 @@ pub struct Cpu {
     pub xcr0: u64,
     /// DR0 to DR3, two unused, DR6, DR7.
     pub dr: [u64; 8],
-    /// An NMI waits.
-    pub nmi_pending: bool,
+    /// NMIs that wait: two while none is handled, else one (SDM vol. 3, 6.7.1).
+    pub nmi_pending: u8,
     /// NMIs are held back until IRET.
     pub nmi_blocked: bool,
     /// Data breakpoints that the current instruction hit, as DR6 bits.
@@ -297,7 +297,7 @@ impl Cpu {
             pkru: 0,
             xcr0: 1,
             dr: [0; 8],
-            nmi_pending: false,
+            nmi_pending: 0,
             nmi_blocked: false,
             watch_hits: 0,
             fx: Box::new(FxArea::reset()),
@@ -353,6 +353,8 @@ impl Cpu {
         self.shadow = false;
         self.debug_shadow = false;
         self.load_state(&umbra_x86::state::CpuState::default());
+        self.nmi_pending = 0;
+        self.nmi_blocked = false;
     }
 
     /// The selected context.

@@ -243,7 +243,7 @@ impl Cpu {
         if self.wake.take_kick() {
             return Some(Exit::Kicked);
         }
-        if self.apic.work() || self.nmi_pending || self.blocked {
+        if self.apic.work() || self.nmi_pending != 0 || self.blocked {
             self.events();
         }
         None
@@ -256,8 +256,8 @@ impl Cpu {
         if matches!(self.activity, Activity::WaitForSipi | Activity::Shutdown) || self.shadow {
             return;
         }
-        if self.nmi_pending && !self.nmi_blocked {
-            self.nmi_pending = false;
+        if self.nmi_pending != 0 && !self.nmi_blocked {
+            self.nmi_pending -= 1;
             self.nmi_blocked = true;
             self.activity = Activity::Running;
             if self.deliver(vector::NMI, None, Origin::External).is_err() {
@@ -283,7 +283,11 @@ impl Cpu {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Nmi => self.nmi_pending = true,
+            Event::Nmi => {
+                // One is delivered next unless one is being handled, and one more is latched.
+                let most = if self.nmi_blocked { 1 } else { 2 };
+                self.nmi_pending = most.min(self.nmi_pending + 1);
+            }
             Event::Init => {
                 self.init();
                 self.activity = if self.boot {
