@@ -7,6 +7,7 @@ use umbra_clock::Clock;
 use umbra_cpu::Io;
 use umbra_irqchip::LocalApic;
 use umbra_mmu::{PagingRegs, VcpuMmu};
+use umbra_slots::{AccessError, Gpa};
 use umbra_x86::cpuid::Table;
 use umbra_x86::state::{DescriptorTable, Segment, seg};
 use umbra_x86::{Exception, cr0, cr4, efer, rflags, vector};
@@ -206,7 +207,7 @@ pub struct Cpu {
     pub space: Arc<umbra_slots::AddressSpace>,
     /// The shadow MMU.
     pub mmu: VcpuMmu,
-    mmu_epoch: Arc<umbra_mmu::Mmu>,
+    machine_mmu: Arc<umbra_mmu::Mmu>,
     /// The local APIC.
     pub apic: Arc<LocalApic>,
     /// Time.
@@ -319,7 +320,7 @@ impl Cpu {
             stubs: parts.stubs,
             space: parts.space,
             mmu: parts.vcpu_mmu,
-            mmu_epoch: parts.mmu,
+            machine_mmu: parts.mmu,
             apic: parts.apic,
             clock: parts.clock,
             code: parts.code,
@@ -578,7 +579,7 @@ impl Cpu {
         };
         let (at, known) = self.pool.select(Key { cr3, class });
         if !known {
-            self.pool.get(at).epoch = self.mmu_epoch.epoch();
+            self.pool.get(at).epoch = self.machine_mmu.epoch();
             // The context may have been another class's.
             self.classes
                 .iter_mut()
@@ -621,7 +622,12 @@ impl Cpu {
 
     /// The MMU's count of dropped entries.
     pub fn mmu_epoch(&self) -> u64 {
-        self.mmu_epoch.epoch()
+        self.machine_mmu.epoch()
+    }
+
+    /// Writes guest RAM by the MMU's way for devices.
+    pub fn write_for_device(&self, gpa: Gpa, data: &[u8]) -> Result<(), AccessError> {
+        self.machine_mmu.write_for_device(gpa, data)
     }
 
     /// Loads a segment register's hidden part.
