@@ -164,7 +164,8 @@ impl Cpu {
         let stepped = if before & TF != 0 { DR6_BS } else { 0 };
         let hits = stepped | self.watch_hits;
         if hits != 0 && !self.debug_shadow {
-            self.dr[6] |= hits;
+            // Only B0 to B3 are about this one; the rest is the handler's to clear (SDM vol. 3, 17.2.3).
+            self.dr[6] = self.dr[6] & !0xf | hits;
             self.pending = Some(Exception::plain(vector::DB));
             // After HLT too: the trap comes first, and HLT is over when its handler returns.
             return Leave::Fault;

@@ -93,6 +93,17 @@ fn a_breakpoint_covers_its_bytes_and_no_other() {
 }
 
 #[test]
+fn a_breakpoint_takes_the_place_of_earlier_ones_in_dr6_and_keeps_the_rest() {
+    let store = [&[0xa3][..], &DATA.to_le_bytes()].concat(); // mov [DATA], eax
+    let earlier = set_dr(6, 2 | 1 << 13);
+    let (_, end) = run(
+        &protected(),
+        &[earlier, breakpoint(DATA, 0xd), store].concat(),
+    );
+    assert_eq!(end.state.gpr[3] as u32, NONE | 1 | 1 << 13);
+}
+
+#[test]
 fn a_single_step_comes_behind_each_instruction() {
     let mut state = protected();
     state.rflags |= TF;
