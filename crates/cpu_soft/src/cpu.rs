@@ -238,7 +238,7 @@ pub mod mode {
 }
 
 // SAFETY: the raw pointers are `ctx` (into `pool`, which moves with the processor but whose
-// contexts are boxed), jumps (to boxed blocks owned by `blocks`) and `io` (present only while a
+// contexts are boxed), jumps and parked operations (of boxed blocks owned by `blocks`) and `io` (present only while a
 // run is in progress, on the running thread). None refers to anything thread-local.
 unsafe impl Send for Cpu {}
 
@@ -353,9 +353,9 @@ impl Cpu {
         self.dr = [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400];
         self.shadow = false;
         self.debug_shadow = false;
-        self.load_state(&umbra_x86::state::CpuState::default());
         self.nmi_pending = 0;
         self.nmi_blocked = false;
+        self.load_state(&umbra_x86::state::CpuState::default());
     }
 
     /// The selected context.
@@ -551,14 +551,14 @@ impl Cpu {
         self.select(class, user, ac);
     }
 
-    fn select(&mut self, class: Class, user: bool, ac: bool) {
-        self.access_user = user;
-        self.access_ac = ac && !user;
     /// The current accesses are those of level 3, and CR0.AM and EFLAGS.AC ask for aligned data.
     pub fn alignment_checks(&self) -> bool {
         self.access_user && self.sys & rflags::AC != 0 && self.cr0 & cr0::AM != 0
     }
 
+    fn select(&mut self, class: Class, user: bool, ac: bool) {
+        self.access_user = user;
+        self.access_ac = ac && !user;
         self.class = class;
         let known = self.classes.get(class as usize).copied().flatten();
         let at = match known {

@@ -238,7 +238,7 @@ impl Cpu {
         for (page, mask) in self.code_port.take() {
             self.drop_code(page, mask);
         }
-        if self.blocks.has_dead() {
+        if self.blocks.has_dead() || self.blocks.has_parked() {
             self.blocks.bury();
         }
         if self.wake.take_kick() {

@@ -17,7 +17,7 @@ use umbra_mmu::{Access, AccessKind, Flush, Kind, RamPage, Translation};
 use umbra_slots::Gpa;
 use umbra_x86::{Exception, Gva, vector};
 
-use crate::cpu::{Cpu, Trap};
+use crate::cpu::{Cpu, Trap, mode};
 use crate::flags::Flags;
 use crate::op::Op;
 use crate::raw;
@@ -531,14 +531,51 @@ impl Cpu {
             self.apic.mmio_write(offset & !3, u32::from_le_bytes(bytes));
             self.timer_changed();
             self.wake.want();
+            self.interrupt_block();
             return Served::Done;
         }
-        self.outside(|io| io.mmio_write(gpa, data))
+        let served = self.outside(|io| io.mmio_write(gpa, data));
+        if self.wake.wanted() {
+            self.interrupt_block();
+        }
+        served
+    }
+
+    /// Lets nothing of the executing block follow the current instruction before events are looked
+    /// at: an interrupt that a store asked for comes before the next instruction (SDM vol. 3, 10.6.1).
+    #[cold]
+    fn interrupt_block(&mut self) {
+        if self.blocks.has_parked() || self.mode & mode::SINGLE != 0 {
+            return;
+        }
+        let rip = self.regs.block_rip();
+        let jump = *self.ctx().jump(rip);
+        if jump.tag == tlb::jump_tag(rip, self.mode) {
+            // SAFETY: a jump leads to a block that `self.blocks` owns, with an operation at least
+            // for each of its instructions; see `enter_block`.
+            let ops = unsafe { std::slice::from_raw_parts(jump.first(), jump.count() as usize) };
+            self.blocks.park_ops(ops);
+        } else {
+            // A flush has dropped the jump meanwhile.
+            self.blocks.park(rip, self.mode);
+        }
     }
 
     /// Offset in the local APIC's page, when it is enabled and `gpa` lies there.
     fn apic_offset(&self, gpa: Gpa) -> Option<u32> {
         (self.apic.window() == Some(gpa.0 & !0xfff)).then_some((gpa.0 & 0xfff) as u32)
+    }
+}
+
+/// The alignment of data of `len` bytes (SDM vol. 3, table 6-7). Images of the x87 state are made
+/// of words or doublewords, extended numbers need eight bytes; what has sixteen and more is checked
+/// by its own instructions.
+fn alignment(len: usize) -> u64 {
+    match len {
+        2 | 14 | 94 => 2,
+        4 | 6 | 28 | 108 => 4,
+        8 | 10 => 8,
+        _ => 1,
     }
 }
 
@@ -567,18 +604,6 @@ unsafe fn read_ram(at: u64, data: &mut [u8]) {
 
 /// Writes guest RAM with one instruction where the size allows.
 ///
-/// The alignment of data of `len` bytes (SDM vol. 3, table 6-7). Images of the x87 state are made
-/// of words or doublewords, extended numbers need eight bytes; what has sixteen and more is checked
-/// by its own instructions.
-fn alignment(len: usize) -> u64 {
-    match len {
-        2 | 14 | 94 => 2,
-        4 | 6 | 28 | 108 => 4,
-        8 | 10 => 8,
-        _ => 1,
-    }
-}
-
 /// # Safety
 /// 1. `at..at + data.len()` is mapped, writable guest RAM.
 unsafe fn write_ram(at: u64, data: &[u8]) {
