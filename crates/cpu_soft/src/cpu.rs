@@ -133,6 +133,8 @@ pub struct Cpu {
     pub debug_shadow: bool,
     /// The pending exception belongs to a task that was just entered, not to the instruction.
     pub switched: bool,
+    /// The instruction was INT n or one of its kin and has cleared TF.
+    pub called: bool,
     /// The pending exception is about an address that is not canonical.
     pub wild: bool,
     /// What an instruction raised.
@@ -279,6 +281,7 @@ impl Cpu {
             shadow: false,
             debug_shadow: false,
             switched: false,
+            called: false,
             wild: false,
             pending: None,
             access_user: false,

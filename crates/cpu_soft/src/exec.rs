@@ -151,6 +151,7 @@ impl Cpu {
             return Leave::Fault;
         }
         self.watch_hits = 0;
+        self.called = false;
         let leave = match self.find_single() {
             Ok(jump) => self.enter_block(jump),
             Err(Trap) => Leave::Fault,
@@ -161,7 +162,12 @@ impl Cpu {
         if before & RF != 0 {
             self.sys &= !RF;
         }
-        let stepped = if before & TF != 0 { DR6_BS } else { 0 };
+        // Neither INT n nor the first instruction of its handler is stepped (SDM vol. 3, 17.3.1.4).
+        let stepped = if before & TF != 0 && !self.called {
+            DR6_BS
+        } else {
+            0
+        };
         let hits = stepped | self.watch_hits;
         if hits != 0 && !self.debug_shadow {
             // Only B0 to B3 are about this one; the rest is the handler's to clear (SDM vol. 3, 17.2.3).

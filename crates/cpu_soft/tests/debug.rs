@@ -123,6 +123,20 @@ fn popf_that_sets_tf_steps_the_next_instruction() {
 }
 
 #[test]
+fn a_software_interrupt_is_not_stepped() {
+    let (mut machine, mut state) = (Machine::new(), protected());
+    machine.gate(1, gate(CODE_0, HANDLER, 0xe, 0));
+    machine.gate(3, gate(CODE_0, HANDLER + 0x100, 0xe, 0));
+    machine.write(HANDLER, &END);
+    machine.write(HANDLER + 0x100, &[&[0x90, 0x90][..], &END].concat());
+    machine.write(CODE, &[0xcc]);
+    state.rflags |= TF;
+    state.idtr.limit = 4 * 8 - 1;
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, HANDLER + 0x102, "{end:?}");
+}
+
+#[test]
 fn mov_to_ss_holds_a_step_back_for_one_instruction() {
     let mut state = protected();
     state.rflags |= TF;
