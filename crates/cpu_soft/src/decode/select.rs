@@ -239,6 +239,8 @@ impl Builder<'_> {
             Enter => {
                 op.imm = insn.immediate16().into();
                 op.extra = insn.immediate8_2nd();
+                // The older frames are reached through RBP.
+                op.addr |= addr::STACK;
                 On(wide!(stack_size(insn), stack::enter))
             }
             Jmp => {
