@@ -56,6 +56,30 @@ impl Cpu {
         self.load_slow::<N>(la)
     }
 
+    /// Loads sixteen bytes.
+    #[inline(always)]
+    pub fn load16(&mut self, la: u64) -> Result<[u8; 16], Trap> {
+        let entry = self.ctx().entry(la);
+        let mut data = [0; 16];
+        if la.wrapping_add(15) & !0xfff == entry.read {
+            let at = la.wrapping_add(entry.addend);
+            // SAFETY: 1. as in `load`.
+            let (low, high) = unsafe { (raw::load::<8>(at), raw::load::<8>(at.wrapping_add(8))) };
+            data[..8].copy_from_slice(&low.to_le_bytes());
+            data[8..].copy_from_slice(&high.to_le_bytes());
+            return Ok(data);
+        }
+        self.check_alignment(la, 16)?;
+        if crosses(la, 16) {
+            self.read(la, &mut data)?;
+        } else {
+            // Devices are asked for eight bytes at most.
+            self.read(la, &mut data[..8])?;
+            self.read(la.wrapping_add(8), &mut data[8..])?;
+        }
+        Ok(data)
+    }
+
     /// Stores the low `N` bytes of `value`.
     #[inline(always)]
     pub fn store<const N: usize>(&mut self, la: u64, value: u64) -> Result<(), Trap> {
@@ -273,7 +297,8 @@ impl Cpu {
 
     /// Raises #AC for misaligned data at level 3 with CR0.AM and EFLAGS.AC (SDM vol. 3, 6.15,
     /// "Interrupt 17"). Nothing is cached then, so every access comes the slow way.
-    fn check_alignment(&mut self, la: u64, len: usize) -> Result<(), Trap> {
+    #[inline]
+    pub fn check_alignment(&mut self, la: u64, len: usize) -> Result<(), Trap> {
         if self.class != Class::Uncached || !self.alignment_checks() {
             return Ok(());
         }
@@ -289,9 +314,10 @@ impl Cpu {
         if !crosses(la, data.len()) {
             return self.read_part(la, data);
         }
+        let second = self.second_page(la)?;
         let (head, tail) = data.split_at_mut((0x1000 - (la & 0xfff)) as usize);
         self.read_part(la, head)?;
-        self.read_part(self.wrap(la.wrapping_add(head.len() as u64)), tail)
+        self.read_part(second, tail)
     }
 
     fn read_part(&mut self, la: u64, data: &mut [u8]) -> Result<(), Trap> {
@@ -315,8 +341,8 @@ impl Cpu {
         if !crosses(la, data.len()) {
             return self.write_part(la, data);
         }
+        let second = self.second_page(la)?;
         let (head, tail) = data.split_at((0x1000 - (la & 0xfff)) as usize);
-        let second = self.wrap(la.wrapping_add(head.len() as u64));
         self.resolve(la, AccessKind::Write, head.len())?;
         self.resolve(second, AccessKind::Write, tail.len())?;
         self.write_part(la, head)?;
@@ -357,17 +383,35 @@ impl Cpu {
     /// Raises what a write of `len` bytes at `la` would raise, without writing.
     pub fn probe_write(&mut self, la: u64, len: usize) -> Result<(), Trap> {
         self.check_alignment(la, len)?;
-        self.resolve(la, AccessKind::Write, len)?;
-        if crosses(la, len) {
-            let second = self.wrap((la & !0xfff).wrapping_add(0x1000));
-            self.resolve(second, AccessKind::Write, 1)?;
+        if !crosses(la, len) {
+            return self.resolve(la, AccessKind::Write, len).map(drop);
         }
-        Ok(())
+        let second = self.second_page(la)?;
+        self.resolve(la, AccessKind::Write, len)?;
+        self.resolve(second, AccessKind::Write, 1).map(drop)
     }
 
-    /// Returns the host address of `la` for a run of reads, and how many bytes to the end of the
-    /// page; `None` where each access must be seen.
-    pub fn read_span(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+    /// Where an access that leaves the page of `la` goes on. All of it must be canonical before any
+    /// of it is translated; what begins with an address that is not fails at that one.
+    fn second_page(&mut self, la: u64) -> Result<u64, Trap> {
+        let second = self.wrap((la & !0xfff).wrapping_add(0x1000));
+        if self.canonical(la) && !self.canonical(second) {
+            return Err(self.not_canonical());
+        }
+        Ok(second)
+    }
+
+    fn not_canonical(&mut self) -> Trap {
+        self.wild = true;
+        self.raise(Exception::with_error(vector::GP, 0))
+    }
+
+    /// Returns the host address of `la` for a run of reads of `N` bytes, and how many bytes to the end
+    /// of the page; `None` where each access must be seen, or the first one leaves the page.
+    pub fn read_span<const N: usize>(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+        if self.class == Class::Uncached || crosses(la, N) {
+            return Ok(None);
+        }
         if self.ctx().entry(la).read != la & !0xfff {
             self.resolve(la, AccessKind::Read, 1)?;
         }
@@ -377,7 +421,10 @@ impl Cpu {
     }
 
     /// The same for writes.
-    pub fn write_span(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+    pub fn write_span<const N: usize>(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+        if self.class == Class::Uncached || crosses(la, N) {
+            return Ok(None);
+        }
         if self.ctx().entry(la).write != la & !0xfff {
             self.resolve(la, AccessKind::Write, 1)?;
         }
@@ -399,8 +446,7 @@ impl Cpu {
     /// is asked for again.
     fn translate(&mut self, la: u64, access: Access) -> Result<Translation, Trap> {
         if !self.canonical(la) {
-            self.wild = true;
-            return Err(self.raise(Exception::with_error(vector::GP, 0)));
+            return Err(self.not_canonical());
         }
         loop {
             let found = self.mmu.translate(Gva(la), access);
@@ -568,13 +614,14 @@ impl Cpu {
 }
 
 /// The alignment of data of `len` bytes (SDM vol. 3, table 6-7). Images of the x87 state are made
-/// of words or doublewords, extended numbers need eight bytes; what has sixteen and more is checked
-/// by its own instructions.
+/// of words or doublewords, extended numbers need eight bytes. Sixteen bytes are left to the
+/// processor; this one checks them, as those of AMD do.
 fn alignment(len: usize) -> u64 {
     match len {
         2 | 14 | 94 => 2,
         4 | 6 | 28 | 108 => 4,
         8 | 10 => 8,
+        16 => 16,
         _ => 1,
     }
 }
