@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 
-use crate::op::{Op, stale};
+use crate::op::{Handler, Op, stale};
 use crate::wake::Waker;
 
 /// A run of decoded instructions on one page, or one instruction across two.
@@ -82,7 +82,17 @@ pub struct Blocks {
         reason = "a block that may be executing must not move"
     )]
     graveyard: Vec<Box<Block>>,
+    /// Operations that were made to stop, and what executes them else.
+    parked: Vec<(*const Op, Handler)>,
     ops: usize,
+}
+
+/// Makes operations stop, those that are not dead already.
+fn park(parked: &mut Vec<(*const Op, Handler)>, ops: &[Op]) {
+    for op in ops {
+        let handler = op.handler.replace(stale);
+        parked.push((op, handler));
+    }
 }
 
 /// Operations kept before everything is thrown away and decoded anew: 64 MiB.
@@ -151,8 +161,37 @@ impl Blocks {
         self.ops = 0;
     }
 
+    /// Makes the blocks at `rip` stop before their next instruction, until [`Blocks::resume`]. The
+    /// caller asks for attention, so that no other block executes before that.
+    pub fn park(&mut self, rip: u64, mode: u8) {
+        let (map, parked) = (&self.map, &mut self.parked);
+        for block in map.values().filter(|b| b.rip == rip && b.mode == mode) {
+            park(parked, &block.ops);
+        }
+    }
+
+    /// The same for one block, whose operations are `ops`.
+    pub fn park_ops(&mut self, ops: &[Op]) {
+        park(&mut self.parked, ops);
+    }
+
+    /// Lets parked blocks run again. Only while no block is executing.
+    pub fn resume(&mut self) {
+        for (op, handler) in self.parked.drain(..) {
+            // SAFETY: a block that dies goes to the graveyard, which is emptied by `bury` only, and
+            // `bury` comes here first; so every parked operation is still there.
+            unsafe { &*op }.handler.set(handler);
+        }
+    }
+
+    /// Tells whether a block waits for [`Blocks::resume`].
+    pub fn has_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
     /// Frees what died. Only while no block is executing.
     pub fn bury(&mut self) {
+        self.resume();
         self.graveyard.clear();
     }
 

@@ -376,10 +376,13 @@ impl Cpu {
         self.write_physical(Gpa(value), &record);
     }
 
-    /// Writes guest RAM by physical address; what is no RAM is left alone.
+    /// Writes guest RAM by physical address, as a device would: shadow tables and decoded code, this
+    /// processor's too, must hear of it. What is no RAM is left alone.
     fn write_physical(&mut self, gpa: Gpa, data: &[u8]) {
-        if self.space.load().write(gpa, data).is_err() {
+        if self.write_for_device(gpa, data).is_err() {
             tracing::warn!(%gpa, "the guest put a paravirtual clock where there is no memory");
         }
+        self.code.written_by_device(gpa.0, data.len() as u64);
+        self.drain();
     }
 }

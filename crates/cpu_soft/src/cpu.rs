@@ -7,6 +7,7 @@ use umbra_clock::Clock;
 use umbra_cpu::Io;
 use umbra_irqchip::LocalApic;
 use umbra_mmu::{PagingRegs, VcpuMmu};
+use umbra_slots::{AccessError, Gpa};
 use umbra_x86::cpuid::Table;
 use umbra_x86::state::{DescriptorTable, Segment, seg};
 use umbra_x86::{Exception, cr0, cr4, efer, rflags, vector};
@@ -132,6 +133,8 @@ pub struct Cpu {
     pub debug_shadow: bool,
     /// The pending exception belongs to a task that was just entered, not to the instruction.
     pub switched: bool,
+    /// The instruction was INT n or one of its kin and has cleared TF.
+    pub called: bool,
     /// The pending exception is about an address that is not canonical.
     pub wild: bool,
     /// What an instruction raised.
@@ -169,8 +172,8 @@ pub struct Cpu {
     pub xcr0: u64,
     /// DR0 to DR3, two unused, DR6, DR7.
     pub dr: [u64; 8],
-    /// An NMI waits.
-    pub nmi_pending: bool,
+    /// NMIs that wait: two while none is handled, else one (SDM vol. 3, 6.7.1).
+    pub nmi_pending: u8,
     /// NMIs are held back until IRET.
     pub nmi_blocked: bool,
     /// Data breakpoints that the current instruction hit, as DR6 bits.
@@ -206,7 +209,7 @@ pub struct Cpu {
     pub space: Arc<umbra_slots::AddressSpace>,
     /// The shadow MMU.
     pub mmu: VcpuMmu,
-    mmu_epoch: Arc<umbra_mmu::Mmu>,
+    machine_mmu: Arc<umbra_mmu::Mmu>,
     /// The local APIC.
     pub apic: Arc<LocalApic>,
     /// Time.
@@ -237,7 +240,7 @@ pub mod mode {
 }
 
 // SAFETY: the raw pointers are `ctx` (into `pool`, which moves with the processor but whose
-// contexts are boxed), jumps (to boxed blocks owned by `blocks`) and `io` (present only while a
+// contexts are boxed), jumps and parked operations (of boxed blocks owned by `blocks`) and `io` (present only while a
 // run is in progress, on the running thread). None refers to anything thread-local.
 unsafe impl Send for Cpu {}
 
@@ -278,6 +281,7 @@ impl Cpu {
             shadow: false,
             debug_shadow: false,
             switched: false,
+            called: false,
             wild: false,
             pending: None,
             access_user: false,
@@ -297,7 +301,7 @@ impl Cpu {
             pkru: 0,
             xcr0: 1,
             dr: [0; 8],
-            nmi_pending: false,
+            nmi_pending: 0,
             nmi_blocked: false,
             watch_hits: 0,
             fx: Box::new(FxArea::reset()),
@@ -319,7 +323,7 @@ impl Cpu {
             stubs: parts.stubs,
             space: parts.space,
             mmu: parts.vcpu_mmu,
-            mmu_epoch: parts.mmu,
+            machine_mmu: parts.mmu,
             apic: parts.apic,
             clock: parts.clock,
             code: parts.code,
@@ -352,6 +356,8 @@ impl Cpu {
         self.dr = [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400];
         self.shadow = false;
         self.debug_shadow = false;
+        self.nmi_pending = 0;
+        self.nmi_blocked = false;
         self.load_state(&umbra_x86::state::CpuState::default());
     }
 
@@ -535,7 +541,8 @@ impl Cpu {
     pub fn select_class(&mut self) {
         let user = self.cpl == 3;
         let ac = self.sys & rflags::AC != 0;
-        let class = if self.watches_armed() || (user && ac && self.cr0 & cr0::AM != 0) {
+        let aligned = user && ac && self.cr0 & cr0::AM != 0;
+        let class = if self.watches_armed() || aligned {
             Class::Uncached
         } else if user {
             Class::User
@@ -545,6 +552,11 @@ impl Cpu {
             Class::Supervisor
         };
         self.select(class, user, ac);
+    }
+
+    /// The current accesses are those of level 3, and CR0.AM and EFLAGS.AC ask for aligned data.
+    pub fn alignment_checks(&self) -> bool {
+        self.access_user && self.sys & rflags::AC != 0 && self.cr0 & cr0::AM != 0
     }
 
     fn select(&mut self, class: Class, user: bool, ac: bool) {
@@ -570,7 +582,7 @@ impl Cpu {
         };
         let (at, known) = self.pool.select(Key { cr3, class });
         if !known {
-            self.pool.get(at).epoch = self.mmu_epoch.epoch();
+            self.pool.get(at).epoch = self.machine_mmu.epoch();
             // The context may have been another class's.
             self.classes
                 .iter_mut()
@@ -613,7 +625,12 @@ impl Cpu {
 
     /// The MMU's count of dropped entries.
     pub fn mmu_epoch(&self) -> u64 {
-        self.mmu_epoch.epoch()
+        self.machine_mmu.epoch()
+    }
+
+    /// Writes guest RAM by the MMU's way for devices.
+    pub fn write_for_device(&self, gpa: Gpa, data: &[u8]) -> Result<(), AccessError> {
+        self.machine_mmu.write_for_device(gpa, data)
     }
 
     /// Loads a segment register's hidden part.

@@ -151,6 +151,7 @@ impl Cpu {
             return Leave::Fault;
         }
         self.watch_hits = 0;
+        self.called = false;
         let leave = match self.find_single() {
             Ok(jump) => self.enter_block(jump),
             Err(Trap) => Leave::Fault,
@@ -161,10 +162,16 @@ impl Cpu {
         if before & RF != 0 {
             self.sys &= !RF;
         }
-        let stepped = if before & TF != 0 { DR6_BS } else { 0 };
+        // Neither INT n nor the first instruction of its handler is stepped (SDM vol. 3, 17.3.1.4).
+        let stepped = if before & TF != 0 && !self.called {
+            DR6_BS
+        } else {
+            0
+        };
         let hits = stepped | self.watch_hits;
         if hits != 0 && !self.debug_shadow {
-            self.dr[6] |= hits;
+            // Only B0 to B3 are about this one; the rest is the handler's to clear (SDM vol. 3, 17.2.3).
+            self.dr[6] = self.dr[6] & !0xf | hits;
             self.pending = Some(Exception::plain(vector::DB));
             // After HLT too: the trap comes first, and HLT is over when its handler returns.
             return Leave::Fault;
@@ -237,13 +244,13 @@ impl Cpu {
         for (page, mask) in self.code_port.take() {
             self.drop_code(page, mask);
         }
-        if self.blocks.has_dead() {
+        if self.blocks.has_dead() || self.blocks.has_parked() {
             self.blocks.bury();
         }
         if self.wake.take_kick() {
             return Some(Exit::Kicked);
         }
-        if self.apic.work() || self.nmi_pending || self.blocked {
+        if self.apic.work() || self.nmi_pending != 0 || self.blocked {
             self.events();
         }
         None
@@ -256,8 +263,8 @@ impl Cpu {
         if matches!(self.activity, Activity::WaitForSipi | Activity::Shutdown) || self.shadow {
             return;
         }
-        if self.nmi_pending && !self.nmi_blocked {
-            self.nmi_pending = false;
+        if self.nmi_pending != 0 && !self.nmi_blocked {
+            self.nmi_pending -= 1;
             self.nmi_blocked = true;
             self.activity = Activity::Running;
             if self.deliver(vector::NMI, None, Origin::External).is_err() {
@@ -283,7 +290,11 @@ impl Cpu {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Nmi => self.nmi_pending = true,
+            Event::Nmi => {
+                // One is delivered next unless one is being handled, and one more is latched.
+                let most = if self.nmi_blocked { 1 } else { 2 };
+                self.nmi_pending = most.min(self.nmi_pending + 1);
+            }
             Event::Init => {
                 self.init();
                 self.activity = if self.boot {

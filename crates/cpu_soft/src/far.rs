@@ -476,7 +476,10 @@ pub fn int(cpu: &mut Cpu, op: &Op) -> Leave {
     };
     cpu.rip = after;
     match cpu.deliver(op.imm as u8, None, origin) {
-        Ok(()) => Leave::Done,
+        Ok(()) => {
+            cpu.called = true;
+            Leave::Done
+        }
         Err(Trap) => {
             if !std::mem::take(&mut cpu.switched) {
                 cpu.rip = start;

@@ -17,7 +17,7 @@ use umbra_mmu::{Access, AccessKind, Flush, Kind, RamPage, Translation};
 use umbra_slots::Gpa;
 use umbra_x86::{Exception, Gva, vector};
 
-use crate::cpu::{Cpu, Trap};
+use crate::cpu::{Cpu, Trap, mode};
 use crate::flags::Flags;
 use crate::op::Op;
 use crate::raw;
@@ -54,6 +54,30 @@ impl Cpu {
             return Ok(unsafe { raw::load::<N>(la.wrapping_add(entry.addend)) });
         }
         self.load_slow::<N>(la)
+    }
+
+    /// Loads sixteen bytes.
+    #[inline(always)]
+    pub fn load16(&mut self, la: u64) -> Result<[u8; 16], Trap> {
+        let entry = self.ctx().entry(la);
+        let mut data = [0; 16];
+        if la.wrapping_add(15) & !0xfff == entry.read {
+            let at = la.wrapping_add(entry.addend);
+            // SAFETY: 1. as in `load`.
+            let (low, high) = unsafe { (raw::load::<8>(at), raw::load::<8>(at.wrapping_add(8))) };
+            data[..8].copy_from_slice(&low.to_le_bytes());
+            data[8..].copy_from_slice(&high.to_le_bytes());
+            return Ok(data);
+        }
+        self.check_alignment(la, 16)?;
+        if crosses(la, 16) {
+            self.read(la, &mut data)?;
+        } else {
+            // Devices are asked for eight bytes at most.
+            self.read(la, &mut data[..8])?;
+            self.read(la.wrapping_add(8), &mut data[8..])?;
+        }
+        Ok(data)
     }
 
     /// Stores the low `N` bytes of `value`.
@@ -178,6 +202,7 @@ impl Cpu {
         la: u64,
         change: impl Fn(&mut Flags, u64) -> u64,
     ) -> Result<(), Trap> {
+        self.check_alignment(la, N)?;
         if crosses(la, N) {
             let _alone = SPLIT_LOCK.lock();
             return self.rmw::<N>(la, change);
@@ -270,14 +295,29 @@ impl Cpu {
         self.write(la, &value.to_le_bytes()[..N])
     }
 
+    /// Raises #AC for misaligned data at level 3 with CR0.AM and EFLAGS.AC (SDM vol. 3, 6.15,
+    /// "Interrupt 17"). Nothing is cached then, so every access comes the slow way.
+    #[inline]
+    pub fn check_alignment(&mut self, la: u64, len: usize) -> Result<(), Trap> {
+        if self.class != Class::Uncached || !self.alignment_checks() {
+            return Ok(());
+        }
+        if la & (alignment(len) - 1) == 0 || !self.canonical(la) {
+            return Ok(());
+        }
+        Err(self.raise(Exception::with_error(vector::AC, 0)))
+    }
+
     /// Reads any number of bytes below a page.
     pub fn read(&mut self, la: u64, data: &mut [u8]) -> Result<(), Trap> {
+        self.check_alignment(la, data.len())?;
         if !crosses(la, data.len()) {
             return self.read_part(la, data);
         }
+        let second = self.second_page(la)?;
         let (head, tail) = data.split_at_mut((0x1000 - (la & 0xfff)) as usize);
         self.read_part(la, head)?;
-        self.read_part(self.wrap(la.wrapping_add(head.len() as u64)), tail)
+        self.read_part(second, tail)
     }
 
     fn read_part(&mut self, la: u64, data: &mut [u8]) -> Result<(), Trap> {
@@ -297,11 +337,12 @@ impl Cpu {
 
     /// Writes any number of bytes below a page, all or none.
     pub fn write(&mut self, la: u64, data: &[u8]) -> Result<(), Trap> {
+        self.check_alignment(la, data.len())?;
         if !crosses(la, data.len()) {
             return self.write_part(la, data);
         }
+        let second = self.second_page(la)?;
         let (head, tail) = data.split_at((0x1000 - (la & 0xfff)) as usize);
-        let second = self.wrap(la.wrapping_add(head.len() as u64));
         self.resolve(la, AccessKind::Write, head.len())?;
         self.resolve(second, AccessKind::Write, tail.len())?;
         self.write_part(la, head)?;
@@ -341,17 +382,36 @@ impl Cpu {
 
     /// Raises what a write of `len` bytes at `la` would raise, without writing.
     pub fn probe_write(&mut self, la: u64, len: usize) -> Result<(), Trap> {
-        self.resolve(la, AccessKind::Write, len)?;
-        if crosses(la, len) {
-            let second = self.wrap((la & !0xfff).wrapping_add(0x1000));
-            self.resolve(second, AccessKind::Write, 1)?;
+        self.check_alignment(la, len)?;
+        if !crosses(la, len) {
+            return self.resolve(la, AccessKind::Write, len).map(drop);
         }
-        Ok(())
+        let second = self.second_page(la)?;
+        self.resolve(la, AccessKind::Write, len)?;
+        self.resolve(second, AccessKind::Write, 1).map(drop)
     }
 
-    /// Returns the host address of `la` for a run of reads, and how many bytes to the end of the
-    /// page; `None` where each access must be seen.
-    pub fn read_span(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+    /// Where an access that leaves the page of `la` goes on. All of it must be canonical before any
+    /// of it is translated; what begins with an address that is not fails at that one.
+    fn second_page(&mut self, la: u64) -> Result<u64, Trap> {
+        let second = self.wrap((la & !0xfff).wrapping_add(0x1000));
+        if self.canonical(la) && !self.canonical(second) {
+            return Err(self.not_canonical());
+        }
+        Ok(second)
+    }
+
+    fn not_canonical(&mut self) -> Trap {
+        self.wild = true;
+        self.raise(Exception::with_error(vector::GP, 0))
+    }
+
+    /// Returns the host address of `la` for a run of reads of `N` bytes, and how many bytes to the end
+    /// of the page; `None` where each access must be seen, or the first one leaves the page.
+    pub fn read_span<const N: usize>(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+        if self.class == Class::Uncached || crosses(la, N) {
+            return Ok(None);
+        }
         if self.ctx().entry(la).read != la & !0xfff {
             self.resolve(la, AccessKind::Read, 1)?;
         }
@@ -361,7 +421,10 @@ impl Cpu {
     }
 
     /// The same for writes.
-    pub fn write_span(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+    pub fn write_span<const N: usize>(&mut self, la: u64) -> Result<Option<(u64, u64)>, Trap> {
+        if self.class == Class::Uncached || crosses(la, N) {
+            return Ok(None);
+        }
         if self.ctx().entry(la).write != la & !0xfff {
             self.resolve(la, AccessKind::Write, 1)?;
         }
@@ -383,8 +446,7 @@ impl Cpu {
     /// is asked for again.
     fn translate(&mut self, la: u64, access: Access) -> Result<Translation, Trap> {
         if !self.canonical(la) {
-            self.wild = true;
-            return Err(self.raise(Exception::with_error(vector::GP, 0)));
+            return Err(self.not_canonical());
         }
         loop {
             let found = self.mmu.translate(Gva(la), access);
@@ -515,14 +577,52 @@ impl Cpu {
             self.apic.mmio_write(offset & !3, u32::from_le_bytes(bytes));
             self.timer_changed();
             self.wake.want();
+            self.interrupt_block();
             return Served::Done;
         }
-        self.outside(|io| io.mmio_write(gpa, data))
+        let served = self.outside(|io| io.mmio_write(gpa, data));
+        if self.wake.wanted() {
+            self.interrupt_block();
+        }
+        served
+    }
+
+    /// Lets nothing of the executing block follow the current instruction before events are looked
+    /// at: an interrupt that a store asked for comes before the next instruction (SDM vol. 3, 10.6.1).
+    #[cold]
+    fn interrupt_block(&mut self) {
+        if self.blocks.has_parked() || self.mode & mode::SINGLE != 0 {
+            return;
+        }
+        let rip = self.regs.block_rip();
+        let jump = *self.ctx().jump(rip);
+        if jump.tag == tlb::jump_tag(rip, self.mode) {
+            // SAFETY: a jump leads to a block that `self.blocks` owns, with an operation at least
+            // for each of its instructions; see `enter_block`.
+            let ops = unsafe { std::slice::from_raw_parts(jump.first(), jump.count() as usize) };
+            self.blocks.park_ops(ops);
+        } else {
+            // A flush has dropped the jump meanwhile.
+            self.blocks.park(rip, self.mode);
+        }
     }
 
     /// Offset in the local APIC's page, when it is enabled and `gpa` lies there.
     fn apic_offset(&self, gpa: Gpa) -> Option<u32> {
         (self.apic.window() == Some(gpa.0 & !0xfff)).then_some((gpa.0 & 0xfff) as u32)
+    }
+}
+
+/// The alignment of data of `len` bytes (SDM vol. 3, table 6-7). Images of the x87 state are made
+/// of words or doublewords, extended numbers need eight bytes. Sixteen bytes are left to the
+/// processor; this one checks them, as those of AMD do.
+fn alignment(len: usize) -> u64 {
+    match len {
+        2 | 14 | 94 => 2,
+        4 | 6 | 28 | 108 => 4,
+        8 | 10 => 8,
+        16 => 16,
+        _ => 1,
     }
 }
 

@@ -93,6 +93,17 @@ fn a_breakpoint_covers_its_bytes_and_no_other() {
 }
 
 #[test]
+fn a_breakpoint_takes_the_place_of_earlier_ones_in_dr6_and_keeps_the_rest() {
+    let store = [&[0xa3][..], &DATA.to_le_bytes()].concat(); // mov [DATA], eax
+    let earlier = set_dr(6, 2 | 1 << 13);
+    let (_, end) = run(
+        &protected(),
+        &[earlier, breakpoint(DATA, 0xd), store].concat(),
+    );
+    assert_eq!(end.state.gpr[3] as u32, NONE | 1 | 1 << 13);
+}
+
+#[test]
 fn a_single_step_comes_behind_each_instruction() {
     let mut state = protected();
     state.rflags |= TF;
@@ -109,6 +120,20 @@ fn popf_that_sets_tf_steps_the_next_instruction() {
     let (machine, end) = run(&protected(), &code);
     assert_eq!(trapped(&machine, &end), (CODE + 7, NONE | 1 << 14));
     assert_eq!(end.state.gpr[1], 1);
+}
+
+#[test]
+fn a_software_interrupt_is_not_stepped() {
+    let (mut machine, mut state) = (Machine::new(), protected());
+    machine.gate(1, gate(CODE_0, HANDLER, 0xe, 0));
+    machine.gate(3, gate(CODE_0, HANDLER + 0x100, 0xe, 0));
+    machine.write(HANDLER, &END);
+    machine.write(HANDLER + 0x100, &[&[0x90, 0x90][..], &END].concat());
+    machine.write(CODE, &[0xcc]);
+    state.rflags |= TF;
+    state.idtr.limit = 4 * 8 - 1;
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, HANDLER + 0x102, "{end:?}");
 }
 
 #[test]

@@ -3,24 +3,18 @@
 //! Every encoding of the four opcode maps, in flat, small, expand-down and read-only segments, with
 //! selectors good and bad and addresses that are not canonical. What faults must fault alike: vector,
 //! error code, address, and everything else untouched. `UMBRA_NATIVE_ROUNDS` sets how often, and
-//! `UMBRA_NATIVE_SEED` with which random numbers; `UMBRA_NATIVE_TRACE` names each case before it runs.
+//! `UMBRA_NATIVE_SEED` with which random numbers (fresh ones without it); `UMBRA_NATIVE_TRACE` names each case before it runs.
 #![cfg(target_arch = "x86_64")]
 
 mod random;
 mod side_by_side;
 
+use random::{seed, setting};
 use side_by_side::generate::{Generator, encodings};
 use side_by_side::guest::Guest;
 use side_by_side::host::Host;
 use side_by_side::tables::USER_CODE_64;
 use side_by_side::{AREA, Case, HOLE, HOLE_LEN, Outcome, SIZE};
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|v| v.parse().ok())
-        .unwrap_or(default)
-}
 
 /// What is behind the hole, to the end of the area.
 const BEHIND: u64 = HOLE + HOLE_LEN;
@@ -97,8 +91,8 @@ fn compare(case: &Case, expected: &Outcome, found: &Outcome) -> Option<String> {
 
 #[test]
 fn code_at_level_3_agrees_with_the_host() {
-    let rounds = setting("UMBRA_NATIVE_ROUNDS", 2);
-    let seed = setting("UMBRA_NATIVE_SEED", 1);
+    let rounds = setting("UMBRA_NATIVE_ROUNDS").unwrap_or(2);
+    let seed = seed();
     let trace = std::env::var_os("UMBRA_NATIVE_TRACE").is_some();
     let mut host = match Host::new() {
         Ok(host) => host,

@@ -3,29 +3,26 @@
 //! The same bytes run natively and on the software processor, at the same linear addresses: load
 //! all registers, one instruction, store all registers. Registers, x87 and SSE state, memory and
 //! the flags that the manual defines must agree. `UMBRA_NATIVE_ROUNDS` sets how many random
-//! operands each form of each instruction gets, `UMBRA_NATIVE_SEED` which.
+//! operands each form of each instruction gets, `UMBRA_NATIVE_SEED` which; they are fresh in every run
+//! without it.
 //! `UMBRA_NATIVE_TRACE` names each case before it runs: an instruction that kills the process is the
 //! last one named.
 #![cfg(target_arch = "x86_64")]
 
+mod forms;
 mod harness;
 mod random;
 
-use harness::generate::{Generator, forms};
+use forms::forms;
+use harness::generate::Generator;
 use harness::{Case, Guest, Host, Outcome};
 use iced_x86::{Code, Instruction};
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|v| v.parse().ok())
-        .unwrap_or(default)
-}
+use random::{seed, setting};
 
 /// Runs every form that `pick` chooses on both processors and compares.
 fn agree(pick: impl Fn(Code) -> bool) {
-    let rounds = setting("UMBRA_NATIVE_ROUNDS", 12);
-    let seed = setting("UMBRA_NATIVE_SEED", 1);
+    let rounds = setting("UMBRA_NATIVE_ROUNDS").unwrap_or(12);
+    let seed = seed();
     let trace = std::env::var_os("UMBRA_NATIVE_TRACE").is_some();
     let host = Host::new();
     let mut guest = Guest::new();

@@ -17,7 +17,9 @@ use crate::ops::alu::{self, Place};
 use crate::ops::stack::{self, Source};
 use crate::ops::string::{self, Kind};
 use crate::ops::system::{self, Stored};
-use crate::ops::{bits, bmi, branch, by_size, flagops, mov, muldiv, shift, simd, vintage, xsave};
+use crate::ops::{
+    bits, bmi, branch, by_size, flagops, hypercall, mov, muldiv, shift, simd, vintage, xsave,
+};
 use crate::{far, regs};
 
 /// What a line of the list answers: a handler that goes on, or one that ends the block.
@@ -237,6 +239,8 @@ impl Builder<'_> {
             Enter => {
                 op.imm = insn.immediate16().into();
                 op.extra = insn.immediate8_2nd();
+                // The older frames are reached through RBP.
+                op.addr |= addr::STACK;
                 On(wide!(stack_size(insn), stack::enter))
             }
             Jmp => {
@@ -298,6 +302,7 @@ impl Builder<'_> {
             Mfence => On(mov::mfence),
             Pause => On(mov::pause),
             Hlt => End(system::hlt),
+            Vmcall | Vmmcall => On(hypercall::call),
             Ud0 | Ud1 | Ud2 => End(system::undefined),
             Cpuid => On(system::cpuid),
             Serialize => On(system::serialize),

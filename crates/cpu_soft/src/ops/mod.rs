@@ -9,6 +9,7 @@ pub mod bits;
 pub mod bmi;
 pub mod branch;
 pub mod flagops;
+pub mod hypercall;
 pub mod mov;
 pub mod muldiv;
 pub mod shift;

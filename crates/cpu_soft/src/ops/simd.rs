@@ -159,12 +159,7 @@ fn with_memory(
     }
     if op.extra & flag::READS != 0 {
         match len {
-            16 => {
-                let low = cpu.load::<8>(la)?;
-                let high = cpu.load::<8>(la.wrapping_add(8))?;
-                buffer.0[..8].copy_from_slice(&low.to_le_bytes());
-                buffer.0[8..16].copy_from_slice(&high.to_le_bytes());
-            }
+            16 => buffer.0[..16].copy_from_slice(&cpu.load16(la)?),
             8 => buffer.0[..8].copy_from_slice(&cpu.load::<8>(la)?.to_le_bytes()),
             4 => buffer.0[..4].copy_from_slice(&(cpu.load::<4>(la)? as u32).to_le_bytes()),
             _ => cpu.read(la, &mut buffer.0[..len])?,
@@ -244,10 +239,9 @@ pub fn load16(cpu: &mut Cpu, op: &Op) -> Leave {
     ok!(cpu, op, cpu.check_sse());
     let la = ok!(cpu, op, cpu.ea::<16>(op, Read));
     ok!(cpu, op, misaligned(cpu, op, la));
-    let low = ok!(cpu, op, cpu.load::<8>(la));
-    let high = ok!(cpu, op, cpu.load::<8>(la.wrapping_add(8)));
-    cpu.fx.set_xmm(op.a, 0, low);
-    cpu.fx.set_xmm(op.a, 1, high);
+    let value = u128::from_le_bytes(ok!(cpu, op, cpu.load16(la)));
+    cpu.fx.set_xmm(op.a, 0, value as u64);
+    cpu.fx.set_xmm(op.a, 1, (value >> 64) as u64);
     next(cpu, op)
 }
 
@@ -256,6 +250,7 @@ pub fn store16(cpu: &mut Cpu, op: &Op) -> Leave {
     ok!(cpu, op, cpu.check_sse());
     let la = ok!(cpu, op, cpu.ea::<16>(op, Write));
     ok!(cpu, op, misaligned(cpu, op, la));
+    ok!(cpu, op, cpu.check_alignment(la, 16));
     let (low, high) = (cpu.fx.xmm(op.a, 0), cpu.fx.xmm(op.a, 1));
     if la & 0xfff > 0xff0 {
         let mut bytes = [0; 16];

@@ -119,10 +119,10 @@ impl Action for Movs {
             .wrapping_add(cpu.seg_base[(op.seg & 7) as usize])
             & cpu.linear_mask;
         let to = flat_target(cpu);
-        let Some((_, left)) = cpu.read_span(from)? else {
+        let Some((_, left)) = cpu.read_span::<N>(from)? else {
             return Ok(0);
         };
-        let Some((to_host, room)) = cpu.write_span(to)? else {
+        let Some((to_host, room)) = cpu.write_span::<N>(to)? else {
             return Ok(0);
         };
         // The second question may have taken the first answer away.
@@ -156,7 +156,7 @@ impl Action for Stos {
             return Ok(0);
         }
         let to = flat_target(cpu);
-        let Some((host, room)) = cpu.write_span(to)? else {
+        let Some((host, room)) = cpu.write_span::<N>(to)? else {
             return Ok(0);
         };
         let elements = count.min(room / N as u64);

@@ -42,7 +42,8 @@ pub fn undefined(cpu: &mut Cpu, op: &Op) -> Leave {
     cpu.fault(op)
 }
 
-/// An instruction that reaches beyond the limit of CS (SDM vol. 3, 5.3).
+/// An instruction that reaches beyond the limit of CS (SDM vol. 3, 5.3), or has more than fifteen
+/// bytes (6.15, "Interrupt 13").
 pub fn beyond_limit(cpu: &mut Cpu, op: &Op) -> Leave {
     cpu.gp(0);
     cpu.fault(op)

@@ -46,6 +46,9 @@ impl End {
 pub struct Machine {
     space: Arc<AddressSpace>,
     vcpu: SoftVcpu,
+    pub apic: Arc<umbra_irqchip::LocalApic>,
+    /// What carries messages, even to oneself.
+    _apics: Arc<umbra_irqchip::Apics>,
 }
 
 struct Nothing;
@@ -84,18 +87,25 @@ impl Machine {
             .expect("an empty map has room");
         let _ = added.stale;
         let clock = umbra_clock::Clock::start();
+        let apics = umbra_irqchip::Apics::new(1, clock);
+        let apic = apics.apic(0);
         let vcpu = SoftVcpu::new(SoftVcpuParts {
             id: 0,
             boot: true,
             space: space.clone(),
             mmu: Mmu::new(space.clone(), Config::default()),
-            apic: umbra_irqchip::Apics::new(1, clock).apic(0),
+            apic: apic.clone(),
             clock,
             cpuid,
             code: Arc::new(CodePages::new()),
         })
         .expect("a processor");
-        let machine = Self { space, vcpu };
+        let machine = Self {
+            space,
+            vcpu,
+            apic,
+            _apics: apics,
+        };
         for (selector, descriptor) in [
             (CODE_0, 0x00cf_9b00_0000_ffff),
             (DATA_0, 0x00cf_9300_0000_ffff),

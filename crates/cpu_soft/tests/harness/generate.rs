@@ -1,165 +1,10 @@
 //! Random operands for every form of every instruction.
 
-use iced_x86::{
-    Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind,
-    Register,
-};
+use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
 
 use super::{Case, MEMORY, MEMORY_LEN};
+use crate::forms::{compares, is_bit_string, is_string};
 use crate::random::Random;
-
-/// The forms that can be compared: unprivileged, 64-bit, no transfer of control, deterministic.
-pub fn forms() -> impl Iterator<Item = Code> {
-    Code::values().filter(|code| {
-        let info = code.op_code();
-        info.is_instruction()
-            && info.mode64()
-            && info.cpl3()
-            && (info.encoding() == EncodingKind::Legacy || is_bmi(*code))
-            && features(*code)
-            && !excluded(info.mnemonic())
-            && !info.op_kinds().iter().any(|k| unsupported(*k))
-    })
-}
-
-/// General registers in an encoding of vector instructions.
-fn is_bmi(code: Code) -> bool {
-    let features = code.cpuid_features();
-    code.op_code().encoding() == EncodingKind::VEX
-        && features
-            .iter()
-            .all(|f| matches!(f, CpuidFeature::BMI1 | CpuidFeature::BMI2))
-}
-
-/// Everything that the processor model claims and this machine has.
-fn features(code: Code) -> bool {
-    use CpuidFeature as F;
-    code.cpuid_features().iter().all(|f| {
-        matches!(
-            f,
-            F::INTEL8086
-                | F::INTEL186
-                | F::INTEL286
-                | F::INTEL386
-                | F::INTEL486
-                | F::X64
-                | F::CMOV
-                | F::CX8
-                | F::CMPXCHG16B
-                | F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::SSE
-                | F::SSE2
-                | F::SSE3
-                | F::SSSE3
-                | F::SSE4_1
-                | F::SSE4_2
-                | F::AES
-                | F::PCLMULQDQ
-                | F::POPCNT
-                | F::MOVBE
-                | F::PREFETCHW
-                | F::MULTIBYTENOP
-                | F::PAUSE
-        ) || match f {
-            F::BMI1 => std::is_x86_feature_detected!("bmi1"),
-            F::BMI2 => std::is_x86_feature_detected!("bmi2"),
-            F::LZCNT => std::is_x86_feature_detected!("lzcnt"),
-            F::ADX => std::is_x86_feature_detected!("adx"),
-            _ => false,
-        }
-    })
-}
-
-/// What cannot be compared this way, and why.
-const EXCLUDED: &[&str] = &[
-    // Segment registers and descriptor tables of this process.
-    "Lar",
-    "Lsl",
-    "Verr",
-    "Verw",
-    "Lfs",
-    "Lgs",
-    "Lss",
-    "Sgdt",
-    "Sidt",
-    "Sldt",
-    "Str",
-    "Smsw",
-    // Addresses and frames of their own.
-    "Maskmovq",
-    "Maskmovdqu",
-    "Cldemote",
-    // Images with pointers in them.
-    "Fxsave",
-    "Fxrstor",
-    "Fxsave64",
-    "Fxrstor64",
-    "Fnsave",
-    "Fsave",
-    "Frstor",
-    "Fnstenv",
-    "Fstenv",
-    "Fldenv",
-    // Historic opcodes that some processors ignore and others refuse.
-    "Fnstdw",
-    "Fnstsg",
-    "Fstdw",
-    "Fstsg",
-    "Frstpm",
-    "Fsetpm",
-    "Fnsetpm",
-    "Fneni",
-    "Fndisi",
-    "Fdisi",
-    "Feni",
-    "Umov",
-    "Loadall",
-    // Values that unmask exceptions, flags that trap, ports.
-    "Ldmxcsr",
-    "Fldcw",
-    "Popf",
-    "Popfq",
-    "In",
-    "Out",
-    "Insb",
-    "Insw",
-    "Insd",
-    "Outsb",
-    "Outsw",
-    "Outsd",
-    "Sti",
-    "Cli",
-    "Pushf",
-    "Pushfq",
-];
-
-fn excluded(mnemonic: Mnemonic) -> bool {
-    let name = format!("{mnemonic:?}");
-    let control = ["Ret", "Iret", "Int", "Sys", "Ud", "Hlt", "Reserved"];
-    control.iter().any(|c| name.starts_with(c)) || EXCLUDED.contains(&name.as_str())
-}
-
-fn unsupported(kind: K) -> bool {
-    matches!(
-        kind,
-        K::farbr2_2
-            | K::farbr4_2
-            | K::mem_offs
-            | K::seg_reg
-            | K::cr_reg
-            | K::dr_reg
-            | K::tr_reg
-            | K::br16_1
-            | K::br32_1
-            | K::br16_2
-            | K::br32_4
-            | K::xbegin_2
-            | K::xbegin_4
-    )
-}
 
 /// Makes cases.
 pub struct Generator(Random);
@@ -530,6 +375,7 @@ impl Generator {
     }
 }
 
+/// Register `number` of the size that `register` has.
 fn same_class(register: Register, number: usize) -> Register {
     let base = match register.size() {
         2 => Register::AX,
@@ -537,26 +383,4 @@ fn same_class(register: Register, number: usize) -> Register {
         _ => Register::RAX,
     };
     Register::try_from(base as usize + number).expect("a register of this class")
-}
-
-fn is_bit_string(code: Code) -> bool {
-    let name = format!("{code:?}");
-    ["Bt_", "Bts_", "Btr_", "Btc_"]
-        .iter()
-        .any(|p| name.starts_with(p))
-        && !name.ends_with("imm8")
-}
-
-fn is_string(code: Code) -> bool {
-    let mut insn = Instruction::default();
-    insn.set_code(code);
-    insn.is_string_instruction()
-}
-
-fn compares(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    matches!(
-        mnemonic,
-        Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq
-    )
 }

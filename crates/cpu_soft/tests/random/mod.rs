@@ -1,5 +1,21 @@
 //! Random numbers: reproducible, and no crate to depend on.
 
+/// The number in environment variable `name`.
+pub fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// `UMBRA_NATIVE_SEED`, or a number that no other run has; printed, so that the run can be repeated.
+pub fn seed() -> u64 {
+    let seed = setting("UMBRA_NATIVE_SEED").unwrap_or_else(|| {
+        use std::hash::BuildHasher;
+        // The keys of the standard library's hash maps come from the system's randomness.
+        std::hash::RandomState::new().hash_one(std::process::id())
+    });
+    println!("UMBRA_NATIVE_SEED={seed}");
+    seed
+}
+
 /// A xorshift generator.
 pub struct Random(u64);
 

@@ -1,0 +1,142 @@
+//! Sequences of instructions at privilege level 3 in 64-bit mode, run twice: on this machine and on
+//! the software processor.
+//!
+//! ```text
+//!   0x4000_0000  code    two pages, the sequence near their border, INT3 everywhere else
+//!   0x4002_0000  memory  two pages, no code
+//!   all else             not present
+//! ```
+//! Whatever happens ends in an exception: that of an instruction, or the INT3 behind the last.
+
+pub mod generate;
+pub mod guest;
+pub mod host;
+pub mod shrink;
+
+use iced_x86::{Encoder, Instruction, Mnemonic, OpKind, RflagsBits};
+
+pub const CODE: u64 = 0x4000_0000;
+pub const CODE_LEN: usize = 0x2000;
+pub const MEMORY: u64 = 0x4002_0000;
+pub const MEMORY_LEN: usize = 0x2000;
+/// What each case overwrites of the code pages, across their border.
+pub const WINDOW: u64 = CODE + 0xe00;
+pub const WINDOW_LEN: usize = 0x400;
+pub const INT3: u8 = 0xcc;
+
+/// An instruction; if it is a branch, how many of the following it may skip.
+#[derive(Clone)]
+pub struct Step {
+    pub insn: Instruction,
+    pub skip: usize,
+}
+
+/// State before, and the sequence.
+#[derive(Clone)]
+pub struct Case {
+    pub steps: Vec<Step>,
+    pub start: u64,
+    pub gpr: [u64; 16],
+    pub flags: u64,
+    pub fx: [u8; 512],
+    pub memory: Vec<u8>,
+}
+
+/// State after.
+#[derive(Debug)]
+pub struct Outcome {
+    pub gpr: [u64; 16],
+    pub rip: u64,
+    pub flags: u64,
+    pub fx: [u8; 512],
+    pub vector: u8,
+    pub error: u64,
+    pub cr2: u64,
+}
+
+/// A sequence as bytes.
+pub struct Code {
+    pub bytes: Vec<u8>,
+    /// Where each instruction begins, and where the last one ends.
+    pub at: Vec<u64>,
+}
+
+pub fn is_branch(insn: &Instruction) -> bool {
+    insn.op_count() > 0 && insn.op0_kind() == OpKind::NearBranch64
+}
+
+impl Case {
+    /// Lays the sequence out; `None` where some branch does not reach that far.
+    pub fn code(&self) -> Option<Code> {
+        let mut at = vec![self.start];
+        let mut encoder = Encoder::new(64);
+        for step in &self.steps {
+            let mut insn = step.insn;
+            let here = at[at.len() - 1];
+            if is_branch(&insn) {
+                insn.set_near_branch64(here);
+            }
+            at.push(here + encoder.encode(&insn, here).ok()? as u64);
+        }
+        let mut encoder = Encoder::new(64);
+        for (i, step) in self.steps.iter().enumerate() {
+            let mut insn = step.insn;
+            if is_branch(&insn) {
+                insn.set_near_branch64(at[(i + 1 + step.skip).min(self.steps.len())]);
+            }
+            encoder.encode(&insn, at[i]).ok()?;
+        }
+        let bytes = encoder.take_buffer();
+        Some(Code { bytes, at })
+    }
+
+    /// The status flags that the manual leaves undefined before each instruction and at the end;
+    /// `None` if one of them would be used.
+    pub fn undefined(&self) -> Option<Vec<u64>> {
+        let count = self.steps.len();
+        let mut before = vec![0; count + 1];
+        for (i, step) in self.steps.iter().enumerate() {
+            let insn = &step.insn;
+            if before[i] & flags(insn.rflags_read()) != 0 {
+                return None;
+            }
+            let kept = if always_writes(insn) {
+                before[i] & !flags(insn.rflags_modified())
+            } else {
+                before[i]
+            };
+            let after = kept | flags(insn.rflags_undefined());
+            before[i + 1] |= after;
+            if is_branch(insn) {
+                before[(i + 1 + step.skip).min(count)] |= after;
+            }
+        }
+        Some(before)
+    }
+}
+
+/// Whether the instruction changes the flags whatever its count is.
+fn always_writes(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    !insn.is_string_instruction()
+        && !matches!(
+            insn.mnemonic(),
+            Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd
+        )
+}
+
+/// Flags of `iced-x86` as EFLAGS bits.
+fn flags(bits: u32) -> u64 {
+    [
+        (RflagsBits::CF, 1),
+        (RflagsBits::PF, 4),
+        (RflagsBits::AF, 0x10),
+        (RflagsBits::ZF, 0x40),
+        (RflagsBits::SF, 0x80),
+        (RflagsBits::OF, 0x800),
+    ]
+    .iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .map(|(_, flag)| flag)
+    .sum()
+}

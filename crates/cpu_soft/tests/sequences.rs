@@ -1,0 +1,169 @@
+//! Random sequences of unprivileged instructions against the processor of this machine.
+//!
+//! Two to sixteen instructions with operands in registers and memory, short branches forward, the
+//! stack, faults; registers, flags, x87 and SSE state, memory and the exception must agree: vector,
+//! error code, address, and the instruction that raised it. A difference is made as small as it can
+//! be and printed with the command that repeats it.
+//!
+//! | variable | |
+//! |---|---|
+//! | `UMBRA_NATIVE_SEQUENCES` | how many |
+//! | `UMBRA_NATIVE_SEED` | which; fresh in every run without it |
+//! | `UMBRA_NATIVE_CASE` | this one alone |
+//! | `UMBRA_NATIVE_TRACE` | names each before it runs |
+#![cfg(target_arch = "x86_64")]
+
+mod forms;
+mod random;
+mod sequence;
+
+use random::{seed, setting};
+use sequence::generate::Generator;
+use sequence::guest::Guest;
+use sequence::host::Host;
+use sequence::shrink::shrink;
+use sequence::{Case, Code, INT3, Outcome, WINDOW, WINDOW_LEN};
+
+/// Differences after which it is enough.
+const ENOUGH: usize = 20;
+/// EFLAGS bits that are compared: status, DF, IOPL, NT, AC, ID.
+const FLAGS: u64 = 0x24_7cd5;
+
+/// Both processors.
+struct Pair {
+    host: Host,
+    guest: Guest,
+}
+
+impl Pair {
+    /// Runs a case on both. `None` if it is none; else the host's result and how the other differs.
+    fn run(&mut self, case: &Case) -> Option<(Outcome, Option<String>)> {
+        let undefined = case.undefined()?;
+        let code = case.code()?;
+        let mut window = [INT3; WINDOW_LEN];
+        let at = (case.start - WINDOW) as usize;
+        window
+            .get_mut(at..at + code.bytes.len())?
+            .copy_from_slice(&code.bytes);
+        let expected = self.host.run(case, &window);
+        let found = self.guest.run(case, &window);
+        let difference = compare(&code, &undefined, &expected, &found).or_else(|| {
+            let (e, f) = (self.host.memory(), self.guest.memory());
+            let at = (e != f).then(|| (0..e.len()).find(|i| e[*i] != f[*i]))??;
+            Some(format!(
+                "memory[{at:#x}] {:#x}, should be {:#x}",
+                f[at], e[at]
+            ))
+        });
+        Some((expected, difference))
+    }
+}
+
+fn compare(code: &Code, undefined: &[u64], expected: &Outcome, found: &Outcome) -> Option<String> {
+    let difference = |what: &str, e: u64, f: u64| Some(format!("{what} {f:#x}, should be {e:#x}"));
+    // What the host's kernel has mapped is none of ours: its half, and the last page of the other.
+    let foreign = |o: &Outcome| u64::from(o.cr2 >= 0x7fff_ffff_f000);
+    let kind = |o: &Outcome| match o.vector {
+        14 => (14, o.error & !foreign(o), o.cr2),
+        vector => (vector, o.error, 0),
+    };
+    let (e, f) = (kind(expected), kind(found));
+    if e != f {
+        return Some(format!(
+            "exception {f:x?} at {:#x}, should be {e:x?} at {:#x}",
+            found.rip, expected.rip
+        ));
+    }
+    if expected.rip != found.rip {
+        return difference("rip", expected.rip, found.rip);
+    }
+    for i in 0..16 {
+        if expected.gpr[i] != found.gpr[i] {
+            return difference(&format!("r{i}"), expected.gpr[i], found.gpr[i]);
+        }
+    }
+    // INT3 traps behind the last instruction.
+    let rip = expected.rip - u64::from(expected.vector == 3);
+    let open = match code.at.iter().position(|at| *at == rip) {
+        // A fault in the middle of an instruction may come before or after its flags.
+        Some(i) => undefined[i] | undefined.get(i + 1).copied().unwrap_or(0),
+        None => u64::MAX,
+    };
+    let mask = FLAGS & !open;
+    if (expected.flags ^ found.flags) & mask != 0 {
+        return difference("flags", expected.flags & mask, found.flags & mask);
+    }
+    for at in 0..512 {
+        // Instruction, data and opcode pointers differ between makes; MXCSR_MASK too.
+        let other = matches!(at, 6..24 | 28..32 | 464..512);
+        if !other && expected.fx[at] != found.fx[at] {
+            let (e, f) = (expected.fx[at], found.fx[at]);
+            return difference(&format!("fx[{at}]"), e.into(), f.into());
+        }
+    }
+    None
+}
+
+fn describe(case: &Case) -> String {
+    let code = case.code().expect("it was run");
+    let mut text = String::new();
+    for (i, step) in case.steps.iter().enumerate() {
+        let (from, to) = (code.at[i], code.at[i + 1]);
+        let bytes = &code.bytes[(from - case.start) as usize..(to - case.start) as usize];
+        let insn = iced_x86::Decoder::with_ip(64, bytes, from, 0).decode();
+        text += &format!(
+            "\n    {from:#x}: {bytes:02x?} {:?} {insn}",
+            step.insn.code()
+        );
+    }
+    text + &format!("\n    gpr {:x?} flags {:#x}", case.gpr, case.flags)
+}
+
+#[test]
+fn sequences_of_instructions_agree_with_the_host() {
+    let seed = seed();
+    let count = setting("UMBRA_NATIVE_SEQUENCES").unwrap_or(20_000);
+    let numbers = setting("UMBRA_NATIVE_CASE").map_or(0..count, |one| one..one + 1);
+    let trace = std::env::var_os("UMBRA_NATIVE_TRACE").is_some();
+    let generator = Generator::new();
+    let mut pair = Pair {
+        host: Host::new(),
+        guest: Guest::new(),
+    };
+    let (mut instructions, mut faults) = (0, [0u64; 32]);
+    let mut failures = Vec::new();
+    for number in numbers.clone() {
+        let case = generator.case(seed, number);
+        if trace {
+            eprintln!("case {number}:{}", describe(&case));
+        }
+        let Some((outcome, difference)) = pair.run(&case) else {
+            panic!("case {number} of seed {seed} is none");
+        };
+        instructions += case.steps.len();
+        faults[usize::from(outcome.vector) % 32] += 1;
+        if difference.is_none() {
+            continue;
+        }
+        let small = shrink(case, |case| {
+            pair.run(case).is_some_and(|(_, d)| d.is_some())
+        });
+        let again = pair.run(&small).and_then(|(_, d)| d);
+        failures.push(format!(
+            "{}{}\n    again: UMBRA_NATIVE_SEED={seed} UMBRA_NATIVE_CASE={number} cargo test -p \
+             umbra-cpu-soft --test sequences",
+            again.or(difference).unwrap_or_default(),
+            describe(&small)
+        ));
+        if failures.len() >= ENOUGH {
+            break;
+        }
+    }
+    println!("{instructions} instructions, sequences by exception: {faults:?}");
+    let whole = faults[3];
+    assert!(
+        numbers.end - numbers.start < 1000 || (whole > 100 && faults[14] > 0),
+        "nothing was tested"
+    );
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
