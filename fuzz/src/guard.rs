@@ -1,7 +1,7 @@
 //! A pattern on both sides of guest memory, to see whether somebody wrote outside.
 
 /// Bytes of the pattern on each side.
-pub const GUARD: usize = 0x1_0000;
+pub const GUARD: usize = 0x4000;
 
 const PATTERN: u8 = 0xa5;
 static WHOLE: [u8; GUARD] = [PATTERN; GUARD];
