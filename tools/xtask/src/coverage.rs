@@ -97,6 +97,9 @@ fn measure(folder: &std::path::Path) -> Result<()> {
         bail!("cargo-tarpaulin is not there; install it: cargo install cargo-tarpaulin");
     }
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let log = folder.join("log");
+    let output =
+        std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let packages = CRATES.map(|name| format!("--package=umbra-{name}"));
     let status = Command::new(&cargo)
         .args(["tarpaulin", "--engine", "llvm", "--lib", "--out", "json"])
@@ -106,10 +109,11 @@ fn measure(folder: &std::path::Path) -> Result<()> {
         .arg(folder.join("build"))
         .arg("--output-dir")
         .arg(folder)
+        .stdout(output)
         .status()
         .context("cannot run cargo tarpaulin")?;
     if !status.success() {
-        bail!("cargo tarpaulin failed ({status})");
+        bail!("cargo tarpaulin failed ({status}), see {}", log.display());
     }
     Ok(())
 }
