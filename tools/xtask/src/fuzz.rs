@@ -184,8 +184,8 @@ fn logged(mut command: Command, log: &Path) -> Result<bool> {
 fn failure(log: &Path, program: &Path, inputs: &[PathBuf]) -> anyhow::Error {
     let text = read(log);
     let lines: Vec<_> = text.lines().collect();
-    let telling = |line: &&str| line.contains("panicked at") || line.contains("ERROR: libFuzzer");
-    let reason = match lines.iter().position(|line| telling(&line)) {
+    let telling = |line: &str| line.contains("panicked at") || line.contains("ERROR: libFuzzer");
+    let reason = match lines.iter().position(|line| telling(line)) {
         Some(at) => lines[at..lines.len().min(at + 3)].join("\n  "),
         None => lines.last().copied().unwrap_or("it said nothing").into(),
     };
