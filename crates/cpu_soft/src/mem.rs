@@ -38,6 +38,13 @@ enum Where {
     Device(Gpa),
 }
 
+/// How many of `len` bytes the machine is asked for first: it takes 1, 2, 4 or 8 at a time
+/// ([`umbra_cpu::Io`]).
+fn device_piece(len: usize) -> usize {
+    let power = (usize::BITS - 1).saturating_sub(len.leading_zeros());
+    1 << power.min(3)
+}
+
 /// Tells whether `len` bytes at `la` leave the page.
 fn crosses(la: u64, len: usize) -> bool {
     (la & 0xfff) + len as u64 > 0x1000
@@ -326,6 +333,12 @@ impl Cpu {
                 // SAFETY: 1. resolved for reading just now, one page.
                 Where::Ram(at) | Where::Code(at, _) => unsafe { read_ram(at, data) },
                 Where::Tracked(gpa) | Where::Device(gpa) => {
+                    let first = device_piece(data.len());
+                    if first < data.len() {
+                        let (head, tail) = data.split_at_mut(first);
+                        self.read_part(la, head)?;
+                        return self.read_part(la.wrapping_add(first as u64), tail);
+                    }
                     if self.device_read(gpa, data) == Served::Memory {
                         continue;
                     }
@@ -371,6 +384,12 @@ impl Cpu {
                     self.code_written(gpa, data.len());
                 }
                 Where::Device(gpa) => {
+                    let first = device_piece(data.len());
+                    if first < data.len() {
+                        let (head, tail) = data.split_at(first);
+                        self.write_part(la, head)?;
+                        return self.write_part(la.wrapping_add(first as u64), tail);
+                    }
                     if self.device_write(gpa, data) == Served::Memory {
                         continue;
                     }

@@ -43,4 +43,6 @@ pub use snapshot::{GuestMemory, RamTarget, Snapshot, Target};
 pub use space::{AddressSpace, Guard, Hold, Options, Stale, Updated};
 
 #[cfg(test)]
+mod edge_tests;
+#[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -58,6 +59,8 @@ impl RamRegion {
         } = options;
         let size = checked_size(len, huge)?;
         let file = FileOffset::new(memory_file(len, huge, prefault)?, 0);
+        // The log grows with the length: a host that will not map so much is asked before.
+        drop(map(&file, size, false, huge, ())?);
         let map = map(&file, size, prefault, huge, DirtyLog::new(size))?;
         if huge == HugePages::Transparent {
             // Advice that the host does not take is no failure: the guest runs on small pages.
@@ -147,13 +150,13 @@ fn memory_file(len: u64, huge: HugePages, prefault: bool) -> Result<File, RamErr
     Ok(File::from(file))
 }
 
-fn map(
+fn map<B: Bitmap>(
     file: &FileOffset,
     size: usize,
     prefault: bool,
     huge: HugePages,
-    log: DirtyLog,
-) -> Result<Arc<MmapRegion<DirtyLog>>, RamError> {
+    log: B,
+) -> Result<Arc<MmapRegion<B>>, RamError> {
     const PROT_READ_WRITE: i32 = 0x3;
     const MAP_SHARED: i32 = 0x1;
     const MAP_NORESERVE: i32 = 0x4000;

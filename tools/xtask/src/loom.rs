@@ -18,8 +18,7 @@ pub fn run() -> Result<()> {
         .args(["test", "--quiet", "--lib"])
         .args(packages)
         .args(["--", "models::"])
-        // Of its own, or everything would be built anew at each turn.
-        .env("CARGO_TARGET_DIR", target_directory()?)
+        .env("CARGO_TARGET_DIR", crate::places::target()?.join("loom"))
         .env("RUSTFLAGS", "--cfg umbra_loom")
         .status()
         .context("cannot run cargo test")?;
@@ -27,10 +26,4 @@ pub fn run() -> Result<()> {
         bail!("a model failed ({status})");
     }
     Ok(())
-}
-
-fn target_directory() -> Result<std::path::PathBuf> {
-    let ours = std::env::current_exe().context("where is this program?")?;
-    let target = ours.ancestors().nth(2).context("not in a target folder")?;
-    Ok(target.join("loom"))
 }

@@ -1,9 +1,13 @@
-//! Project tasks: `cargo xtask lint`, `cargo xtask test`, `cargo xtask loom`, `cargo xtask bench NAME`.
+//! Project tasks: `cargo xtask lint`, `cargo xtask test`, `cargo xtask loom`, `cargo xtask fuzz`,
+//! `cargo xtask coverage`, `cargo xtask bench NAME`.
 
 mod bench;
+mod coverage;
+mod fuzz;
 mod lint;
 mod loom;
 mod mutate;
+mod places;
 mod test;
 
 use std::process::ExitCode;
@@ -14,6 +18,8 @@ usage: cargo xtask TASK
   test         everything that has to pass: formatting, clippy, lint, all tests
   loom         run the models: every interleaving of small scenes (slots, bus, mmu)
   mutate [RULE…]  break each rule of the generation on purpose, and see which test notices
+  fuzz [TARGET] [--seconds N]   feed random input to the MMU, the processor, the loaders
+  coverage     lines of slots, mmu and bus that their own tests reach; at least 95 %
   bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg
   bench invalidate   make MMIO entries invalid, by the generation and by a walk";
 
@@ -25,6 +31,8 @@ fn main() -> ExitCode {
         ["test", rest @ ..] => test::run(rest),
         ["loom"] => loom::run(),
         ["mutate", rules @ ..] => mutate::run(rules),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["coverage"] => coverage::run(),
         ["bench", name] => bench::run(name),
         _ => {
             eprintln!("{USAGE}");

@@ -48,12 +48,16 @@ pub fn run(rest: &[&str]) -> Result<()> {
             "warnings",
         ],
     )?;
-    let guest = "tests/guest/Cargo.toml";
-    step(
-        "formatting of the bare-metal guest",
-        "",
-        &["fmt", "--manifest-path", guest, "--check"],
-    )?;
+    // Workspaces of their own.
+    for (title, manifest) in [
+        (
+            "formatting of the bare-metal guest",
+            "tests/guest/Cargo.toml",
+        ),
+        ("formatting of the fuzz targets", "fuzz/Cargo.toml"),
+    ] {
+        step(title, "", &["fmt", "--manifest-path", manifest, "--check"])?;
+    }
     // The tests run the command itself: it has to be there before they do.
     step(
         "the command",
@@ -66,6 +70,11 @@ pub fn run(rest: &[&str]) -> Result<()> {
         &["test", "--quiet", "--workspace", "--doc"],
     )?;
     step("models", "", &["xtask", "loom"])?;
+    if crate::fuzz::has_compiler() {
+        step("fuzz targets", "", &["xtask", "fuzz"])?;
+    } else {
+        println!("SKIPPED fuzz targets: libFuzzer needs a C++ compiler (apt-get install g++)");
+    }
     // The runner comes last: its summary is what a reader looks for.
     if has_nextest() {
         let base = ["nextest", "run", "--workspace", "--no-fail-fast"];

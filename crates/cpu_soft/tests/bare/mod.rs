@@ -147,8 +147,13 @@ impl Machine {
 
     /// Runs until an exception finds no handler.
     pub fn run(&mut self, state: &CpuState) -> End {
+        self.run_with(state, &Nothing)
+    }
+
+    /// The same, with devices.
+    pub fn run_with(&mut self, state: &CpuState, io: &dyn Io) -> End {
         self.vcpu.set_state(state).expect("valid state");
-        match self.vcpu.run(&Nothing).expect("the host allows it") {
+        match self.vcpu.run(io).expect("the host allows it") {
             Exit::Shutdown(crash) => End {
                 reason: crash.reason,
                 state: self.vcpu.state(),
