@@ -139,3 +139,13 @@ fn a_paravirtual_clock_that_lands_on_code_is_executed() {
     let end = machine.run(&protected());
     assert_eq!(end.state.rip, CLOCK + 32, "{end:?}");
 }
+
+#[test]
+fn an_instruction_has_fifteen_bytes_at_most() {
+    for (prefixes, exception, at) in [(14, "6", CODE + 15), (15, "13(0x0)", CODE)] {
+        let mut machine = Machine::new();
+        machine.write(CODE, &[&vec![0x66; prefixes][..], &[0x90], &END].concat());
+        let end = machine.run(&protected());
+        assert_eq!((end.exception(), end.state.rip), (exception, at));
+    }
+}

@@ -217,8 +217,8 @@ impl<'a> Builder<'a> {
             self.limited = true;
             op.handler.set(system::beyond_limit);
             Flow::End
-        } else if self.decoder.last_error() == DecoderError::NoMoreBytes {
-            // `run` lets nothing pass that only lacks bytes of the next page: it is too long.
+        } else if insn.is_invalid() && insn.len() >= LONGEST {
+            // The decoder gives up behind the fifteenth byte: it is too long.
             op.handler.set(system::beyond_limit);
             Flow::End
         } else if insn.is_invalid() {
