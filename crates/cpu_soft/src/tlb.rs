@@ -99,10 +99,12 @@ fn jump_index(rip: u64) -> usize {
 }
 
 /// Where a translation of `la` is kept. The higher bits are folded in: two streams a multiple of
-/// 4 MiB apart (a decompressor's input and output) would evict each other with every access.
+/// 4 MiB apart (a decompressor's input and output) would evict each other with every access. The lowest
+/// bit is left alone: a page must never share its slot with the next one, because an access is looked up
+/// by its first byte and compared by its last.
 #[inline(always)]
 fn slot(la: u64) -> usize {
-    (la >> 12 ^ la >> 22) as usize % ENTRIES
+    (la >> 12 ^ la >> 22 & !1) as usize % ENTRIES
 }
 
 /// What distinguishes contexts: two accesses with the same key translate alike.
@@ -411,6 +413,18 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An access is looked up by its first byte and compared by its last one: if a page shared its
+    /// slot with the next one, an access across the border would hit the next page's entry, and reach
+    /// the bytes before that page in the host.
+    #[test]
+    fn no_page_shares_its_slot_with_the_next_one() {
+        let pages = (0..52).flat_map(|bit| [(1u64 << bit) - 1, (1 << bit) - 2, !0 << bit]);
+        for page in pages.chain([!0 >> 12, (!0 >> 12) - 1]) {
+            let la = page << 12;
+            assert_ne!(slot(la), slot(la.wrapping_add(0x1000)), "{la:#x}");
+        }
+    }
 
     fn entry(gpa: u64) -> Entry {
         Entry {
