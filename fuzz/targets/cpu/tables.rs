@@ -97,7 +97,7 @@ fn task(machine: &mut Machine, long: bool) {
         }
     } else {
         for level in 0..3 {
-            machine.write_u64(TSS + 4 + 8 * level, STACK - 0x800 | u64::from(DATA) << 32);
+            machine.write_u64(TSS + 4 + 8 * level, (STACK - 0x800) | u64::from(DATA) << 32);
         }
         let words = [(0x20, HANDLER), (0x24, 2), (0x38, STACK - 0x1000)];
         for (at, value) in words {
@@ -120,7 +120,7 @@ pub fn bits32(machine: &mut Machine) -> u64 {
         let small = index << 12 | PWU;
         machine.write(PAGING + 0x1000 + 4 * index, &(small as u32).to_le_bytes());
     }
-    machine.write(PAGING, &((PAGING + 0x1000 | PWU) as u32).to_le_bytes());
+    machine.write(PAGING, &(((PAGING + 0x1000) | PWU) as u32).to_le_bytes());
     PAGING
 }
 
@@ -152,7 +152,7 @@ pub fn pokes(source: &mut Source<'_>, machine: &mut Machine) {
         let at = base[usize::from(area & 7)] + (at & 0xfff);
         let value = match area >> 3 {
             // Flags of an entry or a descriptor.
-            0..16 => u64::from(source.u16()) << (area >> 3 & 7) * 8,
+            0..16 => u64::from(source.u16()) << ((area >> 3 & 7) * 8),
             _ => source.u64(),
         };
         machine.write_u64(at % (RAM - 8), value);
