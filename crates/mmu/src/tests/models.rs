@@ -200,6 +200,8 @@ fn r38_who_comes_in_is_told_or_waited_for() {
         m.map(AT, HOLE.0, LEAF);
         touch(&mut m, AT);
         assert!(is_ram(&mut m.vcpu, AT));
+        // Nothing but the removal is there to be told.
+        m.vcpu.take_flushes(|_| {});
         m.vcpu.leave();
         let waited = Arc::new(AtomicBool::new(false));
         let updater = {
