@@ -237,6 +237,18 @@ pub mod mode {
     pub const SINGLE: u8 = 1 << 3;
     /// Code reaches up to 4 GiB: its limit needs no checks (outside 64-bit code).
     pub const FLAT: u8 = 1 << 4;
+
+    /// The instruction pointer behind an instruction: 64 bits wide in 64-bit code, else 32, also in
+    /// 16-bit code, where what lies beyond 64 KiB is beyond the limit and not at 0
+    /// (SDM vol. 3, 20.1.1).
+    #[inline(always)]
+    pub fn cut(mode: u8, rip: u64) -> u64 {
+        if mode & SIZE == 2 {
+            rip
+        } else {
+            rip & 0xffff_ffff
+        }
+    }
 }
 
 // SAFETY: the raw pointers are `ctx` (into `pool`, which moves with the processor but whose
@@ -410,11 +422,7 @@ impl Cpu {
     #[inline(always)]
     pub fn rip_after(&self, op: &Op) -> u64 {
         let rip = self.rip_of(op).wrapping_add(u64::from(op.len));
-        match self.mode & mode::SIZE {
-            0 => rip & 0xffff,
-            1 => rip & 0xffff_ffff,
-            _ => rip,
-        }
+        mode::cut(self.mode, rip)
     }
 
     /// Leaves the block with the pending exception; `op` is to be restarted.

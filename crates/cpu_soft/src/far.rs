@@ -175,7 +175,7 @@ impl Cpu {
     }
 
     fn gate_call(&mut self, selector: u16, back: u64) -> Result<(), Trap> {
-        let (target, code, entry, count, wide) = self.call_gate(selector)?;
+        let (mut target, code, entry, count, wide) = self.call_gate(selector)?;
         self.check_entry(&target, entry)?;
         let old_code = u64::from(self.seg[seg::CS].selector);
         let inner = !target.is_conforming() && target.dpl() < self.cpl;
@@ -195,6 +195,7 @@ impl Cpu {
             return Ok(());
         }
         let cpl = target.dpl();
+        self.mark_accessed(&mut target)?;
         let (ss, esp) = self.task_stack(cpl)?;
         let segment = self.stack_segment(ss, cpl, vector::TS)?;
         let mut words = vec![self.seg[seg::SS].selector.into(), self.regs.r(RSP)];
@@ -217,11 +218,12 @@ impl Cpu {
     fn gate_call_long(
         &mut self,
         code: u16,
-        target: Descriptor,
+        mut target: Descriptor,
         entry: u64,
         inner: bool,
         [old_code, back]: [u64; 2],
     ) -> Result<(), Trap> {
+        self.mark_accessed(&mut target)?;
         let cpl = if inner { target.dpl() } else { self.cpl };
         let mut bytes = Vec::with_capacity(32);
         let mut top = self.regs.r(RSP);
@@ -294,8 +296,9 @@ impl Cpu {
             self.rip = offset;
             return Ok(());
         }
-        let (target, cpl) = self.return_target(selector)?;
+        let (mut target, cpl) = self.return_target(selector)?;
         self.check_entry(&target, offset)?;
+        self.mark_accessed(&mut target)?;
         if cpl == self.cpl {
             self.release(2 * N as u64 + release);
             self.enter_code(selector, target, cpl)?;
@@ -344,8 +347,9 @@ impl Cpu {
         if N == 4 && flags & VM != 0 && self.cpl == 0 && !self.long_mode() {
             return self.iret_to_v86(offset, selector, flags);
         }
-        let (target, cpl) = self.return_target(selector)?;
+        let (mut target, cpl) = self.return_target(selector)?;
         self.check_entry(&target, offset)?;
+        self.mark_accessed(&mut target)?;
         let value = self.iret_flags::<N>(flags);
         let outer = cpl != self.cpl;
         if outer || self.long_mode() && self.long_code() {
@@ -466,8 +470,16 @@ pub fn iret<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
 /// (SDM vol. 2, INT n).
 pub const PRIVILEGED: u8 = 1;
 
+/// In [`Op::extra`]: INT n, which needs IOPL 3 in virtual-8086 mode; INT3 and INTO do not
+/// (SDM vol. 3, 20.2.8).
+pub const SENSITIVE: u8 = 2;
+
 /// INT n, INT3, INT1, INTO (when OF is set): vector in `imm`.
 pub fn int(cpu: &mut Cpu, op: &Op) -> Leave {
+    if op.extra == SENSITIVE && cpu.v86() && cpu.iopl() < 3 {
+        cpu.gp(0);
+        return cpu.fault(op);
+    }
     let (start, after) = (cpu.rip_of(op), cpu.rip_after(op));
     let origin = if op.extra == PRIVILEGED {
         Origin::External

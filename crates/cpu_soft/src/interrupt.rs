@@ -231,7 +231,8 @@ impl Cpu {
     fn deliver_long(&mut self, vector: u8, error: Option<u32>, origin: Origin) -> Result<(), Trap> {
         let (low, high) = self.gate(vector, 16, origin)?;
         let selector = (low >> 16) as u16;
-        let (target, cpl) = self.gate_target(selector, origin)?;
+        let (mut target, cpl) = self.gate_target(selector, origin)?;
+        self.mark_accessed(&mut target)?;
         let entry = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
         let ist = low >> 32 & 7;
         let old_stack = self.regs.r(RSP);
@@ -309,9 +310,6 @@ impl Cpu {
         error: Option<u32>,
         origin: Origin,
     ) -> Result<(), Trap> {
-        if self.v86() && origin == Origin::Software && self.iopl() < 3 && vector != vector::BP {
-            return Err(self.gp(0));
-        }
         let (low, _) = self.gate(vector, 8, origin)?;
         let kind = low >> 40 & 0x1f;
         let selector = (low >> 16) as u16;
@@ -319,7 +317,8 @@ impl Cpu {
             return self.task_by_gate(selector, Way::Event(error));
         }
         let wide = kind & 8 != 0;
-        let (target, cpl) = self.gate_target(selector, origin)?;
+        let (mut target, cpl) = self.gate_target(selector, origin)?;
+        self.mark_accessed(&mut target)?;
         let entry = low & 0xffff | if wide { low >> 32 & 0xffff_0000 } else { 0 };
         if entry > u64::from(target.segment(selector).limit) {
             return Err(self.gp(origin.ext()));

@@ -112,7 +112,13 @@ impl Cpu {
                 return Err(self.raise(Exception::with_error(vector, error)));
             }
             let at = descriptor.at.wrapping_add(8);
-            descriptor.high = self.system(|cpu| cpu.load::<4>(at))? as u32;
+            let high = self.system(|cpu| cpu.load::<8>(at))?;
+            // What would be the type of a second descriptor is zero (SDM vol. 3, 5.8.3.1, 7.2.3).
+            if high >> 40 & 0x1f != 0 {
+                let error = u32::from(selector & !3);
+                return Err(self.raise(Exception::with_error(vector, error)));
+            }
+            descriptor.high = high as u32;
         }
         Ok(descriptor)
     }
@@ -126,8 +132,9 @@ impl Cpu {
         }
     }
 
-    /// Sets the accessed bit of a descriptor in memory.
-    fn mark_accessed(&mut self, descriptor: &mut Descriptor) -> Result<(), Trap> {
+    /// Sets the accessed bit of a descriptor in memory. May raise a page fault: comes before the
+    /// first register changes.
+    pub fn mark_accessed(&mut self, descriptor: &mut Descriptor) -> Result<(), Trap> {
         if descriptor.raw >> 40 & 1 == 0 {
             let at = descriptor.at.wrapping_add(5);
             self.system(|cpu| cpu.rmw_locked::<1>(at, |_, byte| byte | 1))?;
@@ -281,7 +288,9 @@ impl Cpu {
         if !descriptor.is_present() {
             return Err(self.raise(Exception::with_error(vector::NP, error)));
         }
-        self.ldtr = descriptor.segment(selector);
+        let segment = descriptor.segment(selector);
+        self.check_base(&segment)?;
+        self.ldtr = segment;
         Ok(())
     }
 
@@ -299,10 +308,20 @@ impl Cpu {
         if !descriptor.is_present() {
             return Err(self.raise(Exception::with_error(vector::NP, error)));
         }
+        let segment = descriptor.segment(selector);
+        self.check_base(&segment)?;
         let at = descriptor.at.wrapping_add(5);
         self.system(|cpu| cpu.rmw_locked::<1>(at, |_, byte| byte | 2))?;
-        self.tr = descriptor.segment(selector);
+        self.tr = segment;
         self.tr.attr |= 2;
+        Ok(())
+    }
+
+    /// The base of a task state or local table is canonical (SDM vol. 2, LLDT, LTR).
+    fn check_base(&mut self, segment: &Segment) -> Result<(), Trap> {
+        if self.long_mode() && !self.canonical(segment.base) {
+            return Err(self.gp(u32::from(segment.selector & !3)));
+        }
         Ok(())
     }
 

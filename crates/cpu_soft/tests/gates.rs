@@ -7,7 +7,7 @@ mod bare;
 use bare::{
     CODE, CODE_0, CODE_3, DATA_0, DATA_3, END, End, Machine, STACK, gate, protected, system,
 };
-use umbra_x86::rflags::{FIXED, IOPL, VM};
+use umbra_x86::rflags::{FIXED, IOPL, OF, VM};
 use umbra_x86::state::{CpuState, Segment, seg};
 
 const TASK: u16 = 0x40;
@@ -220,6 +220,25 @@ fn virtual_8086_mode_lets_iopl_3_do_what_others_may_not() {
         let mut machine = Machine::new();
         let state = virtual_8086(&machine, 3, code);
         assert_ne!(machine.run(&state).exception(), "13(0x0)", "{code:x?}");
+    }
+}
+
+#[test]
+fn int3_and_into_are_not_sensitive_to_iopl() {
+    // INT 3 in two bytes is (SDM vol. 3, 20.2.8).
+    for (code, expected) in [
+        (&[0xcc][..], "6"),
+        (&[0xce], "6"),
+        (&[0xcd, 3], "13(0x0)"),
+        (&[0xcd, 4], "13(0x0)"),
+    ] {
+        let mut machine = Machine::new();
+        let mut state = virtual_8086(&machine, 0, code);
+        state.rflags |= OF;
+        machine.gate(3, gate(CODE_0, TARGET, 0xe, 3));
+        machine.gate(4, gate(CODE_0, TARGET, 0xe, 3));
+        state.idtr.limit = 5 * 8 - 1;
+        assert_eq!(machine.run(&state).exception(), expected, "{code:x?}");
     }
 }
 

@@ -4,15 +4,16 @@
 
 mod bare;
 
-use bare::{CODE, END, End, Machine, protected};
+use bare::{CODE, END, End, Machine, PAGES, PML4, protected};
 use umbra_cpu_soft::model;
-use umbra_x86::state::{CpuState, Segment};
-use umbra_x86::{cr0, cr4, efer};
+use umbra_x86::state::CpuState;
+use umbra_x86::{cr0, cr4};
 
 /// Where XSAVE puts things, and where it is enabled from.
 const AREA: u64 = 0x3_0000;
 const HEADER: u64 = AREA + 512;
 const X87_SSE_PKRU: u32 = 0x203;
+const PML5: u64 = 0x10_0000;
 
 const XSETBV: [u8; 3] = [0x0f, 0x01, 0xd1];
 const XGETBV: [u8; 3] = [0x0f, 0x01, 0xd0];
@@ -265,23 +266,15 @@ fn rdpid_reads_tsc_aux() {
     assert_eq!(end.state.gpr[3], 7, "{end:?}");
 }
 
-/// 64-bit mode at level 0 with the first 2 MiB mapped one to one, writable for everybody.
+/// 64-bit mode with protection keys; with five levels, 2^48 is mapped as zero is.
 fn long(machine: &Machine, five_levels: bool) -> CpuState {
-    let entry = |at: u64, value: u64| machine.write(at, &value.to_le_bytes());
-    entry(0x10_0000, 0x10_1007); // PML5
-    entry(0x10_0008, 0x10_1007); // 2^48 above
-    entry(0x10_1000, 0x10_2007); // PML4
-    entry(0x10_2000, 0x10_3007); // PDPT
-    entry(0x10_3000, 0x87); // 2 MiB at 0
-    entry(0x10_3008, 0x10_4007); // 4 KiB pages at 2 MiB
-    let mut state = protected();
-    state.seg[1].attr = 0xb | Segment::S | Segment::P | Segment::L | Segment::G;
-    state.cr0 |= cr0::PG | cr0::WP;
-    state.cr4 = cr4::PAE | cr4::PKE;
-    state.efer = efer::LME | efer::LMA;
-    state.cr3 = if five_levels { 0x10_0000 } else { 0x10_1000 };
+    let mut state = bare::long(machine);
+    state.cr4 |= cr4::PKE;
     if five_levels {
+        let entry = (PML4 | 7).to_le_bytes();
+        machine.write(PML5, &[entry, entry].concat());
         state.cr4 |= cr4::LA57;
+        state.cr3 = PML5;
     }
     state
 }
@@ -302,7 +295,7 @@ fn a_protection_key_refuses_data_accesses_to_user_pages() {
         let mut machine = machine();
         let mut state = long(&machine, false);
         let page = 0x5003 | u64::from(user) << 2 | 1 << 59;
-        machine.write(0x10_4000, &page.to_le_bytes());
+        machine.write(PAGES, &page.to_le_bytes());
         state.gpr[7] = 0x20_0000;
         let end = run_in(&mut machine, &state, &[&mov_eax(pkru), &WRPKRU, access]);
         assert_eq!(end.exception(), expected, "PKRU {pkru:#x}, user {user}");

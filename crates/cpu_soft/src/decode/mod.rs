@@ -237,7 +237,7 @@ impl<'a> Builder<'a> {
         if !self.ended {
             let mut end = Op::new(branch::fall_through);
             end.off = self.len;
-            end.imm = self.cut(self.rip.wrapping_add(self.len.into()));
+            end.imm = mode::cut(self.mode, self.rip.wrapping_add(self.len.into()));
             self.ops.push(end);
         }
         Block {
@@ -249,15 +249,6 @@ impl<'a> Builder<'a> {
             count: count.max(1),
             mode: self.mode,
             limited: self.limited,
-        }
-    }
-
-    /// Cuts an instruction pointer to the code size.
-    fn cut(&self, rip: u64) -> u64 {
-        match self.mode & mode::SIZE {
-            0 => rip & 0xffff,
-            1 => rip & 0xffff_ffff,
-            _ => rip,
         }
     }
 }

@@ -268,7 +268,10 @@ impl Builder<'_> {
             Loope => count_branch(insn, op, branch::loop_equal),
             Loopne => count_branch(insn, op, branch::loop_not_equal),
             Jcxz | Jecxz | Jrcxz => count_branch(insn, op, branch::jcxz),
-            Int => End(far::int),
+            Int => {
+                op.extra = far::SENSITIVE;
+                End(far::int)
+            }
             Int3 => self.interrupt(op, vector::BP),
             Int1 => {
                 op.extra = far::PRIVILEGED;

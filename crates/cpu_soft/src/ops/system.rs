@@ -306,7 +306,7 @@ pub fn store_table(cpu: &mut Cpu, op: &Op) -> Leave {
     bytes[..2].copy_from_slice(&table.limit.to_le_bytes());
     bytes[2..].copy_from_slice(&table.base.to_le_bytes());
     let len = if cpu.long_code() { 10 } else { 6 };
-    let la = ok!(cpu, op, cpu.ea::<10>(op, Write));
+    let la = ok!(cpu, op, cpu.ea_sized(op, len, Write));
     ok!(cpu, op, cpu.write(la, &bytes[..len]));
     next(cpu, op)
 }
@@ -315,10 +315,7 @@ pub fn store_table(cpu: &mut Cpu, op: &Op) -> Leave {
 pub fn load_table(cpu: &mut Cpu, op: &Op) -> Leave {
     ok!(cpu, op, require_cpl0(cpu));
     let len = if cpu.long_code() { 10 } else { 6 };
-    let la = match len {
-        10 => ok!(cpu, op, cpu.ea::<10>(op, Read)),
-        _ => ok!(cpu, op, cpu.ea::<6>(op, Read)),
-    };
+    let la = ok!(cpu, op, cpu.ea_sized(op, len, Read));
     let mut bytes = [0; 10];
     ok!(cpu, op, cpu.read(la, &mut bytes[..len]));
     let limit = u16::from_le_bytes([bytes[0], bytes[1]]);

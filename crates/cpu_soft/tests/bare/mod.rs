@@ -11,13 +11,16 @@ use umbra_mmu::{Config, Mmu};
 use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
 use umbra_x86::cpuid::Table;
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
-use umbra_x86::{cr0, rflags};
+use umbra_x86::{cr0, cr4, efer, rflags};
 
 pub const RAM: u64 = 0x40_0000;
 pub const GDT: u64 = 0x1000;
 pub const IDT: u64 = 0x2000;
 pub const CODE: u64 = 0x1_0000;
 pub const STACK: u64 = 0x2_0000;
+pub const PML4: u64 = 0x10_1000;
+/// Maps the 4 KiB pages from 2 MiB on.
+pub const PAGES: u64 = 0x10_4000;
 /// `ud2`: ends a test.
 pub const END: [u8; 2] = [0x0f, 0x0b];
 
@@ -189,6 +192,23 @@ pub fn protected() -> CpuState {
         ..CpuState::default()
     };
     state.gpr[4] = STACK;
+    state
+}
+
+/// 64-bit mode at level 0 with the first 2 MiB mapped one to one, writable for everybody, and a
+/// table of 4 KiB pages at [`PAGES`] for the next 2 MiB.
+pub fn long(machine: &Machine) -> CpuState {
+    let entry = |at: u64, value: u64| machine.write(at, &value.to_le_bytes());
+    entry(PML4, 0x10_2007);
+    entry(0x10_2000, 0x10_3007);
+    entry(0x10_3000, 0x87);
+    entry(0x10_3008, PAGES | 7);
+    let mut state = protected();
+    state.seg[1].attr = 0xb | Segment::S | Segment::P | Segment::L | Segment::G;
+    state.cr0 |= cr0::PG | cr0::WP;
+    state.cr4 = cr4::PAE;
+    state.efer = efer::LME | efer::LMA;
+    state.cr3 = PML4;
     state
 }
 
