@@ -36,7 +36,7 @@ fn two_nmis_are_kept_while_none_is_handled() {
     let (mut machine, state) = with_handler(2, &[0x43, 0xcf]); // inc ebx; iret
     machine.write(CODE, &[&[0x90; 4][..], &END].concat());
     for _ in 0..3 {
-        machine.apic.mmio_write(0x300, NMI);
+        machine.apic().mmio_write(0x300, NMI);
     }
     let end = machine.run(&state);
     assert_eq!((end.state.gpr[3], end.state.rip), (2, CODE + 4));
@@ -51,7 +51,7 @@ fn one_nmi_is_kept_while_one_is_handled() {
     let handler = [&jump[..], &twice, &[0xcf]].concat();
     let (mut machine, state) = with_handler(2, &handler);
     machine.write(CODE, &[&[0x90; 4][..], &END].concat());
-    machine.apic.mmio_write(0x300, NMI);
+    machine.apic().mmio_write(0x300, NMI);
     let end = machine.run(&state);
     assert_eq!(end.state.gpr[3], 2, "one, and the merged two");
     assert_eq!(end.state.gpr[1], 1, "not before IRET");
@@ -60,7 +60,7 @@ fn one_nmi_is_kept_while_one_is_handled() {
 #[test]
 fn a_store_to_the_local_apic_interrupts_before_the_next_instruction() {
     let (mut machine, mut state) = with_handler(0x44, &END);
-    machine.apic.mmio_write(0xf0, 0x1ff);
+    machine.apic().mmio_write(0xf0, 0x1ff);
     state.rflags |= IF;
     // To itself, vector 0x44; inc edx; cli
     let code = [&send(0x4_4044)[..], &[0x42, 0xfa], &END].concat();
@@ -77,7 +77,7 @@ fn a_block_that_was_interrupted_runs_whole_afterwards() {
         0x41, 0x52, 0x31, 0xd2, 0x89, 0x15, 0xb0, 0x00, 0xe0, 0xfe, 0x5a, 0xcf,
     ];
     let (mut machine, mut state) = with_handler(0x44, &handler);
-    machine.apic.mmio_write(0xf0, 0x1ff);
+    machine.apic().mmio_write(0xf0, 0x1ff);
     state.rflags |= IF;
     state.gpr[3] = 3;
     // again: to itself; inc edx; dec ebx; jnz again

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::places::root;
+
 /// A broken rule may well make a test wait for ever.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -35,14 +37,6 @@ enum Verdict {
     Noticed(Vec<String>),
     Hangs,
     Unnoticed,
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .expect("two folders below the root")
-        .to_owned()
 }
 
 fn list() -> Result<Vec<Mutation>> {

@@ -3,17 +3,17 @@
 
 #![allow(dead_code, reason = "each test that shares this needs other parts")]
 
-use std::sync::Arc;
+#[path = "../processor/mod.rs"]
+mod processor;
 
-use umbra_cpu::{Exit, Io, Served, Vcpu};
-use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts, model};
-use umbra_mmu::{Config, Mmu};
-use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
+use processor::{Nothing, Processor};
+use umbra_cpu::{Exit, Io, Vcpu};
+use umbra_cpu_soft::model;
+use umbra_irqchip::LocalApic;
 use umbra_x86::cpuid::Table;
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
 use umbra_x86::{cr0, cr4, efer, rflags};
 
-pub const RAM: u64 = 0x40_0000;
 pub const GDT: u64 = 0x1000;
 pub const IDT: u64 = 0x2000;
 pub const CODE: u64 = 0x1_0000;
@@ -47,27 +47,7 @@ impl End {
 }
 
 pub struct Machine {
-    space: Arc<AddressSpace>,
-    vcpu: SoftVcpu,
-    pub apic: Arc<umbra_irqchip::LocalApic>,
-    /// What carries messages, even to oneself.
-    _apics: Arc<umbra_irqchip::Apics>,
-}
-
-struct Nothing;
-
-impl Io for Nothing {
-    fn mmio_read(&self, _: Gpa, data: &mut [u8]) -> Served {
-        data.fill(0xff);
-        Served::Done
-    }
-    fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
-        Served::Done
-    }
-    fn port_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&self, _: u16, _: &[u8]) {}
+    processor: Processor,
 }
 
 impl Machine {
@@ -76,39 +56,8 @@ impl Machine {
     }
 
     pub fn with_model(cpuid: Table) -> Self {
-        let space = AddressSpace::new(umbra_slots::Options::default());
-        let options = RamOptions {
-            len: RAM,
-            huge: HugePages::default(),
-            prefault: false,
-        };
-        let ram = RamRegion::new(options).expect("guest memory");
-        let added = space
-            .update("test", |map| {
-                map.add_ram(Gpa(0), ram, 0, RAM, Flags::default())
-            })
-            .expect("an empty map has room");
-        let _ = added.stale;
-        let clock = umbra_clock::Clock::start();
-        let apics = umbra_irqchip::Apics::new(1, clock);
-        let apic = apics.apic(0);
-        let vcpu = SoftVcpu::new(SoftVcpuParts {
-            id: 0,
-            boot: true,
-            space: space.clone(),
-            mmu: Mmu::new(space.clone(), Config::default()),
-            apic: apic.clone(),
-            clock,
-            cpuid,
-            code: Arc::new(CodePages::new()),
-        })
-        .expect("a processor");
-        let machine = Self {
-            space,
-            vcpu,
-            apic,
-            _apics: apics,
-        };
+        let processor = Processor::new(cpuid);
+        let machine = Self { processor };
         for (selector, descriptor) in [
             (CODE_0, 0x00cf_9b00_0000_ffff),
             (DATA_0, 0x00cf_9300_0000_ffff),
@@ -120,13 +69,17 @@ impl Machine {
         machine
     }
 
+    pub fn apic(&self) -> &LocalApic {
+        &self.processor.apic
+    }
+
     pub fn write(&self, at: u64, bytes: &[u8]) {
-        self.space.load().write(Gpa(at), bytes).expect("RAM");
+        self.processor.write(at, bytes);
     }
 
     pub fn read<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut bytes = [0; N];
-        self.space.load().read(Gpa(at), &mut bytes).expect("RAM");
+        self.processor.read(at, &mut bytes);
         bytes
     }
 
@@ -155,11 +108,11 @@ impl Machine {
 
     /// The same, with devices.
     pub fn run_with(&mut self, state: &CpuState, io: &dyn Io) -> End {
-        self.vcpu.set_state(state).expect("valid state");
-        match self.vcpu.run(io).expect("the host allows it") {
+        self.processor.vcpu.set_state(state).expect("valid state");
+        match self.processor.vcpu.run(io).expect("the host allows it") {
             Exit::Shutdown(crash) => End {
                 reason: crash.reason,
-                state: self.vcpu.state(),
+                state: self.processor.vcpu.state(),
             },
             other => panic!("{other:?}"),
         }

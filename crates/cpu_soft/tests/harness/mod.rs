@@ -9,15 +9,14 @@
 //! copy through UD2 with an empty interrupt table.
 
 pub mod generate;
-
-use std::arch::global_asm;
-use std::sync::Arc;
+#[path = "../processor/mod.rs"]
+mod processor;
 
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
-use umbra_cpu::{Exit, Io, Served, Vcpu};
-use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts, model};
-use umbra_mmu::{Config, Mmu};
-use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
+use processor::{Nothing, Processor};
+use std::arch::global_asm;
+use umbra_cpu::{Exit, Vcpu};
+use umbra_cpu_soft::model;
 use umbra_x86::state::{CpuState, Segment};
 use umbra_x86::{cr0, cr4, efer};
 
@@ -235,25 +234,8 @@ impl Drop for Host {
 
 /// The software processor.
 pub struct Guest {
-    space: Arc<AddressSpace>,
-    vcpu: SoftVcpu,
+    processor: Processor,
     state: CpuState,
-}
-
-struct Nothing;
-
-impl Io for Nothing {
-    fn mmio_read(&self, _: Gpa, data: &mut [u8]) -> Served {
-        data.fill(0xff);
-        Served::Done
-    }
-    fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
-        Served::Done
-    }
-    fn port_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&self, _: u16, _: &[u8]) {}
 }
 
 /// Guest-physical address of the test area.
@@ -261,36 +243,9 @@ const AREA_GPA: u64 = 0x20_0000;
 
 impl Guest {
     pub fn new() -> Self {
-        let space = AddressSpace::new(umbra_slots::Options::default());
-        let options = RamOptions {
-            len: 0x40_0000,
-            huge: HugePages::default(),
-            prefault: false,
-        };
-        let ram = RamRegion::new(options).expect("guest memory");
-        let added = space
-            .update("test", |map| {
-                map.add_ram(Gpa(0), ram, 0, 0x40_0000, Flags::default())
-            })
-            .expect("an empty map has room");
-        let _ = added.stale;
-        let clock = umbra_clock::Clock::start();
-        let mmu = Mmu::new(space.clone(), Config::default());
-        let apics = umbra_irqchip::Apics::new(1, clock);
-        let vcpu = SoftVcpu::new(SoftVcpuParts {
-            id: 0,
-            boot: true,
-            space: space.clone(),
-            mmu,
-            apic: apics.apic(0),
-            clock,
-            cpuid: model::maximal(0, 1),
-            code: Arc::new(CodePages::new()),
-        })
-        .expect("a processor");
+        let processor = Processor::new(model::maximal(0, 1));
         let guest = Self {
-            space,
-            vcpu,
+            processor,
             state: long_mode(),
         };
         // Level 4, level 3, level 2: one 2 MiB page at BASE.
@@ -304,7 +259,7 @@ impl Guest {
     }
 
     fn put_physical(&self, gpa: u64, bytes: &[u8]) {
-        self.space.load().write(Gpa(gpa), bytes).expect("guest RAM");
+        self.processor.write(gpa, bytes);
     }
 
     fn put(&self, at: u64, bytes: &[u8]) {
@@ -313,10 +268,7 @@ impl Guest {
 
     fn get(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.space
-            .load()
-            .read(Gpa(at - BASE + AREA_GPA), &mut bytes)
-            .expect("guest RAM");
+        self.processor.read(at - BASE + AREA_GPA, &mut bytes);
         bytes
     }
 
@@ -356,8 +308,13 @@ impl Guest {
     }
 
     fn run_state(&mut self, state: &CpuState, end: u64) -> Option<String> {
-        self.vcpu.set_state(state).expect("valid state");
-        match self.vcpu.run(&Nothing).expect("the host allows it") {
+        self.processor.vcpu.set_state(state).expect("valid state");
+        match self
+            .processor
+            .vcpu
+            .run(&Nothing)
+            .expect("the host allows it")
+        {
             Exit::Shutdown(crash) if crash.state.rip == end => None,
             Exit::Shutdown(crash) => Some(format!("{} at {:#x}", crash.reason, crash.state.rip)),
             other => Some(format!("{other:?}")),

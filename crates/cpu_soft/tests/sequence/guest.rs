@@ -1,17 +1,16 @@
 //! The software processor in the same mode; a small kernel takes the exceptions.
 
-use std::sync::Arc;
+#[path = "../processor/mod.rs"]
+mod processor;
 
-use umbra_cpu::{Exit, Io, Served, Vcpu};
-use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts, model};
-use umbra_mmu::{Config, Mmu};
-use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
+use processor::{Nothing, Processor};
+use umbra_cpu::{Exit, Vcpu};
+use umbra_cpu_soft::model;
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
 use umbra_x86::{cr0, cr4, efer};
 
 use super::{CODE, CODE_LEN, Case, INT3, MEMORY, MEMORY_LEN, Outcome, WINDOW, WINDOW_LEN};
 
-const RAM: u64 = 0x40_0000;
 /// Where the first 2 MiB of memory are for level 0.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 const GDT_AT: u64 = 0x7000;
@@ -44,61 +43,16 @@ const GDT: [u64; 7] = [
 ];
 
 pub struct Guest {
-    space: Arc<AddressSpace>,
-    code: Arc<CodePages>,
-    vcpu: SoftVcpu,
+    processor: Processor,
     state: CpuState,
     memory: Vec<u8>,
 }
 
-struct Nothing;
-
-impl Io for Nothing {
-    fn mmio_read(&self, _: Gpa, data: &mut [u8]) -> Served {
-        data.fill(0xff);
-        Served::Done
-    }
-    fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
-        Served::Done
-    }
-    fn port_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&self, _: u16, _: &[u8]) {}
-}
-
 impl Guest {
     pub fn new() -> Self {
-        let space = AddressSpace::new(umbra_slots::Options::default());
-        let options = RamOptions {
-            len: RAM,
-            huge: HugePages::default(),
-            prefault: false,
-        };
-        let ram = RamRegion::new(options).expect("guest memory");
-        let added = space
-            .update("test", |map| {
-                map.add_ram(Gpa(0), ram, 0, RAM, Flags::default())
-            })
-            .expect("an empty map has room");
-        let _ = added.stale;
-        let clock = umbra_clock::Clock::start();
-        let code = Arc::new(CodePages::new());
-        let vcpu = SoftVcpu::new(SoftVcpuParts {
-            id: 0,
-            boot: true,
-            space: space.clone(),
-            mmu: Mmu::new(space.clone(), Config::default()),
-            apic: umbra_irqchip::Apics::new(1, clock).apic(0),
-            clock,
-            cpuid: model::maximal(0, 1),
-            code: code.clone(),
-        })
-        .expect("a processor");
+        let processor = Processor::new(model::maximal(0, 1));
         let guest = Self {
-            space,
-            code,
-            vcpu,
+            processor,
             state: kernel(),
             memory: vec![0; MEMORY_LEN],
         };
@@ -165,18 +119,20 @@ impl Guest {
     }
 
     fn put(&self, gpa: u64, bytes: &[u8]) {
-        self.space.load().write(Gpa(gpa), bytes).expect("guest RAM");
+        self.processor.write(gpa, bytes);
     }
 
     fn get(&self, gpa: u64, bytes: &mut [u8]) {
-        self.space.load().read(Gpa(gpa), bytes).expect("guest RAM");
+        self.processor.read(gpa, bytes);
     }
 
     /// Runs a case whose code has been laid out in `window`.
     pub fn run(&mut self, case: &Case, window: &[u8; WINDOW_LEN]) -> Outcome {
         let code = AREA + (WINDOW - CODE);
         self.put(code, window);
-        self.code.written_by_device(code, WINDOW_LEN as u64);
+        self.processor
+            .code
+            .written_by_device(code, WINDOW_LEN as u64);
         self.put(AREA + (MEMORY - CODE), &case.memory);
         self.put(FX, &case.fx);
         let frame = [
@@ -190,15 +146,23 @@ impl Guest {
         self.put(FRAME, &bytes);
         self.state.gpr = case.gpr;
         self.state.gpr[4] = KERNEL + FRAME;
-        self.vcpu.set_state(&self.state).expect("valid state");
-        match self.vcpu.run(&Nothing).expect("the host allows it") {
+        self.processor
+            .vcpu
+            .set_state(&self.state)
+            .expect("valid state");
+        match self
+            .processor
+            .vcpu
+            .run(&Nothing)
+            .expect("the host allows it")
+        {
             Exit::Shutdown(_) => self.outcome(),
             other => panic!("{other:?}"),
         }
     }
 
     fn outcome(&mut self) -> Outcome {
-        let state = self.vcpu.state();
+        let state = self.processor.vcpu.state();
         let vector = state.rip.wrapping_sub(KERNEL + HANDLERS) / 64;
         assert!(vector < 32, "the kernel itself failed: {state:x?}");
         let has_error = matches!(vector, 8 | 10..=14 | 17);

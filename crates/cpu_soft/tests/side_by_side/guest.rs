@@ -1,11 +1,11 @@
 //! The software processor in the same mode, with the same tables.
 
-use std::sync::Arc;
+#[path = "../processor/mod.rs"]
+mod processor;
 
-use umbra_cpu::{Exit, Io, Served, Vcpu};
-use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts, model};
-use umbra_mmu::{Config, Mmu};
-use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
+use processor::{Nothing, Processor};
+use umbra_cpu::{Exit, Vcpu};
+use umbra_cpu_soft::model;
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
 use umbra_x86::{cr0, cr4, efer};
 
@@ -14,7 +14,6 @@ use super::{AREA, Case, DATA, HOLE, MEMORY, MEMORY_LEN, Outcome, SIZE};
 
 /// Guest-physical address of the area.
 const AREA_GPA: u64 = 0x20_0000;
-const RAM: u64 = 0x40_0000;
 /// Pages that only level 0 sees: tables, and the harness's own code and data.
 const PRIVATE: u64 = AREA + 0x18_0000;
 const GDT_AT: u64 = PRIVATE;
@@ -30,54 +29,13 @@ const PREPARE: [u8; 8] = [0x48, 0x0f, 0xae, 0x08, 0xf3, 0xa4, 0x0f, 0x0b];
 const FINISH: [u8; 6] = [0x48, 0x0f, 0xae, 0x00, 0x0f, 0x0b];
 
 pub struct Guest {
-    space: Arc<AddressSpace>,
-    vcpu: SoftVcpu,
-}
-
-struct Nothing;
-
-impl Io for Nothing {
-    fn mmio_read(&self, _: Gpa, data: &mut [u8]) -> Served {
-        data.fill(0xff);
-        Served::Done
-    }
-    fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
-        Served::Done
-    }
-    fn port_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&self, _: u16, _: &[u8]) {}
+    processor: Processor,
 }
 
 impl Guest {
     pub fn new() -> Self {
-        let space = AddressSpace::new(umbra_slots::Options::default());
-        let options = RamOptions {
-            len: RAM,
-            huge: HugePages::default(),
-            prefault: false,
-        };
-        let ram = RamRegion::new(options).expect("guest memory");
-        let added = space
-            .update("test", |map| {
-                map.add_ram(Gpa(0), ram, 0, RAM, Flags::default())
-            })
-            .expect("an empty map has room");
-        let _ = added.stale;
-        let clock = umbra_clock::Clock::start();
-        let vcpu = SoftVcpu::new(SoftVcpuParts {
-            id: 0,
-            boot: true,
-            space: space.clone(),
-            mmu: Mmu::new(space.clone(), Config::default()),
-            apic: umbra_irqchip::Apics::new(1, clock).apic(0),
-            clock,
-            cpuid: model::x86_64_v2(0, 1),
-            code: Arc::new(CodePages::new()),
-        })
-        .expect("a processor");
-        let guest = Self { space, vcpu };
+        let processor = Processor::new(model::x86_64_v2(0, 1));
+        let guest = Self { processor };
         guest.write_tables();
         guest
     }
@@ -111,7 +69,7 @@ impl Guest {
     }
 
     fn put_physical(&self, gpa: u64, bytes: &[u8]) {
-        self.space.load().write(Gpa(gpa), bytes).expect("guest RAM");
+        self.processor.write(gpa, bytes);
     }
 
     fn put(&self, at: u64, bytes: &[u8]) {
@@ -119,8 +77,7 @@ impl Guest {
     }
 
     fn get(&self, at: u64, bytes: &mut [u8]) {
-        let gpa = Gpa(at - AREA + AREA_GPA);
-        self.space.load().read(gpa, bytes).expect("guest RAM");
+        self.processor.read(at - AREA + AREA_GPA, bytes);
     }
 
     pub fn run(&mut self, case: &Case) -> Outcome {
@@ -132,9 +89,9 @@ impl Guest {
         self.put(FX, &case.fx);
         self.stub(&PREPARE, page.len() as u64);
         let state = user(case);
-        self.vcpu.set_state(&state).expect("valid state");
+        self.processor.vcpu.set_state(&state).expect("valid state");
         let reason = self.shut_down();
-        let after = self.vcpu.state();
+        let after = self.processor.vcpu.state();
         self.stub(&FINISH, 0);
         let (vector, error, cr2) = parse(&reason);
         let mut outcome = Outcome {
@@ -154,7 +111,12 @@ impl Guest {
     }
 
     fn shut_down(&mut self) -> String {
-        match self.vcpu.run(&Nothing).expect("the host allows it") {
+        match self
+            .processor
+            .vcpu
+            .run(&Nothing)
+            .expect("the host allows it")
+        {
             Exit::Shutdown(crash) => crash.reason,
             other => panic!("{other:?}"),
         }
@@ -182,7 +144,7 @@ impl Guest {
         state.gpr[1] = copied;
         state.gpr[6] = STAGING;
         state.gpr[7] = AREA;
-        self.vcpu.set_state(&state).expect("valid state");
+        self.processor.vcpu.set_state(&state).expect("valid state");
         let reason = self.shut_down();
         assert!(reason.contains("vector 6"), "{reason}");
     }

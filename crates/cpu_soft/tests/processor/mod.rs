@@ -1,0 +1,89 @@
+//! A processor, 4 MiB of memory at 0 and nothing else: what the tests of a running one stand on.
+
+#![allow(dead_code, reason = "each test that shares this needs other parts")]
+
+use std::sync::Arc;
+
+use umbra_cpu::{Io, Served};
+use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts};
+use umbra_irqchip::{Apics, LocalApic};
+use umbra_mmu::{Config, Mmu};
+use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
+use umbra_x86::cpuid::Table;
+
+pub const RAM: u64 = 0x40_0000;
+
+pub struct Processor {
+    pub space: Arc<AddressSpace>,
+    pub vcpu: SoftVcpu,
+    pub apic: Arc<LocalApic>,
+    /// Where decoded code is.
+    pub code: Arc<CodePages>,
+    /// What carries messages, even to oneself.
+    _apics: Arc<Apics>,
+}
+
+impl Processor {
+    pub fn new(cpuid: Table) -> Self {
+        let space = AddressSpace::new(umbra_slots::Options::default());
+        let options = RamOptions {
+            len: RAM,
+            huge: HugePages::default(),
+            prefault: false,
+        };
+        let ram = RamRegion::new(options).expect("guest memory");
+        let added = space
+            .update("test", |map| {
+                map.add_ram(Gpa(0), ram, 0, RAM, Flags::default())
+            })
+            .expect("an empty map has room");
+        let _ = added.stale;
+        let clock = umbra_clock::Clock::start();
+        let apics = Apics::new(1, clock);
+        let apic = apics.apic(0);
+        let code = Arc::new(CodePages::new());
+        let vcpu = SoftVcpu::new(SoftVcpuParts {
+            id: 0,
+            boot: true,
+            space: space.clone(),
+            mmu: Mmu::new(space.clone(), Config::default()),
+            apic: apic.clone(),
+            clock,
+            cpuid,
+            code: code.clone(),
+        })
+        .expect("a processor");
+        Self {
+            space,
+            vcpu,
+            apic,
+            code,
+            _apics: apics,
+        }
+    }
+
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        self.space.load().write(Gpa(at), bytes).expect("RAM");
+    }
+
+    pub fn read(&self, at: u64, bytes: &mut [u8]) {
+        self.space.load().read(Gpa(at), bytes).expect("RAM");
+    }
+}
+
+/// No device: all ones.
+pub struct Nothing;
+
+impl Io for Nothing {
+    fn mmio_read(&self, _: Gpa, data: &mut [u8]) -> Served {
+        data.fill(0xff);
+        Served::Done
+    }
+    fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
+        Served::Done
+    }
+    fn port_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn port_write(&self, _: u16, _: &[u8]) {}
+}
