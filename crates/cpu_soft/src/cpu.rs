@@ -507,7 +507,7 @@ impl Cpu {
         if changed & (rflags::AC | rflags::TF | rflags::VM | rflags::RF) != 0 {
             self.refresh_mode();
         }
-        if self.sys & rflags::IF != 0 && self.blocked {
+        if self.sys & rflags::IF != 0 && self.blocked || self.sys & rflags::RF != 0 {
             self.wake.want();
         }
     }
