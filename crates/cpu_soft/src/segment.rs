@@ -112,7 +112,12 @@ impl Cpu {
                 return Err(self.raise(Exception::with_error(vector, error)));
             }
             let at = descriptor.at.wrapping_add(8);
-            descriptor.high = self.system(|cpu| cpu.load::<4>(at))? as u32;
+            let high = self.system(|cpu| cpu.load::<8>(at))?;
+            if high >> 40 & 0x1f != 0 {
+                // Or the second half would pass for a descriptor (SDM vol. 3, 3.5.2).
+                return Err(self.gp(u32::from(selector & !3)));
+            }
+            descriptor.high = high as u32;
         }
         Ok(descriptor)
     }
@@ -261,6 +266,16 @@ impl Cpu {
         }
     }
 
+    /// The hidden part of LDTR or TR, whose base must be canonical.
+    fn system_segment(&mut self, descriptor: &Descriptor, selector: u16) -> Result<Segment, Trap> {
+        let segment = descriptor.segment(selector);
+        if self.canonical_at_most(segment.base) {
+            Ok(segment)
+        } else {
+            Err(self.gp(u32::from(selector & !3)))
+        }
+    }
+
     /// LLDT.
     pub fn load_ldt(&mut self, selector: u16) -> Result<(), Trap> {
         if selector & !3 == 0 {
@@ -281,7 +296,7 @@ impl Cpu {
         if !descriptor.is_present() {
             return Err(self.raise(Exception::with_error(vector::NP, error)));
         }
-        self.ldtr = descriptor.segment(selector);
+        self.ldtr = self.system_segment(&descriptor, selector)?;
         Ok(())
     }
 
@@ -299,9 +314,10 @@ impl Cpu {
         if !descriptor.is_present() {
             return Err(self.raise(Exception::with_error(vector::NP, error)));
         }
+        let task = self.system_segment(&descriptor, selector)?;
         let at = descriptor.at.wrapping_add(5);
         self.system(|cpu| cpu.rmw_locked::<1>(at, |_, byte| byte | 2))?;
-        self.tr = descriptor.segment(selector);
+        self.tr = task;
         self.tr.attr |= 2;
         Ok(())
     }
