@@ -104,7 +104,12 @@ fn flat(code: Segment, entry: u64) -> CpuState {
             base: GDT,
             limit: 6 * 8 - 1,
         },
-        idtr: DescriptorTable { base: 0, limit: 0 },
+        // As after reset (SDM vol. 3, table 10-1): a kernel that goes back to real mode finds the
+        // interrupt vectors at 0 without loading IDTR, as it does behind a BIOS.
+        idtr: DescriptorTable {
+            base: 0,
+            limit: 0xffff,
+        },
         ..CpuState::default()
     }
 }
@@ -143,6 +148,17 @@ mod tests {
         assert_eq!(descriptor(&CODE_32), 0x00cf_9b00_0000_ffff);
         assert_eq!(descriptor(&DATA_32), 0x00cf_9300_0000_ffff);
         assert_eq!(descriptor(&TASK_STATE), 0x0000_8b00_0000_0067);
+    }
+
+    #[test]
+    fn the_interrupt_table_is_the_one_of_reset() {
+        let memory = crate::tests::memory(4);
+        let reset = DescriptorTable {
+            base: 0,
+            limit: 0xffff,
+        };
+        assert_eq!(protected_mode(&memory, 0x10_0000).unwrap().idtr, reset);
+        assert_eq!(long_mode(&memory, 0x10_0000).unwrap().idtr, reset);
     }
 
     #[test]

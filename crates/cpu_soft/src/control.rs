@@ -295,8 +295,7 @@ impl Cpu {
     }
 
     fn canonical_value(&mut self, value: u64) -> Result<u64, Trap> {
-        let unused = if self.cr4 & cr4::LA57 != 0 { 7 } else { 16 };
-        if (value << unused) as i64 >> unused == value as i64 {
+        if self.canonical_at_most(value) {
             Ok(value)
         } else {
             Err(self.gp(0))

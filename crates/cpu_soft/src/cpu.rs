@@ -501,6 +501,15 @@ impl Cpu {
         (la << unused) as i64 >> unused == la as i64
     }
 
+    /// Tells whether a linear address is canonical at the greatest width that the processor has,
+    /// paged with four levels or five: so wide are the registers that hold one (GDTR, IDTR, LDTR,
+    /// TR, FS, GS, and those that are MSRs), and the operand of INVPCID (SDM vol. 1, 3.3.7.1).
+    pub fn canonical_at_most(&self, la: u64) -> bool {
+        let five_levels = self.cpuid.get(7, 0).ecx >> 16 & 1 != 0;
+        let unused = if five_levels { 7 } else { 16 };
+        (la << unused) as i64 >> unused == la as i64
+    }
+
     /// RFLAGS, whole.
     pub fn rflags(&self) -> u64 {
         self.sys & !rflags::STATUS | self.flags.get() | rflags::FIXED
@@ -515,7 +524,7 @@ impl Cpu {
         if changed & (rflags::AC | rflags::TF | rflags::VM | rflags::RF) != 0 {
             self.refresh_mode();
         }
-        if self.sys & rflags::IF != 0 && self.blocked {
+        if self.sys & rflags::IF != 0 && self.blocked || self.sys & rflags::RF != 0 {
             self.wake.want();
         }
     }

@@ -57,6 +57,8 @@ impl Cpu {
             let leave = if self.shadow || self.mode & mode::SINGLE != 0 {
                 self.step()
             } else {
+                // RF is about the next instruction only; without breakpoints it ends here.
+                self.sys &= !RF;
                 self.blocks()
             };
             match leave {
@@ -150,13 +152,16 @@ impl Cpu {
         if before & RF == 0 && !quiet && self.breakpoint_here() {
             return Leave::Fault;
         }
-        self.watch_hits = 0;
+        if !quiet {
+            self.watch_hits = 0;
+        }
         self.called = false;
         let leave = match self.find_single() {
             Ok(jump) => self.enter_block(jump),
             Err(Trap) => Leave::Fault,
         };
         if leave == Leave::Fault {
+            self.watch_hits = 0;
             return leave;
         }
         if before & RF != 0 {
@@ -168,8 +173,13 @@ impl Cpu {
         } else {
             0
         };
-        let hits = stepped | self.watch_hits;
-        if hits != 0 && !self.debug_shadow {
+        if self.debug_shadow {
+            // No step, and what a load of SS hit is held for one instruction, be it INT n: then the
+            // trap comes before the handler's first instruction (SDM vol. 3, 6.8.3).
+            return leave;
+        }
+        let hits = stepped | std::mem::take(&mut self.watch_hits);
+        if hits != 0 {
             // Only B0 to B3 are about this one; the rest is the handler's to clear (SDM vol. 3, 17.2.3).
             self.dr[6] = self.dr[6] & !0xf | hits;
             self.pending = Some(Exception::plain(vector::DB));

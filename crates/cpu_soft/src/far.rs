@@ -482,6 +482,10 @@ pub fn int(cpu: &mut Cpu, op: &Op) -> Leave {
     }
     let (start, after) = (cpu.rip_of(op), cpu.rip_after(op));
     let origin = if op.extra == PRIVILEGED {
+        // A debug trap that waits is part of this one.
+        if cpu.watch_hits != 0 {
+            cpu.dr[6] = cpu.dr[6] & !0xf | std::mem::take(&mut cpu.watch_hits);
+        }
         Origin::External
     } else {
         Origin::Software

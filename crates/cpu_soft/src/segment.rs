@@ -268,6 +268,16 @@ impl Cpu {
         }
     }
 
+    /// The hidden part of LDTR or TR, whose base must be canonical.
+    fn system_segment(&mut self, descriptor: &Descriptor, selector: u16) -> Result<Segment, Trap> {
+        let segment = descriptor.segment(selector);
+        if self.canonical_at_most(segment.base) {
+            Ok(segment)
+        } else {
+            Err(self.gp(u32::from(selector & !3)))
+        }
+    }
+
     /// LLDT.
     pub fn load_ldt(&mut self, selector: u16) -> Result<(), Trap> {
         if selector & !3 == 0 {
@@ -288,9 +298,7 @@ impl Cpu {
         if !descriptor.is_present() {
             return Err(self.raise(Exception::with_error(vector::NP, error)));
         }
-        let segment = descriptor.segment(selector);
-        self.check_base(&segment)?;
-        self.ldtr = segment;
+        self.ldtr = self.system_segment(&descriptor, selector)?;
         Ok(())
     }
 
@@ -308,20 +316,11 @@ impl Cpu {
         if !descriptor.is_present() {
             return Err(self.raise(Exception::with_error(vector::NP, error)));
         }
-        let segment = descriptor.segment(selector);
-        self.check_base(&segment)?;
+        let task = self.system_segment(&descriptor, selector)?;
         let at = descriptor.at.wrapping_add(5);
         self.system(|cpu| cpu.rmw_locked::<1>(at, |_, byte| byte | 2))?;
-        self.tr = segment;
+        self.tr = task;
         self.tr.attr |= 2;
-        Ok(())
-    }
-
-    /// The base of a task state or local table is canonical (SDM vol. 2, LLDT, LTR).
-    fn check_base(&mut self, segment: &Segment) -> Result<(), Trap> {
-        if self.long_mode() && !self.canonical(segment.base) {
-            return Err(self.gp(u32::from(segment.selector & !3)));
-        }
         Ok(())
     }
 

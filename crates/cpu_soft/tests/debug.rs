@@ -147,6 +147,60 @@ fn mov_to_ss_holds_a_step_back_for_one_instruction() {
 }
 
 #[test]
+fn rf_ends_with_the_next_instruction_when_no_breakpoint_is_armed_too() {
+    let set = breakpoint(CODE as u32 + 16, 0);
+    let mut state = protected();
+    state.rflags |= RF;
+    let (machine, end) = run(&state, &[&set[..], &[0x41]].concat());
+    assert_eq!(trapped(&machine, &end), (CODE + 16, NONE | 1));
+}
+
+/// Watches DATA, which holds a selector for SS, and loads SS from there.
+fn watched_load_of_ss() -> (CpuState, Vec<u8>) {
+    let load = [&[0x8e, 0x15][..], &DATA.to_le_bytes()].concat(); // mov ss, [DATA]
+    (protected(), [breakpoint(DATA, 0xf), load].concat())
+}
+
+/// The same as [`run`] for what [`watched_load_of_ss`] begins, with `last` behind it.
+fn run_watched(last: &[u8]) -> (Machine, End) {
+    let (mut state, code) = watched_load_of_ss();
+    let mut machine = Machine::new();
+    machine.gate(1, gate(CODE_0, HANDLER, 0xe, 0));
+    machine.gate(3, gate(CODE_0, HANDLER + 0x100, 0xe, 0));
+    machine.write(HANDLER, &[&[0x0f, 0x21, 0xf3][..], &END].concat());
+    machine.write(HANDLER + 0x100, &[&[0x90, 0x90][..], &END].concat());
+    machine.write(DATA.into(), &bare::DATA_0.to_le_bytes());
+    machine.write(CODE, &[&code, last, &END].concat());
+    state.idtr.limit = 4 * 8 - 1;
+    let end = machine.run(&state);
+    (machine, end)
+}
+
+#[test]
+fn a_data_breakpoint_on_a_load_of_ss_waits_for_the_next_instruction() {
+    let (machine, end) = run_watched(&[0x41, 0x41]); // inc ecx
+    assert_eq!(trapped(&machine, &end), (CODE + 23, NONE | 1));
+    assert_eq!(end.state.gpr[1], 1);
+}
+
+#[test]
+fn a_data_breakpoint_on_a_load_of_ss_survives_a_software_interrupt() {
+    let (machine, end) = run_watched(&[0xcc]);
+    // The trap comes before the first instruction of INT3's handler, on top of its frame.
+    assert_eq!((end.exception(), end.state.rip), ("6", HANDLER + 3));
+    assert_eq!(u64::from(machine.read_u32(STACK - 24)), HANDLER + 0x100);
+    assert_eq!(u64::from(machine.read_u32(STACK - 12)), CODE + 23);
+    assert_eq!(end.state.gpr[3] as u32, NONE | 1);
+}
+
+#[test]
+fn a_data_breakpoint_on_a_load_of_ss_and_int1_are_one_debug_exception() {
+    let (machine, end) = run_watched(&[0xf1]);
+    assert_eq!(trapped(&machine, &end), (CODE + 23, NONE | 1));
+    assert_eq!(end.state.gpr[4], STACK - 12);
+}
+
+#[test]
 fn general_detect_catches_the_access_and_lets_the_handler_go_on() {
     let code = [set_dr(7, 1 << 13), vec![0x0f, 0x21, 0xc1]].concat(); // mov ecx, dr0
     let (machine, end) = run(&protected(), &code);

@@ -337,6 +337,82 @@ fn what_is_canonical_depends_on_the_levels() {
 }
 
 #[test]
+fn registers_that_hold_addresses_are_as_wide_as_the_processor_can_page() {
+    // SDM vol. 1, 3.3.7.1: whatever CR4.LA57 says, and without five levels 48 bits.
+    // wrmsr; wrgsbase rax; lgdt [rdi]; lidt [rdi]; invpcid rsi, [rdi - 6]
+    let codes: [&[u8]; 5] = [
+        &[0x0f, 0x30],
+        &[0xf3, 0x48, 0x0f, 0xae, 0xd8],
+        &[0x0f, 0x01, 0x17],
+        &[0x0f, 0x01, 0x1f],
+        &[0x66, 0x0f, 0x38, 0x82, 0x77, 0xfa],
+    ];
+    let wide = model::maximal(0, 1);
+    let narrow = model::x86_64_v2(0, 1);
+    for (table, address, good) in [
+        (&wide, 0x00aa_aaaa_aaaa_aaaa_u64, true),
+        (&wide, 0x01aa_aaaa_aaaa_aaaa, false),
+        (&narrow, 0x0000_7aaa_aaaa_aaaa, true),
+        (&narrow, 0x00aa_aaaa_aaaa_aaaa, false),
+    ] {
+        for code in codes {
+            let mut machine = Machine::with_model(table.clone());
+            let mut state = long(&machine, false);
+            state.cr4 = cr4::PAE | cr4::FSGSBASE;
+            // For WRMSR, LSTAR. In memory the address ends a table, and INVPCID's descriptor.
+            state.gpr[1] = 0xc000_0082;
+            state.gpr[0] = address;
+            state.gpr[2] = address >> 32;
+            state.gpr[7] = AREA;
+            machine.write(AREA + 2, &address.to_le_bytes());
+            let end = run_in(&mut machine, &state, &[code]);
+            let expected = if good { "6" } else { "13(0x0)" };
+            assert_eq!(end.exception(), expected, "{code:x?} with {address:#x}");
+        }
+    }
+}
+
+#[test]
+fn invpcid_refuses_reserved_bits_of_its_descriptor_whatever_its_type() {
+    // SDM vol. 2, INVPCID: bits 12 to 63.
+    for kind in 0..4 {
+        for (pcid, good) in [(0u64, true), (1 << 12, false), (1 << 63, false)] {
+            let mut machine = machine();
+            let mut state = long(&machine, false);
+            state.gpr[6] = kind;
+            state.gpr[7] = AREA;
+            machine.write(AREA, &pcid.to_le_bytes());
+            // invpcid rsi, [rdi]
+            let end = run_in(&mut machine, &state, &[&[0x66, 0x0f, 0x38, 0x82, 0x37]]);
+            let expected = if good { "6" } else { "13(0x0)" };
+            assert_eq!(end.exception(), expected, "type {kind}, {pcid:#x}");
+        }
+    }
+}
+
+#[test]
+fn the_second_half_of_a_system_descriptor_is_checked() {
+    // SDM vol. 3, 3.5.2: bits 8 to 12 of its second word are zero, and the base is canonical.
+    let table = [
+        (0u64, "6"),
+        (0x00aa_aaaa, "6"),
+        (0x01aa_aaaa, "13(0x40)"),
+        (1 << 40, "13(0x40)"),
+    ];
+    for (second, expected) in table {
+        for (kind, code) in [(2u64, [0x0f, 0x00, 0xd0]), (9, [0x0f, 0x00, 0xd8])] {
+            let mut machine = machine(); // lldt ax; ltr ax
+            let mut state = long(&machine, false);
+            machine.descriptor(0x40, bare::system(0, 0x67, kind, 0));
+            machine.descriptor(0x48, second);
+            state.gpr[0] = 0x40;
+            let end = run_in(&mut machine, &state, &[&code]);
+            assert_eq!(end.exception(), expected, "type {kind}, {second:#x}");
+        }
+    }
+}
+
+#[test]
 fn la57_cannot_change_in_ia_32e_mode() {
     let mut machine = machine();
     let state = long(&machine, false);

@@ -170,7 +170,7 @@ pub fn wr_base<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
         return cpu.fault(op);
     }
     let base = cpu.regs.get::<N>(op.a);
-    if !cpu.canonical(base) {
+    if !cpu.canonical_at_most(base) {
         cpu.gp(0);
         return cpu.fault(op);
     }
@@ -326,7 +326,7 @@ pub fn load_table(cpu: &mut Cpu, op: &Op) -> Leave {
     if op.b == 2 && len == 6 {
         base &= 0xff_ffff;
     }
-    if len == 10 && !cpu.canonical(base) {
+    if len == 10 && !cpu.canonical_at_most(base) {
         cpu.gp(0);
         return cpu.fault(op);
     }
@@ -433,8 +433,8 @@ pub fn invpcid<const N: usize>(cpu: &mut Cpu, op: &Op) -> Leave {
     let kind = cpu.regs.get::<N>(op.a);
     let pcid = ok!(cpu, op, cpu.load::<8>(la));
     let address = ok!(cpu, op, cpu.load::<8>(la.wrapping_add(8)));
-    let one = kind < 2 && (pcid >> 12 != 0 || pcid != 0 && cpu.cr4 & cr4::PCIDE == 0);
-    if kind > 3 || one || kind == 0 && !cpu.canonical(address) {
+    let reserved = pcid >> 12 != 0 || kind < 2 && pcid != 0 && cpu.cr4 & cr4::PCIDE == 0;
+    if kind > 3 || reserved || kind == 0 && !cpu.canonical_at_most(address) {
         cpu.gp(0);
         return cpu.fault(op);
     }
