@@ -246,12 +246,14 @@ impl Cpu {
         self.refresh_mode();
     }
 
-    /// After a switch to an outer level, data segments of inner levels are made unusable.
+    /// After a switch to an outer level, data segments of inner levels are made unusable, and a null
+    /// selector loses its RPL: its descriptor counts as one of level 0 (SDM vol. 2, IRET).
     pub fn drop_inner_segments(&mut self) {
         for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
             let segment = self.seg[index];
             let conforming = segment.attr & 0x1c == 0x1c;
-            if segment.attr & Segment::P != 0 && !conforming && segment.dpl() < self.cpl {
+            let null = segment.attr & Segment::P == 0;
+            if null || !conforming && segment.dpl() < self.cpl {
                 let base = if self.long_mode() && index >= seg::FS {
                     segment.base
                 } else {

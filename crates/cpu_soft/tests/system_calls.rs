@@ -80,6 +80,11 @@ fn words<const N: usize>(machine: &Machine, at: u64) -> [u64; N] {
     std::array::from_fn(|i| u64::from_le_bytes(machine.read(at + 8 * i as u64)))
 }
 
+/// What IRETQ takes, below [`STACK`].
+fn push_frame(machine: &Machine, words: [u64; 5]) {
+    machine.write(STACK - 40, &words.map(u64::to_le_bytes).concat());
+}
+
 fn wrmsr(number: u32, value: u64) -> Vec<u8> {
     let [low, high] = [value as u32, (value >> 32) as u32].map(u32::to_le_bytes);
     let number = number.to_le_bytes();
@@ -107,8 +112,7 @@ fn with_msrs(msrs: &[(u32, u64)], state: &mut CpuState, machine: &Machine, cs: u
     machine.write(CODE, &set);
     machine.write(USER, &[code, &END].concat());
     let frame = [USER, cs.into(), FIXED | IF | DF | AC, STACK, DATA_3.into()];
-    let frame: Vec<u8> = frame.iter().flat_map(|w| w.to_le_bytes()).collect();
-    machine.write(STACK - 40, &frame);
+    push_frame(machine, frame);
     state.gpr[4] = STACK - 40;
 }
 
@@ -310,8 +314,7 @@ fn go_back(code: &[u8], frame: [u64; 5]) -> End {
     let mut machine = machine();
     let mut state = long(&machine, 0);
     state.gpr[4] = STACK - 40;
-    let frame: Vec<u8> = frame.iter().flat_map(|w| w.to_le_bytes()).collect();
-    machine.write(STACK - 40, &frame);
+    push_frame(&machine, frame);
     run(&mut machine, &state, code)
 }
 
@@ -437,8 +440,7 @@ fn iret_at_level_3_leaves_iopl_and_if_alone() {
         STACK,
         DATA_3.into(),
     ];
-    let frame: Vec<u8> = frame.iter().flat_map(|w| w.to_le_bytes()).collect();
-    machine.write(STACK - 40, &frame);
+    push_frame(&machine, frame);
     let end = run(&mut machine, &state, &[0x48, 0xcf]);
     assert_eq!((end.exception(), end.state.rflags), ("6", FIXED | AC));
 }
@@ -452,6 +454,26 @@ fn iret_to_an_outer_level_takes_away_what_it_may_not_have() {
         assert_eq!(end.state.seg[index].selector, 0);
         assert_eq!(end.state.seg[index].attr & Segment::P, 0);
     }
+}
+
+#[test]
+fn iret_to_an_outer_level_takes_the_rpl_of_null_selectors_and_no_base() {
+    let mut machine = machine();
+    let mut state = long(&machine, 0);
+    let null = |base| Segment {
+        selector: 3,
+        base,
+        ..Segment::default()
+    };
+    state.seg[seg::DS] = null(0);
+    state.seg[seg::FS] = null(0x1234_5000);
+    state.gpr[4] = STACK - 40;
+    let frame = [TARGET, LONG_3.into(), FIXED, STACK, DATA_3.into()];
+    push_frame(&machine, frame);
+    let end = run(&mut machine, &state, &[0x48, 0xcf]);
+    assert_eq!(end.state.seg[seg::DS].selector, 0, "{end:?}");
+    assert_eq!(end.state.seg[seg::FS].selector, 0);
+    assert_eq!(end.state.seg[seg::FS].base, 0x1234_5000);
 }
 
 #[test]
@@ -516,8 +538,7 @@ fn a_fault_while_a_descriptor_is_marked_leaves_every_register_as_it_was() {
             0xcf => [TARGET, LONG_3.into(), FIXED, STACK, DATA_3.into()],
             _ => [TARGET, LONG_3.into(), STACK, DATA_3.into(), 0],
         };
-        let frame: Vec<u8> = frame.iter().flat_map(|w| w.to_le_bytes()).collect();
-        machine.write(STACK - 40, &frame);
+        push_frame(&machine, frame);
         let end = run(&mut machine, &state, code);
         assert_eq!(end.exception(), "#PF(0x3) at 0x200035", "{code:x?}");
         assert_eq!(end.state.seg, state.seg, "{code:x?}");
@@ -530,8 +551,7 @@ fn a_step_out_of_a_handler_traps_behind_its_first_instruction() {
     let mut machine = machine();
     let mut state = long(&machine, 0);
     let frame = [TARGET, LONG_0.into(), FIXED | TF, STACK, DATA_0.into()];
-    let frame: Vec<u8> = frame.iter().flat_map(|w| w.to_le_bytes()).collect();
-    machine.write(STACK - 40, &frame);
+    push_frame(&machine, frame);
     machine.write(TARGET, &[0x90, 0x90, 0x90]);
     state.gpr[4] = STACK - 40;
     let end = run(&mut machine, &state, &[0x48, 0xcf]);
