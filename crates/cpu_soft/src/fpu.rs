@@ -17,6 +17,18 @@ pub const MXCSR: usize = 24;
 pub const XMM: usize = 160;
 /// Bits of MXCSR that may be set.
 pub const MXCSR_MASK: u32 = 0xffff;
+/// Bits of MXCSR (SDM vol. 1, 10.2.3).
+pub mod mxcsr {
+    /// All exception flags; their masks are 7 bits above.
+    pub const FLAGS: u32 = 0x3f;
+    /// Invalid operation, denormal operand, division by zero: what operands alone raise.
+    pub const OPERANDS: u32 = 7;
+    /// Underflow.
+    pub const UE: u32 = 1 << 4;
+    /// Tiny results are flushed to zero.
+    pub const FZ: u32 = 1 << 15;
+}
+
 /// MXCSR with all exceptions masked: its value after reset, and this program's own.
 pub const MXCSR_DEFAULT: u32 = 0x1f80;
 

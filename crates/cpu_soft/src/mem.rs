@@ -309,7 +309,8 @@ impl Cpu {
         if self.class != Class::Uncached || !self.alignment_checks() {
             return Ok(());
         }
-        if la & (alignment(len) - 1) == 0 || !self.canonical(la) {
+        let last = la.wrapping_add(len as u64 - 1);
+        if la & (alignment(len) - 1) == 0 || !self.canonical(la) || !self.canonical(last) {
             return Ok(());
         }
         Err(self.raise(Exception::with_error(vector::AC, 0)))

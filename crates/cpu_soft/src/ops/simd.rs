@@ -5,7 +5,7 @@ use umbra_x86::{Exception, vector};
 
 use super::ok;
 use crate::cpu::{Cpu, Trap};
-use crate::fpu::{FxArea, MXCSR_DEFAULT, MXCSR_MASK};
+use crate::fpu::{FxArea, MXCSR_DEFAULT, MXCSR_MASK, mxcsr};
 use crate::native::{Frame, Plan, Stub, Unit};
 use crate::op::{Handler, Leave, Op, next};
 
@@ -176,40 +176,90 @@ fn sized_address(cpu: &mut Cpu, op: &Op, len: usize, writes: bool) -> Result<u64
     cpu.ea_sized(op, len, if writes { Write } else { Read })
 }
 
-/// Calls a stub with the guest's rounding and masks, then raises what is not masked.
+/// Calls a stub with the guest's rounding, and raises what is not masked.
 fn float_call(cpu: &mut Cpu, op: &Op, memory: &mut Buffer) -> Result<(), Trap> {
     let mxcsr = cpu.fx.mxcsr();
-    let mut frame = Frame {
-        mxcsr: mxcsr & !0x3f | MXCSR_DEFAULT,
+    let unmasked = !mxcsr >> 7 & mxcsr::FLAGS;
+    if unmasked != 0 && op.extra & flag::FLOAT != 0 {
+        return float_call_unmasked(cpu, op, memory, unmasked);
+    }
+    let mut frame = frame(cpu, mxcsr);
+    cpu.call(stub_of(op), memory, &mut frame);
+    let raised = match op.extra & flag::FLOAT {
+        0 => 0,
+        _ => frame.mxcsr & mxcsr::FLAGS,
+    };
+    // A stub that saves the whole image leaves its own MXCSR there.
+    cpu.fx.set_mxcsr(mxcsr | raised);
+    finish(cpu, op, &frame);
+    Ok(())
+}
+
+/// What a stub gets: `mxcsr` with all exceptions masked and no flag set.
+fn frame(cpu: &Cpu, mxcsr: u32) -> Frame {
+    Frame {
+        mxcsr: mxcsr & !mxcsr::FLAGS | MXCSR_DEFAULT,
         host_mxcsr: MXCSR_DEFAULT,
         flags: cpu.flags.get() | 2,
-    };
-    let unmasked = !mxcsr >> 7 & 0x3f;
-    let before = (unmasked != 0 && op.extra & flag::FLOAT != 0)
-        .then(|| (FxArea::clone(&cpu.fx), cpu.regs.clone()));
-    cpu.call(stub_of(op), memory, &mut frame);
-    let raised = if op.extra & flag::FLOAT != 0 {
-        frame.mxcsr & 0x3f
-    } else {
-        0
-    };
-    if let Some((fx, regs)) = before.filter(|_| raised & unmasked != 0) {
-        // The destination keeps its value, the flags say why (SDM vol. 1, 11.5.2).
-        *cpu.fx = fx;
-        cpu.regs = regs;
-        cpu.fx.set_mxcsr(mxcsr | raised);
-        let vector = if cpu.cr4 & umbra_x86::cr4::OSXMMEXCPT != 0 {
-            vector::XM
-        } else {
-            vector::UD
-        };
-        return Err(cpu.raise(Exception::plain(vector)));
     }
-    cpu.fx.set_mxcsr(mxcsr | raised);
+}
+
+fn finish(cpu: &mut Cpu, op: &Op, frame: &Frame) {
     if op.extra & flag::FLAGS != 0 {
         cpu.flags.set(frame.flags);
     }
-    Ok(())
+}
+
+/// [`float_call`] where some exceptions are not masked: the stub runs with all masked, and what it
+/// leaves in MXCSR tells what would have been raised (SDM vol. 1, 11.5.2 and 11.5.3).
+///
+/// An underflow that is not masked needs no loss of precision, and knows no flushing to zero
+/// (10.2.3.3). Flushing reports just that: each tiny result. How precise it was, a second call
+/// without it tells.
+#[cold]
+fn float_call_unmasked(
+    cpu: &mut Cpu,
+    op: &Op,
+    memory: &mut Buffer,
+    unmasked: u32,
+) -> Result<(), Trap> {
+    let mxcsr = cpu.fx.mxcsr();
+    let (fx, regs) = (FxArea::clone(&cpu.fx), cpu.regs.clone());
+    let underflow = unmasked & mxcsr::UE != 0;
+    let flushing = if underflow {
+        mxcsr::FZ
+    } else {
+        mxcsr & mxcsr::FZ
+    };
+    let mut first = frame(cpu, mxcsr | flushing);
+    cpu.call(stub_of(op), memory, &mut first);
+    let mut raised = first.mxcsr & mxcsr::FLAGS;
+    if raised & unmasked == 0 {
+        cpu.fx.set_mxcsr(mxcsr | raised);
+        finish(cpu, op, &first);
+        return Ok(());
+    }
+    // The destination keeps its value, the flags say why.
+    *cpu.fx = fx.clone();
+    cpu.regs = regs.clone();
+    if underflow && raised & mxcsr::UE != 0 {
+        let mut again = frame(cpu, mxcsr & !mxcsr::FZ);
+        cpu.call(stub_of(op), memory, &mut again);
+        *cpu.fx = fx;
+        cpu.regs = regs;
+        raised = again.mxcsr & mxcsr::FLAGS | mxcsr::UE;
+    }
+    if raised & unmasked & mxcsr::OPERANDS != 0 {
+        // Found before anything is computed.
+        raised &= mxcsr::OPERANDS;
+    }
+    cpu.fx.set_mxcsr(mxcsr | raised);
+    let vector = if cpu.cr4 & umbra_x86::cr4::OSXMMEXCPT != 0 {
+        vector::XM
+    } else {
+        vector::UD
+    };
+    Err(cpu.raise(Exception::plain(vector)))
 }
 
 /// FWAIT.

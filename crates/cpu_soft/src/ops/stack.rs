@@ -54,7 +54,7 @@ impl Cpu {
         let pointer = self.regs.r(RSP).wrapping_sub(N as u64);
         let la = self.stack_address(pointer, N, Write)?;
         self.store::<N>(la, value)
-            .map_err(|t| self.stack_trap(la, t))?;
+            .map_err(|t| self.stack_trap::<N>(la, t))?;
         self.set_stack(pointer);
         Ok(())
     }
@@ -64,7 +64,7 @@ impl Cpu {
     pub fn peek<const N: usize>(&mut self, distance: u64) -> Result<u64, Trap> {
         let pointer = self.regs.r(RSP).wrapping_add(distance);
         let la = self.stack_address(pointer, N, Read)?;
-        self.load::<N>(la).map_err(|t| self.stack_trap(la, t))
+        self.load::<N>(la).map_err(|t| self.stack_trap::<N>(la, t))
     }
 
     /// Pushes in 64-bit and flat code when the stack's page is cached; tells whether it did.
@@ -102,10 +102,11 @@ impl Cpu {
         self.set_stack(pointer);
     }
 
-    /// A non-canonical stack address raises #SS, not #GP.
+    /// A stack address of which any byte is not canonical raises #SS, not #GP.
     #[cold]
-    fn stack_trap(&mut self, la: u64, trap: Trap) -> Trap {
-        if !self.canonical(la) {
+    fn stack_trap<const N: usize>(&mut self, la: u64, trap: Trap) -> Trap {
+        let last = la.wrapping_add(N as u64 - 1);
+        if !self.canonical(la) || !self.canonical(last) {
             use umbra_x86::{Exception, vector};
             return self.raise(Exception::with_error(vector::SS, 0));
         }

@@ -150,7 +150,20 @@ impl Maker<'_> {
 
     fn put(&mut self, insn: Instruction) {
         let skip = 1 + self.random.below(4) as usize;
-        self.steps.push(Step { insn, skip });
+        self.steps.push(Step {
+            insn,
+            skip,
+            joined: false,
+        });
+    }
+
+    /// Puts an instruction whose address, or what makes it, comes from the step before.
+    fn join(&mut self, insn: Instruction, skip: usize) {
+        self.steps.push(Step {
+            insn,
+            skip,
+            joined: true,
+        });
     }
 
     /// Adds an instruction, with what prepares its operands; nothing if there is no way.
@@ -234,7 +247,10 @@ impl Maker<'_> {
     }
 
     fn by_hand(&mut self) {
-        match self.random.below(5) {
+        match self.random.below(9) {
+            5..7 => self.indirect(),
+            7 => self.astray(),
+            8 => self.control(),
             0 => {
                 self.point(Register::RBX);
                 let memory = MemoryOperand::with_base_index(Register::RBX, Register::AL);
@@ -257,6 +273,102 @@ impl Maker<'_> {
                 self.put(Instruction::with2(Code::Enterq_imm16_imm8, size, level).expect("valid"));
             }
         }
+    }
+
+    /// A register that may hold anything.
+    fn free(&mut self) -> Register {
+        loop {
+            let register = self.number(Register::RAX, 12);
+            if !matches!(register.number(), 4 | 5) {
+                return register;
+            }
+        }
+    }
+
+    /// Eight aligned bytes, mostly in the memory.
+    fn place(&mut self) -> MemoryOperand {
+        let base = self.pointer();
+        let target = self.target(true) & !7;
+        let displacement = target.wrapping_sub(self.gpr[base.number()]) as i64;
+        MemoryOperand::with_base_displ(base, displacement)
+    }
+
+    /// A jump, call or return to an address that an instruction before it made.
+    fn indirect(&mut self) {
+        let register = self.free();
+        let skip = self.random.below(4) as usize;
+        let here = MemoryOperand::with_base_displ(Register::RIP, 1);
+        let lea = Instruction::with2(Code::Lea_r64_m, register, here).expect("valid");
+        let way = self.random.below(6);
+        let mut steps = Vec::new();
+        match way {
+            0 | 1 => {
+                let code = [Code::Jmp_rm64, Code::Call_rm64][way as usize];
+                steps.push(Instruction::with1(code, register).expect("valid"));
+            }
+            2 | 3 => {
+                let place = self.place();
+                steps.push(Instruction::with2(Code::Mov_rm64_r64, place, register).expect("valid"));
+                let code = [Code::Jmp_rm64, Code::Call_rm64][way as usize - 2];
+                steps.push(Instruction::with1(code, place).expect("valid"));
+            }
+            _ => {
+                steps.push(Instruction::with1(Code::Push_r64, register).expect("valid"));
+                let release = 8 * self.random.below(4) as i32;
+                steps.push(match way {
+                    4 => Instruction::with(Code::Retnq),
+                    _ => Instruction::with1(Code::Retnq_imm16, release).expect("valid"),
+                });
+            }
+        }
+        let mut left = steps.len();
+        self.steps.push(Step {
+            insn: lea,
+            skip: skip + left,
+            joined: false,
+        });
+        for step in steps {
+            left -= 1;
+            self.join(step, skip + left);
+        }
+    }
+
+    /// A jump or return to where no code is.
+    fn astray(&mut self) {
+        let register = self.free();
+        let target = match self.random.below(3) {
+            0 => MEMORY + self.random.below(MEMORY_LEN as u64),
+            1 => self.random.next() >> 18 & !0xfff,
+            _ => super::CODE - 1 - self.random.below(0x100),
+        };
+        self.put(Instruction::with2(Code::Mov_r64_imm64, register, target).expect("valid"));
+        if self.random.once_in(2) {
+            self.join(
+                Instruction::with1(Code::Jmp_rm64, register).expect("valid"),
+                0,
+            );
+        } else {
+            self.join(
+                Instruction::with1(Code::Push_r64, register).expect("valid"),
+                0,
+            );
+            self.join(Instruction::with(Code::Retnq), 0);
+        }
+    }
+
+    /// MXCSR with some exceptions open, flags set already, another rounding, or tiny numbers as zero.
+    fn control(&mut self) {
+        let mut value = 0x1f80 | self.random.next() as u32 & 0xe07f;
+        if self.random.once_in(2) {
+            value &= !(1 << (7 + self.random.below(6)));
+        }
+        let place = self.place();
+        let value = value as i32;
+        self.put(Instruction::with2(Code::Mov_rm32_imm32, place, value).expect("valid"));
+        self.join(
+            Instruction::with1(Code::Ldmxcsr_m32, place).expect("valid"),
+            0,
+        );
     }
 
     /// A dividend that a divisor of the same size mostly takes.

@@ -221,7 +221,8 @@ fn kernel() -> CpuState {
         tr: Segment {
             selector: 0x40,
             base: KERNEL + TASK,
-            limit: 0x67,
+            // It ends before it says where a map of ports is: there are none.
+            limit: 0x66,
             attr: 0xb | Segment::P,
         },
         ..CpuState::default()

@@ -13,7 +13,7 @@ pub mod guest;
 pub mod host;
 pub mod shrink;
 
-use iced_x86::{Encoder, Instruction, Mnemonic, OpKind, RflagsBits};
+use iced_x86::{Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
 pub const CODE: u64 = 0x4000_0000;
 pub const CODE_LEN: usize = 0x2000;
@@ -24,11 +24,14 @@ pub const WINDOW: u64 = CODE + 0xe00;
 pub const WINDOW_LEN: usize = 0x400;
 pub const INT3: u8 = 0xcc;
 
-/// An instruction; if it is a branch, how many of the following it may skip.
+/// An instruction; if it names another one, how many of the following that skips.
 #[derive(Clone)]
 pub struct Step {
     pub insn: Instruction,
     pub skip: usize,
+    /// Means something only behind the step before it: nothing goes here from elsewhere, or a
+    /// sequence might go in circles.
+    pub joined: bool,
 }
 
 /// State before, and the sequence.
@@ -61,11 +64,40 @@ pub struct Code {
     pub at: Vec<u64>,
 }
 
-pub fn is_branch(insn: &Instruction) -> bool {
+/// Whether the instruction goes to where its step says: at once, or by a register, a word in memory
+/// or on the stack that a step before it made.
+fn goes(insn: &Instruction) -> bool {
+    use FlowControl::*;
+    !matches!(insn.flow_control(), Next | Exception | Interrupt)
+}
+
+/// Whether the bytes of the instruction tell where its step goes.
+fn names(insn: &Instruction) -> bool {
+    is_near(insn) || insn.memory_base() == Register::RIP
+}
+
+fn is_near(insn: &Instruction) -> bool {
     insn.op_count() > 0 && insn.op0_kind() == OpKind::NearBranch64
 }
 
+/// Lets the instruction name the code at `target`.
+fn aim(insn: &mut Instruction, target: u64) {
+    if is_near(insn) {
+        insn.set_near_branch64(target);
+    } else {
+        insn.set_memory_displacement64(target);
+    }
+}
+
 impl Case {
+    /// The step that step `i` goes to, or makes the address of.
+    fn target(&self, i: usize) -> usize {
+        let far = i + 1 + self.steps[i].skip;
+        (far..self.steps.len())
+            .find(|t| !self.steps[*t].joined)
+            .unwrap_or(self.steps.len())
+    }
+
     /// Lays the sequence out; `None` where some branch does not reach that far.
     pub fn code(&self) -> Option<Code> {
         let mut at = vec![self.start];
@@ -73,16 +105,16 @@ impl Case {
         for step in &self.steps {
             let mut insn = step.insn;
             let here = at[at.len() - 1];
-            if is_branch(&insn) {
-                insn.set_near_branch64(here);
+            if names(&insn) {
+                aim(&mut insn, here);
             }
             at.push(here + encoder.encode(&insn, here).ok()? as u64);
         }
         let mut encoder = Encoder::new(64);
         for (i, step) in self.steps.iter().enumerate() {
             let mut insn = step.insn;
-            if is_branch(&insn) {
-                insn.set_near_branch64(at[(i + 1 + step.skip).min(self.steps.len())]);
+            if names(&insn) {
+                aim(&mut insn, at[self.target(i)]);
             }
             encoder.encode(&insn, at[i]).ok()?;
         }
@@ -107,8 +139,8 @@ impl Case {
             };
             let after = kept | flags(insn.rflags_undefined());
             before[i + 1] |= after;
-            if is_branch(insn) {
-                before[(i + 1 + step.skip).min(count)] |= after;
+            if goes(insn) {
+                before[self.target(i)] |= after;
             }
         }
         Some(before)

@@ -2,6 +2,14 @@
 
 use super::Case;
 
+/// The steps from `at`, with all that make sense only together.
+fn whole(case: &Case, at: usize, len: usize) -> std::ops::Range<usize> {
+    let alone = |i: &usize| case.steps.get(*i).is_none_or(|step| !step.joined);
+    let from = (0..=at).rev().find(alone).unwrap_or(0);
+    let to = case.steps.len().min(at + len);
+    from..(to..).find(alone).unwrap_or(to)
+}
+
 /// Drops instructions, and simplifies what is around them, while `differs` says that the difference
 /// is still there.
 pub fn shrink(mut case: Case, mut differs: impl FnMut(&Case) -> bool) -> Case {
@@ -11,8 +19,7 @@ pub fn shrink(mut case: Case, mut differs: impl FnMut(&Case) -> bool) -> Case {
             let mut at = 0;
             while at < case.steps.len() {
                 let mut smaller = case.clone();
-                let end = smaller.steps.len().min(at + len);
-                smaller.steps.drain(at..end);
+                smaller.steps.drain(whole(&case, at, len));
                 if differs(&smaller) {
                     case = smaller;
                 } else {
