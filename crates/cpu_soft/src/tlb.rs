@@ -138,9 +138,48 @@ pub struct Ctx {
     key: Option<Key>,
     /// The MMU's epoch when the context was last known to agree with it.
     pub epoch: u64,
-    /// Holds a translation of a page larger than 4 KiB.
-    large: bool,
+    /// Gigabytes with data translations of pages larger than 4 KiB.
+    large_data: Filter<1>,
+    /// Gigabytes with code in pages larger than 4 KiB.
+    large_code: Filter<1>,
+    /// Pages that jumps lead to.
+    code: Filter<16>,
     stamp: u64,
+}
+
+/// A set of numbers that may hold more than was put in: what it lacks needs no search. INVLPG is
+/// most often about pages of data, and would look through thousands of jumps for nothing.
+#[derive(Clone, Copy)]
+struct Filter<const WORDS: usize>([u64; WORDS]);
+
+impl<const WORDS: usize> Filter<WORDS> {
+    const EMPTY: Self = Self([0; WORDS]);
+
+    /// Word and bit for `number`.
+    #[inline(always)]
+    fn place(number: u64) -> (usize, u64) {
+        let hash = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        ((hash >> 6) as usize % WORDS, 1 << (hash & 63))
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, number: u64) {
+        let (word, bit) = Self::place(number);
+        self.0[word] |= bit;
+    }
+
+    fn may_have(&self, number: u64) -> bool {
+        let (word, bit) = Self::place(number);
+        self.0[word] & bit != 0
+    }
+
+    /// Takes `number` out, unless one of those that are left has the same place.
+    fn remove(&mut self, number: u64, mut left: impl Iterator<Item = u64>) {
+        let place = Self::place(number);
+        if left.all(|other| Self::place(other) != place) {
+            self.0[place.0] &= !place.1;
+        }
+    }
 }
 
 impl Ctx {
@@ -151,7 +190,9 @@ impl Ctx {
             fetches: [NO_FETCH; FETCHES],
             key: None,
             epoch: 0,
-            large: false,
+            large_data: Filter::EMPTY,
+            large_code: Filter::EMPTY,
+            code: Filter::EMPTY,
             stamp: 0,
         }
     }
@@ -164,7 +205,9 @@ impl Ctx {
 
     /// Puts a data translation in.
     pub fn fill(&mut self, la: u64, entry: Entry) {
-        self.large |= entry.gpa & LARGE != 0;
+        if entry.gpa & LARGE != 0 {
+            self.large_data.insert(la >> 30);
+        }
         let slot = &mut self.entries[slot(la)];
         *slot = Entry {
             read: if entry.read == 0 { NONE } else { la & !0xfff },
@@ -182,7 +225,9 @@ impl Ctx {
 
     /// Puts a fetch translation in.
     pub fn fill_fetch(&mut self, la: u64, gpa: u64, host: u64) {
-        self.large |= gpa & LARGE != 0;
+        if gpa & LARGE != 0 {
+            self.large_code.insert(la >> 30);
+        }
         self.fetches[(la >> 12) as usize % FETCHES] = Fetch {
             page: la & !0xfff,
             gpa,
@@ -198,6 +243,7 @@ impl Ctx {
 
     /// Remembers the block at `rip`.
     pub fn set_jump(&mut self, rip: u64, jump: Jump) {
+        self.code.insert(rip >> 12);
         self.jumps[jump_index(rip)] = jump;
     }
 
@@ -206,7 +252,9 @@ impl Ctx {
         self.entries.fill(EMPTY);
         self.jumps.fill(NO_JUMP);
         self.fetches.fill(NO_FETCH);
-        self.large = false;
+        self.large_data = Filter::EMPTY;
+        self.large_code = Filter::EMPTY;
+        self.code = Filter::EMPTY;
     }
 
     /// Drops what a CR3 load drops: all but global translations.
@@ -233,44 +281,72 @@ impl Ctx {
     /// Drops what INVLPG of `la` drops. A larger page has at most 1 GiB, so its pieces are looked
     /// for in the same gigabyte.
     fn drop_page(&mut self, la: u64) {
-        let page = la & !0xfff;
-        let near = |other: u64| (other ^ la) >> 30 == 0;
-        if !self.large {
-            let entry = &mut self.entries[slot(la)];
-            if entry.read == page || entry.write == page {
+        let (page, gigabyte) = (la & !0xfff, la >> 30);
+        let entry = &mut self.entries[slot(la)];
+        if entry.read == page || entry.write == page {
+            *entry = EMPTY;
+        }
+        let fetch = &mut self.fetches[(la >> 12) as usize % FETCHES];
+        if fetch.page == page {
+            *fetch = NO_FETCH;
+        }
+        if self.large_data.may_have(gigabyte) {
+            self.drop_large_data(gigabyte);
+        }
+        if self.large_code.may_have(gigabyte) {
+            self.drop_code(gigabyte);
+        } else if self.code.may_have(la >> 12) {
+            self.drop_jumps(|rip| rip >> 12 == la >> 12);
+            let left = targets(&self.jumps);
+            self.code.remove(la >> 12, left.map(|rip| rip >> 12));
+        }
+    }
+
+    fn drop_large_data(&mut self, gigabyte: u64) {
+        for entry in self.entries.iter_mut().filter(|e| e.gpa & LARGE != 0) {
+            if entry.page() >> 30 == gigabyte {
                 *entry = EMPTY;
             }
-            let fetch = &mut self.fetches[(la >> 12) as usize % FETCHES];
-            if fetch.page == page {
-                *fetch = NO_FETCH;
-            }
-            self.jumps
-                .iter_mut()
-                .filter(|j| j.rip() & !0xfff == page)
-                .for_each(|j| *j = NO_JUMP);
-            return;
         }
-        for entry in &mut self.entries {
-            let tag = if entry.read == NONE {
-                entry.write
-            } else {
-                entry.read
-            };
-            if tag == page || entry.gpa & LARGE != 0 && near(tag) {
-                *entry = EMPTY;
-            }
-        }
+        let left = self.entries.iter().filter(|e| e.gpa & LARGE != 0);
+        let left = left.map(|e| e.page() >> 30);
+        self.large_data.remove(gigabyte, left);
+    }
+
+    /// Drops the code of a gigabyte, whatever its pages: a jump outlives the fetch translation that
+    /// it was found by, and does not say how large its page was.
+    fn drop_code(&mut self, gigabyte: u64) {
         for fetch in &mut self.fetches {
-            if fetch.page == page || fetch.gpa & LARGE != 0 && near(fetch.page) {
+            if fetch.gpa & LARGE != 0 && fetch.page >> 30 == gigabyte {
                 *fetch = NO_FETCH;
             }
         }
-        // A jump outlives the fetch translation that it was found by, and does not say how large
-        // its page was.
-        self.jumps
-            .iter_mut()
-            .filter(|j| near(j.rip()))
-            .for_each(|j| *j = NO_JUMP);
+        self.drop_jumps(|rip| rip >> 30 == gigabyte);
+        let left = self.fetches.iter().filter(|f| f.gpa & LARGE != 0);
+        let left = left.map(|f| f.page).chain(targets(&self.jumps));
+        self.large_code.remove(gigabyte, left.map(|la| la >> 30));
+    }
+
+    fn drop_jumps(&mut self, pick: impl Fn(u64) -> bool) {
+        let known = self.jumps.iter_mut().filter(|j| j.tag != NO_JUMP.tag);
+        known.filter(|j| pick(j.rip())).for_each(|j| *j = NO_JUMP);
+    }
+}
+
+/// Where the jumps lead to.
+fn targets(jumps: &[Jump]) -> impl Iterator<Item = u64> {
+    let known = jumps.iter().filter(|j| j.tag != NO_JUMP.tag);
+    known.map(Jump::rip)
+}
+
+impl Entry {
+    /// The page that it translates; its right to read may have gone, or that to write.
+    fn page(&self) -> u64 {
+        if self.read == NONE {
+            self.write
+        } else {
+            self.read
+        }
     }
 }
 
@@ -489,6 +565,58 @@ mod tests {
         assert_eq!(pool.get(at).entry(0x20_0000).read, NONE);
         assert_eq!(pool.get(at).entry(0x20_5000).read, NONE);
         assert_eq!(pool.get(at).entry(0x20_6000).read, 0x20_6000);
+    }
+
+    fn jump(rip: u64) -> Jump {
+        Jump {
+            tag: jump_tag(rip, 2),
+            packed: 8,
+        }
+    }
+
+    #[test]
+    fn invlpg_drops_the_jumps_to_its_page_and_no_other() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let ctx = pool.get(at);
+        ctx.fill_fetch(0x4000_0000, LARGE, 0);
+        for rip in [0x5008, 0x5010, 0x6008, 0x4000_5008] {
+            ctx.set_jump(rip, jump(rip));
+        }
+        pool.drop_page(0x5fff);
+        let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
+        assert!(!known(0x5008) && !known(0x5010));
+        assert!(known(0x6008) && known(0x4000_5008));
+    }
+
+    #[test]
+    fn invlpg_in_a_large_page_drops_jumps_that_outlived_their_fetch() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let ctx = pool.get(at);
+        ctx.fill_fetch(0x4000_5000, LARGE, 0);
+        for rip in [0x4000_5008, 0x5008] {
+            ctx.set_jump(rip, jump(rip));
+        }
+        ctx.fill_fetch(0x4000_5000 + 0x1000 * FETCHES as u64, 0x9000, 0);
+        assert!(ctx.fetch(0x4000_5000).is_none());
+        pool.drop_page(0x4010_0000);
+        let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
+        assert!(!known(0x4000_5008));
+        assert!(known(0x5008));
+    }
+
+    #[test]
+    fn a_filter_keeps_what_shares_its_place() {
+        let mut filter = Filter::<1>::EMPTY;
+        let place = Filter::<1>::place;
+        let twin = (1..).find(|n| place(*n) == place(0)).unwrap_or(0);
+        filter.insert(0);
+        filter.insert(twin);
+        filter.remove(0, [twin].into_iter());
+        assert!(filter.may_have(twin));
+        filter.remove(twin, std::iter::empty());
+        assert!(!filter.may_have(twin) && !filter.may_have(0));
     }
 
     #[test]
