@@ -138,6 +138,7 @@ pub struct Ctx {
     key: Option<Key>,
     /// The MMU's epoch when the context was last known to agree with it.
     pub epoch: u64,
+    touched: Touched,
     /// Gigabytes with data translations of pages larger than 4 KiB.
     large_data: Filter<1>,
     /// Gigabytes with code in pages larger than 4 KiB.
@@ -145,6 +146,55 @@ pub struct Ctx {
     /// Pages that jumps lead to.
     code: Filter<16>,
     stamp: u64,
+}
+
+/// Which slots of a context may hold something, in chunks of [`CHUNK`]: a change of CR0.WP empties every
+/// context, and most of the hundred kilobytes of each are empty already.
+#[derive(Clone, Copy)]
+struct Touched {
+    entries: Chunks<{ ENTRIES / CHUNK / 64 }>,
+    jumps: Chunks<JUMP_WORDS>,
+    fetches: Chunks<1>,
+}
+
+/// Slots of a chunk.
+const CHUNK: usize = 8;
+/// Words that have a bit for each chunk of jumps.
+const JUMP_WORDS: usize = JUMPS / CHUNK / 64;
+
+impl Touched {
+    const NOTHING: Self = Self {
+        entries: Chunks::NONE,
+        jumps: Chunks::NONE,
+        fetches: Chunks::NONE,
+    };
+}
+
+/// Chunks of an array, a bit each.
+#[derive(Clone, Copy)]
+struct Chunks<const WORDS: usize>([u64; WORDS]);
+
+impl<const WORDS: usize> Chunks<WORDS> {
+    const NONE: Self = Self([0; WORDS]);
+
+    /// Adds the chunk of slot `index`.
+    #[inline(always)]
+    fn touch(&mut self, index: usize) {
+        let chunk = index / CHUNK;
+        self.0[chunk / 64 % WORDS] |= 1 << (chunk % 64);
+    }
+
+    /// The slots of all chunks that were added.
+    fn slots(self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let words = self.0.into_iter().enumerate();
+        let chunks = words.flat_map(|(word, bits)| {
+            let rests = std::iter::successors(Some(bits), |rest| Some(rest & rest.wrapping_sub(1)));
+            rests
+                .take_while(|rest| *rest != 0)
+                .map(move |rest| word * 64 + rest.trailing_zeros() as usize)
+        });
+        chunks.map(|n| n * CHUNK..(n + 1) * CHUNK)
+    }
 }
 
 /// A set of numbers that may hold more than was put in: what it lacks needs no search. INVLPG is
@@ -190,6 +240,7 @@ impl Ctx {
             fetches: [NO_FETCH; FETCHES],
             key: None,
             epoch: 0,
+            touched: Touched::NOTHING,
             large_data: Filter::EMPTY,
             large_code: Filter::EMPTY,
             code: Filter::EMPTY,
@@ -208,8 +259,9 @@ impl Ctx {
         if entry.gpa & LARGE != 0 {
             self.large_data.insert(la >> 30);
         }
-        let slot = &mut self.entries[slot(la)];
-        *slot = Entry {
+        let index = slot(la);
+        self.touched.entries.touch(index);
+        self.entries[index] = Entry {
             read: if entry.read == 0 { NONE } else { la & !0xfff },
             write: if entry.write == 0 { NONE } else { la & !0xfff },
             ..entry
@@ -228,7 +280,9 @@ impl Ctx {
         if gpa & LARGE != 0 {
             self.large_code.insert(la >> 30);
         }
-        self.fetches[(la >> 12) as usize % FETCHES] = Fetch {
+        let index = (la >> 12) as usize % FETCHES;
+        self.touched.fetches.touch(index);
+        self.fetches[index] = Fetch {
             page: la & !0xfff,
             gpa,
             host,
@@ -244,14 +298,23 @@ impl Ctx {
     /// Remembers the block at `rip`.
     pub fn set_jump(&mut self, rip: u64, jump: Jump) {
         self.code.insert(rip >> 12);
-        self.jumps[jump_index(rip)] = jump;
+        let index = jump_index(rip);
+        self.touched.jumps.touch(index);
+        self.jumps[index] = jump;
     }
 
     /// Drops everything.
     pub fn clear(&mut self) {
-        self.entries.fill(EMPTY);
-        self.jumps.fill(NO_JUMP);
-        self.fetches.fill(NO_FETCH);
+        let touched = std::mem::replace(&mut self.touched, Touched::NOTHING);
+        for slots in touched.entries.slots() {
+            self.entries[slots].fill(EMPTY);
+        }
+        for slots in touched.jumps.slots() {
+            self.jumps[slots].fill(NO_JUMP);
+        }
+        for slots in touched.fetches.slots() {
+            self.fetches[slots].fill(NO_FETCH);
+        }
         self.large_data = Filter::EMPTY;
         self.large_code = Filter::EMPTY;
         self.code = Filter::EMPTY;
@@ -297,7 +360,7 @@ impl Ctx {
             self.drop_code(gigabyte);
         } else if self.code.may_have(la >> 12) {
             self.drop_jumps(|rip| rip >> 12 == la >> 12);
-            let left = targets(&self.jumps);
+            let left = targets(&self.jumps, self.touched.jumps);
             self.code.remove(la >> 12, left.map(|rip| rip >> 12));
         }
     }
@@ -323,20 +386,26 @@ impl Ctx {
         }
         self.drop_jumps(|rip| rip >> 30 == gigabyte);
         let left = self.fetches.iter().filter(|f| f.gpa & LARGE != 0);
-        let left = left.map(|f| f.page).chain(targets(&self.jumps));
+        let left = left
+            .map(|f| f.page)
+            .chain(targets(&self.jumps, self.touched.jumps));
         self.large_code.remove(gigabyte, left.map(|la| la >> 30));
     }
 
     fn drop_jumps(&mut self, pick: impl Fn(u64) -> bool) {
-        let known = self.jumps.iter_mut().filter(|j| j.tag != NO_JUMP.tag);
-        known.filter(|j| pick(j.rip())).for_each(|j| *j = NO_JUMP);
+        for slots in self.touched.jumps.slots() {
+            let known = self.jumps[slots].iter_mut();
+            known
+                .filter(|j| j.tag != NO_JUMP.tag && pick(j.rip()))
+                .for_each(|j| *j = NO_JUMP);
+        }
     }
 }
 
 /// Where the jumps lead to.
-fn targets(jumps: &[Jump]) -> impl Iterator<Item = u64> {
-    let known = jumps.iter().filter(|j| j.tag != NO_JUMP.tag);
-    known.map(Jump::rip)
+fn targets(jumps: &[Jump], touched: Chunks<JUMP_WORDS>) -> impl Iterator<Item = u64> {
+    let known = touched.slots().flat_map(|slots| &jumps[slots]);
+    known.filter(|j| j.tag != NO_JUMP.tag).map(Jump::rip)
 }
 
 impl Entry {
@@ -604,6 +673,33 @@ mod tests {
         let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
         assert!(!known(0x4000_5008));
         assert!(known(0x5008));
+    }
+
+    #[test]
+    fn clearing_empties_whatever_was_filled() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let pages = |n: u64| n * 0x1000;
+        let known = |ctx: &Ctx, n: u64| {
+            let rip = pages(n) + n;
+            let data = ctx.entry(pages(n)).read == pages(n);
+            (
+                data,
+                ctx.fetch(rip).is_some(),
+                ctx.jump(rip).tag == jump_tag(rip, 2),
+            )
+        };
+        for n in 0..2 * ENTRIES as u64 {
+            let ctx = pool.get(at);
+            ctx.fill(pages(n), entry(0x9000));
+            ctx.fill_fetch(pages(n), 0x9000, 0);
+            ctx.set_jump(pages(n) + n, jump(pages(n) + n));
+            assert_eq!(known(ctx, n), (true, true, true));
+            if n % 5 == 0 {
+                pool.clear();
+                assert!((0..=n).all(|n| known(&pool.contexts[at], n) == (false, false, false)));
+            }
+        }
     }
 
     #[test]
