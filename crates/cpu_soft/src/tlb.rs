@@ -138,9 +138,98 @@ pub struct Ctx {
     key: Option<Key>,
     /// The MMU's epoch when the context was last known to agree with it.
     pub epoch: u64,
-    /// Holds a translation of a page larger than 4 KiB.
-    large: bool,
+    touched: Touched,
+    /// Gigabytes with data translations of pages larger than 4 KiB.
+    large_data: Filter<1>,
+    /// Gigabytes with code in pages larger than 4 KiB.
+    large_code: Filter<1>,
+    /// Pages that jumps lead to.
+    code: Filter<16>,
     stamp: u64,
+}
+
+/// Which slots of a context may hold something, in chunks of [`CHUNK`]: a change of CR0.WP empties every
+/// context, and most of the hundred kilobytes of each are empty already.
+#[derive(Clone, Copy)]
+struct Touched {
+    entries: Chunks<{ ENTRIES / CHUNK / 64 }>,
+    jumps: Chunks<JUMP_WORDS>,
+    fetches: Chunks<1>,
+}
+
+/// Slots of a chunk.
+const CHUNK: usize = 8;
+/// Words that have a bit for each chunk of jumps.
+const JUMP_WORDS: usize = JUMPS / CHUNK / 64;
+
+impl Touched {
+    const NOTHING: Self = Self {
+        entries: Chunks::NONE,
+        jumps: Chunks::NONE,
+        fetches: Chunks::NONE,
+    };
+}
+
+/// Chunks of an array, a bit each.
+#[derive(Clone, Copy)]
+struct Chunks<const WORDS: usize>([u64; WORDS]);
+
+impl<const WORDS: usize> Chunks<WORDS> {
+    const NONE: Self = Self([0; WORDS]);
+
+    /// Adds the chunk of slot `index`.
+    #[inline(always)]
+    fn touch(&mut self, index: usize) {
+        let chunk = index / CHUNK;
+        self.0[chunk / 64 % WORDS] |= 1 << (chunk % 64);
+    }
+
+    /// The slots of all chunks that were added.
+    fn slots(self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let words = self.0.into_iter().enumerate();
+        let chunks = words.flat_map(|(word, bits)| {
+            let rests = std::iter::successors(Some(bits), |rest| Some(rest & rest.wrapping_sub(1)));
+            rests
+                .take_while(|rest| *rest != 0)
+                .map(move |rest| word * 64 + rest.trailing_zeros() as usize)
+        });
+        chunks.map(|n| n * CHUNK..(n + 1) * CHUNK)
+    }
+}
+
+/// A set of numbers that may hold more than was put in: what it lacks needs no search. INVLPG is
+/// most often about pages of data, and would look through thousands of jumps for nothing.
+#[derive(Clone, Copy)]
+struct Filter<const WORDS: usize>([u64; WORDS]);
+
+impl<const WORDS: usize> Filter<WORDS> {
+    const EMPTY: Self = Self([0; WORDS]);
+
+    /// Word and bit for `number`.
+    #[inline(always)]
+    fn place(number: u64) -> (usize, u64) {
+        let hash = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        ((hash >> 6) as usize % WORDS, 1 << (hash & 63))
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, number: u64) {
+        let (word, bit) = Self::place(number);
+        self.0[word] |= bit;
+    }
+
+    fn may_have(&self, number: u64) -> bool {
+        let (word, bit) = Self::place(number);
+        self.0[word] & bit != 0
+    }
+
+    /// Takes `number` out, unless one of those that are left has the same place.
+    fn remove(&mut self, number: u64, mut left: impl Iterator<Item = u64>) {
+        let place = Self::place(number);
+        if left.all(|other| Self::place(other) != place) {
+            self.0[place.0] &= !place.1;
+        }
+    }
 }
 
 impl Ctx {
@@ -151,7 +240,10 @@ impl Ctx {
             fetches: [NO_FETCH; FETCHES],
             key: None,
             epoch: 0,
-            large: false,
+            touched: Touched::NOTHING,
+            large_data: Filter::EMPTY,
+            large_code: Filter::EMPTY,
+            code: Filter::EMPTY,
             stamp: 0,
         }
     }
@@ -164,9 +256,12 @@ impl Ctx {
 
     /// Puts a data translation in.
     pub fn fill(&mut self, la: u64, entry: Entry) {
-        self.large |= entry.gpa & LARGE != 0;
-        let slot = &mut self.entries[slot(la)];
-        *slot = Entry {
+        if entry.gpa & LARGE != 0 {
+            self.large_data.insert(la >> 30);
+        }
+        let index = slot(la);
+        self.touched.entries.touch(index);
+        self.entries[index] = Entry {
             read: if entry.read == 0 { NONE } else { la & !0xfff },
             write: if entry.write == 0 { NONE } else { la & !0xfff },
             ..entry
@@ -182,8 +277,12 @@ impl Ctx {
 
     /// Puts a fetch translation in.
     pub fn fill_fetch(&mut self, la: u64, gpa: u64, host: u64) {
-        self.large |= gpa & LARGE != 0;
-        self.fetches[(la >> 12) as usize % FETCHES] = Fetch {
+        if gpa & LARGE != 0 {
+            self.large_code.insert(la >> 30);
+        }
+        let index = (la >> 12) as usize % FETCHES;
+        self.touched.fetches.touch(index);
+        self.fetches[index] = Fetch {
             page: la & !0xfff,
             gpa,
             host,
@@ -198,15 +297,27 @@ impl Ctx {
 
     /// Remembers the block at `rip`.
     pub fn set_jump(&mut self, rip: u64, jump: Jump) {
-        self.jumps[jump_index(rip)] = jump;
+        self.code.insert(rip >> 12);
+        let index = jump_index(rip);
+        self.touched.jumps.touch(index);
+        self.jumps[index] = jump;
     }
 
     /// Drops everything.
     pub fn clear(&mut self) {
-        self.entries.fill(EMPTY);
-        self.jumps.fill(NO_JUMP);
-        self.fetches.fill(NO_FETCH);
-        self.large = false;
+        let touched = std::mem::replace(&mut self.touched, Touched::NOTHING);
+        for slots in touched.entries.slots() {
+            self.entries[slots].fill(EMPTY);
+        }
+        for slots in touched.jumps.slots() {
+            self.jumps[slots].fill(NO_JUMP);
+        }
+        for slots in touched.fetches.slots() {
+            self.fetches[slots].fill(NO_FETCH);
+        }
+        self.large_data = Filter::EMPTY;
+        self.large_code = Filter::EMPTY;
+        self.code = Filter::EMPTY;
     }
 
     /// Drops what a CR3 load drops: all but global translations.
@@ -233,44 +344,78 @@ impl Ctx {
     /// Drops what INVLPG of `la` drops. A larger page has at most 1 GiB, so its pieces are looked
     /// for in the same gigabyte.
     fn drop_page(&mut self, la: u64) {
-        let page = la & !0xfff;
-        let near = |other: u64| (other ^ la) >> 30 == 0;
-        if !self.large {
-            let entry = &mut self.entries[slot(la)];
-            if entry.read == page || entry.write == page {
+        let (page, gigabyte) = (la & !0xfff, la >> 30);
+        let entry = &mut self.entries[slot(la)];
+        if entry.read == page || entry.write == page {
+            *entry = EMPTY;
+        }
+        let fetch = &mut self.fetches[(la >> 12) as usize % FETCHES];
+        if fetch.page == page {
+            *fetch = NO_FETCH;
+        }
+        if self.large_data.may_have(gigabyte) {
+            self.drop_large_data(gigabyte);
+        }
+        if self.large_code.may_have(gigabyte) {
+            self.drop_code(gigabyte);
+        } else if self.code.may_have(la >> 12) {
+            self.drop_jumps(|rip| rip >> 12 == la >> 12);
+            let left = targets(&self.jumps, self.touched.jumps);
+            self.code.remove(la >> 12, left.map(|rip| rip >> 12));
+        }
+    }
+
+    fn drop_large_data(&mut self, gigabyte: u64) {
+        for entry in self.entries.iter_mut().filter(|e| e.gpa & LARGE != 0) {
+            if entry.page() >> 30 == gigabyte {
                 *entry = EMPTY;
             }
-            let fetch = &mut self.fetches[(la >> 12) as usize % FETCHES];
-            if fetch.page == page {
-                *fetch = NO_FETCH;
-            }
-            self.jumps
-                .iter_mut()
-                .filter(|j| j.rip() & !0xfff == page)
-                .for_each(|j| *j = NO_JUMP);
-            return;
         }
-        for entry in &mut self.entries {
-            let tag = if entry.read == NONE {
-                entry.write
-            } else {
-                entry.read
-            };
-            if tag == page || entry.gpa & LARGE != 0 && near(tag) {
-                *entry = EMPTY;
-            }
-        }
+        let left = self.entries.iter().filter(|e| e.gpa & LARGE != 0);
+        let left = left.map(|e| e.page() >> 30);
+        self.large_data.remove(gigabyte, left);
+    }
+
+    /// Drops the code of a gigabyte, whatever its pages: a jump outlives the fetch translation that
+    /// it was found by, and does not say how large its page was.
+    fn drop_code(&mut self, gigabyte: u64) {
         for fetch in &mut self.fetches {
-            if fetch.page == page || fetch.gpa & LARGE != 0 && near(fetch.page) {
+            if fetch.gpa & LARGE != 0 && fetch.page >> 30 == gigabyte {
                 *fetch = NO_FETCH;
             }
         }
-        // A jump outlives the fetch translation that it was found by, and does not say how large
-        // its page was.
-        self.jumps
-            .iter_mut()
-            .filter(|j| near(j.rip()))
-            .for_each(|j| *j = NO_JUMP);
+        self.drop_jumps(|rip| rip >> 30 == gigabyte);
+        let left = self.fetches.iter().filter(|f| f.gpa & LARGE != 0);
+        let left = left
+            .map(|f| f.page)
+            .chain(targets(&self.jumps, self.touched.jumps));
+        self.large_code.remove(gigabyte, left.map(|la| la >> 30));
+    }
+
+    fn drop_jumps(&mut self, pick: impl Fn(u64) -> bool) {
+        for slots in self.touched.jumps.slots() {
+            let known = self.jumps[slots].iter_mut();
+            known
+                .filter(|j| j.tag != NO_JUMP.tag && pick(j.rip()))
+                .for_each(|j| *j = NO_JUMP);
+        }
+    }
+}
+
+/// Where the jumps lead to.
+fn targets(jumps: &[Jump], touched: Chunks<JUMP_WORDS>) -> impl Iterator<Item = u64> {
+    let known = touched.slots().flat_map(|slots| &jumps[slots]);
+    known.filter(|j| j.tag != NO_JUMP.tag).map(Jump::rip)
+}
+
+impl Entry {
+    /// The page that it translates; its right to read may have gone, or that to write.
+    fn page(&self) -> u64 {
+        if self.read == NONE {
+            self.write
+        } else {
+            self.read
+        }
     }
 }
 
@@ -489,6 +634,85 @@ mod tests {
         assert_eq!(pool.get(at).entry(0x20_0000).read, NONE);
         assert_eq!(pool.get(at).entry(0x20_5000).read, NONE);
         assert_eq!(pool.get(at).entry(0x20_6000).read, 0x20_6000);
+    }
+
+    fn jump(rip: u64) -> Jump {
+        Jump {
+            tag: jump_tag(rip, 2),
+            packed: 8,
+        }
+    }
+
+    #[test]
+    fn invlpg_drops_the_jumps_to_its_page_and_no_other() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let ctx = pool.get(at);
+        ctx.fill_fetch(0x4000_0000, LARGE, 0);
+        for rip in [0x5008, 0x5010, 0x6008, 0x4000_5008] {
+            ctx.set_jump(rip, jump(rip));
+        }
+        pool.drop_page(0x5fff);
+        let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
+        assert!(!known(0x5008) && !known(0x5010));
+        assert!(known(0x6008) && known(0x4000_5008));
+    }
+
+    #[test]
+    fn invlpg_in_a_large_page_drops_jumps_that_outlived_their_fetch() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let ctx = pool.get(at);
+        ctx.fill_fetch(0x4000_5000, LARGE, 0);
+        for rip in [0x4000_5008, 0x5008] {
+            ctx.set_jump(rip, jump(rip));
+        }
+        ctx.fill_fetch(0x4000_5000 + 0x1000 * FETCHES as u64, 0x9000, 0);
+        assert!(ctx.fetch(0x4000_5000).is_none());
+        pool.drop_page(0x4010_0000);
+        let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
+        assert!(!known(0x4000_5008));
+        assert!(known(0x5008));
+    }
+
+    #[test]
+    fn clearing_empties_whatever_was_filled() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let pages = |n: u64| n * 0x1000;
+        let known = |ctx: &Ctx, n: u64| {
+            let rip = pages(n) + n;
+            let data = ctx.entry(pages(n)).read == pages(n);
+            (
+                data,
+                ctx.fetch(rip).is_some(),
+                ctx.jump(rip).tag == jump_tag(rip, 2),
+            )
+        };
+        for n in 0..2 * ENTRIES as u64 {
+            let ctx = pool.get(at);
+            ctx.fill(pages(n), entry(0x9000));
+            ctx.fill_fetch(pages(n), 0x9000, 0);
+            ctx.set_jump(pages(n) + n, jump(pages(n) + n));
+            assert_eq!(known(ctx, n), (true, true, true));
+            if n % 5 == 0 {
+                pool.clear();
+                assert!((0..=n).all(|n| known(&pool.contexts[at], n) == (false, false, false)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_filter_keeps_what_shares_its_place() {
+        let mut filter = Filter::<1>::EMPTY;
+        let place = Filter::<1>::place;
+        let twin = (1..).find(|n| place(*n) == place(0)).unwrap_or(0);
+        filter.insert(0);
+        filter.insert(twin);
+        filter.remove(0, [twin].into_iter());
+        assert!(filter.may_have(twin));
+        filter.remove(twin, std::iter::empty());
+        assert!(!filter.may_have(twin) && !filter.may_have(0));
     }
 
     #[test]
