@@ -58,6 +58,8 @@ pub struct Msrs {
     pub kvm_system_time: u64,
     /// MSR_KVM_WALL_CLOCK_NEW.
     pub kvm_wall_clock: u64,
+    /// MSR_KVM_ASYNC_PF_EN.
+    pub kvm_async_pf: u64,
 }
 
 /// Counters, for people.

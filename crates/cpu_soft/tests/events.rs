@@ -138,6 +138,29 @@ fn a_hypercall_with_ids_beyond_the_last_sends_nothing() {
     }
 }
 
+/// `MSR_KVM_ASYNC_PF_EN` of Linux's `Documentation/virt/kvm/x86/msr.rst`.
+#[test]
+fn asynchronous_page_faults_can_be_asked_for_as_announced() {
+    // mov ecx, 4b564d02h; xor edx, edx; wrmsr; rdmsr
+    let code = [
+        0xb9, 0x02, 0x4d, 0x56, 0x4b, 0x31, 0xd2, 0x0f, 0x30, 0x0f, 0x32,
+    ];
+    for (value, vector, end) in [
+        (0x3_0003, "6", 11),
+        (0x3_0005, "13(0x0)", 7), // nested
+        (0x3_0009, "13(0x0)", 7), // by interrupt
+        (0x3_0011, "13(0x0)", 7), // reserved
+    ] {
+        let mut machine = Machine::new();
+        machine.write(CODE, &[&code[..], &END].concat());
+        let mut state = protected();
+        state.gpr[0] = value;
+        let ended = machine.run(&state);
+        assert_eq!((ended.exception(), ended.state.rip), (vector, CODE + end));
+        assert_eq!(ended.state.gpr[0], value);
+    }
+}
+
 #[test]
 fn no_hypercall_exists_without_kvms_name() {
     let mut cpuid = model::x86_64_v2(0, 1);
