@@ -226,6 +226,7 @@ impl Cpu {
             msr::TSC_AUX => m.tsc_aux,
             msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_NEW => m.kvm_system_time,
             msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW => m.kvm_wall_clock,
+            msr::KVM_ASYNC_PF_EN => m.kvm_async_pf,
             _ => {
                 tracing::debug!(
                     msr = format_args!("{number:#x}"),
@@ -281,6 +282,7 @@ impl Cpu {
             msr::TSC_AUX if value >> 32 == 0 => self.msrs.tsc_aux = value,
             msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_NEW => self.set_kvm_system_time(value),
             msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW => self.set_kvm_wall_clock(value),
+            msr::KVM_ASYNC_PF_EN => self.set_kvm_async_pf(value)?,
             _ => {
                 tracing::debug!(
                     msr = format_args!("{number:#x}"),
@@ -364,6 +366,19 @@ impl Cpu {
     }
 
     /// Writes the wall-clock time at which the clock read zero.
+    /// Lets the host say when a page is away (Linux's `Documentation/virt/kvm/x86/msr.rst`). No page
+    /// of this machine ever is, so there is nothing to say. Delivery by interrupt and to a nested
+    /// hypervisor are features that CPUID does not announce.
+    fn set_kvm_async_pf(&mut self, value: u64) -> Result<(), Trap> {
+        const RESERVED: u64 = 3 << 4;
+        const UNANNOUNCED: u64 = 3 << 2;
+        if value & (RESERVED | UNANNOUNCED) != 0 {
+            return Err(self.gp(0));
+        }
+        self.msrs.kvm_async_pf = value;
+        Ok(())
+    }
+
     fn set_kvm_wall_clock(&mut self, value: u64) {
         self.msrs.kvm_wall_clock = value;
         let up = std::time::Duration::from_nanos(self.clock.now());

@@ -58,6 +58,8 @@ pub struct Msrs {
     pub kvm_system_time: u64,
     /// MSR_KVM_WALL_CLOCK_NEW.
     pub kvm_wall_clock: u64,
+    /// MSR_KVM_ASYNC_PF_EN.
+    pub kvm_async_pf: u64,
 }
 
 /// Counters, for people.
@@ -178,6 +180,8 @@ pub struct Cpu {
     pub nmi_blocked: bool,
     /// Data breakpoints that the current instruction hit, as DR6 bits.
     pub watch_hits: u64,
+    /// PAUSE instructions executed, see [`pause`](crate::ops::mov::pause).
+    pub pauses: u32,
     /// x87, MMX and SSE registers.
     pub fx: Box<FxArea>,
     /// Other model-specific registers.
@@ -316,6 +320,7 @@ impl Cpu {
             nmi_pending: 0,
             nmi_blocked: false,
             watch_hits: 0,
+            pauses: 0,
             fx: Box::new(FxArea::reset()),
             msrs: Msrs::default(),
             cpuid: parts.cpuid,

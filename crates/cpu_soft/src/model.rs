@@ -183,8 +183,9 @@ fn hypervisor(table: &mut Table) {
         None,
         leaf(0x4000_0001, word(name, 0), word(name, 4), word(name, 8)),
     );
-    // CLOCKSOURCE, NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE.
-    table.set(0x4000_0001, None, leaf(bits(&[0, 1, 3, 24]), 0, 0, 0));
+    // CLOCKSOURCE, NOP_IO_DELAY, CLOCKSOURCE2, ASYNC_PF, PV_SEND_IPI, CLOCKSOURCE_STABLE.
+    let features = bits(&[0, 1, 3, 4, 11, 24]);
+    table.set(0x4000_0001, None, leaf(features, 0, 0, 0));
 }
 
 fn extended(table: &mut Table) {

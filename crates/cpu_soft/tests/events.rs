@@ -106,6 +106,61 @@ fn an_unknown_hypercall_says_so() {
     }
 }
 
+/// `KVM_HC_SEND_IPI` of Linux's `Documentation/virt/kvm/x86/hypercalls.rst`.
+#[test]
+fn a_hypercall_sends_an_interrupt_to_every_processor_of_a_map() {
+    let (mut machine, mut state) = with_handler(0x44, &END);
+    machine.apic.mmio_write(0xf0, 0x1ff);
+    state.rflags |= IF;
+    // vmcall; inc edx
+    machine.write(CODE, &[&[0x0f, 0x01, 0xc1, 0x42][..], &END].concat());
+    // Number, high half, first id, low half: processors 0 and 32, of which there is one.
+    (state.gpr[0], state.gpr[3], state.gpr[1], state.gpr[2]) = (10, 1, 1, 0);
+    state.gpr[6] = 0x44;
+    let end = machine.run(&state);
+    assert_eq!((end.state.rip, end.state.gpr[0]), (HANDLER, 1));
+    assert_eq!(machine.read_u32(STACK - 12), CODE as u32 + 3, "at once");
+}
+
+#[test]
+fn a_hypercall_with_ids_beyond_the_last_sends_nothing() {
+    for (first, icr, result) in [(u32::MAX, 0, 0), (1, 0x44, 0), (0, 0xc_0044, -22i32)] {
+        let mut machine = Machine::new();
+        machine.apic.mmio_write(0xf0, 0x1ff);
+        machine.write(CODE, &[&[0x0f, 0x01, 0xc1][..], &END].concat());
+        let mut state = protected();
+        (state.gpr[0], state.gpr[3], state.gpr[1]) = (10, u64::MAX, u64::MAX);
+        (state.gpr[2], state.gpr[6]) = (first.into(), icr);
+        let end = machine.run(&state);
+        assert_eq!((end.exception(), end.state.rip), ("6", CODE + 3));
+        assert_eq!(end.state.gpr[0] as i32, result, "from {first:#x}, {icr:#x}");
+        assert!(!machine.apic.work());
+    }
+}
+
+/// `MSR_KVM_ASYNC_PF_EN` of Linux's `Documentation/virt/kvm/x86/msr.rst`.
+#[test]
+fn asynchronous_page_faults_can_be_asked_for_as_announced() {
+    // mov ecx, 4b564d02h; xor edx, edx; wrmsr; rdmsr
+    let code = [
+        0xb9, 0x02, 0x4d, 0x56, 0x4b, 0x31, 0xd2, 0x0f, 0x30, 0x0f, 0x32,
+    ];
+    for (value, vector, end) in [
+        (0x3_0003, "6", 11),
+        (0x3_0005, "13(0x0)", 7), // nested
+        (0x3_0009, "13(0x0)", 7), // by interrupt
+        (0x3_0011, "13(0x0)", 7), // reserved
+    ] {
+        let mut machine = Machine::new();
+        machine.write(CODE, &[&code[..], &END].concat());
+        let mut state = protected();
+        state.gpr[0] = value;
+        let ended = machine.run(&state);
+        assert_eq!((ended.exception(), ended.state.rip), (vector, CODE + end));
+        assert_eq!(ended.state.gpr[0], value);
+    }
+}
+
 #[test]
 fn no_hypercall_exists_without_kvms_name() {
     let mut cpuid = model::x86_64_v2(0, 1);

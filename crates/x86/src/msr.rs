@@ -58,3 +58,5 @@ pub const KVM_SYSTEM_TIME: u32 = 0x12;
 pub const KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 /// KVM system time.
 pub const KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+/// Where the host of a KVM says that a page is away or back (`KVM_FEATURE_ASYNC_PF`).
+pub const KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;

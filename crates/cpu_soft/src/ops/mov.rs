@@ -281,9 +281,17 @@ pub fn mfence(cpu: &mut Cpu, op: &Op) -> Leave {
     next(cpu, op)
 }
 
-/// PAUSE: lets the host run somebody else when the guest spins.
+/// PAUSE: a guest that spins waits most often for a processor that runs, so the host's own hint does.
+/// Who has paused so often for nothing waits for one that does not: the host may have fewer processors
+/// free than the guest, and runs it now.
 pub fn pause(cpu: &mut Cpu, op: &Op) -> Leave {
+    /// Some microseconds of spinning; giving the processor away for nothing costs less than one.
+    const PATIENCE: u32 = 256;
     std::hint::spin_loop();
+    cpu.pauses = cpu.pauses.wrapping_add(1);
+    if cpu.pauses.is_multiple_of(PATIENCE) {
+        std::thread::yield_now();
+    }
     next(cpu, op)
 }
 

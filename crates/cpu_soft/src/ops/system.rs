@@ -14,7 +14,7 @@ use crate::op::{Leave, Op, next};
 use crate::regs::offset;
 
 /// Goes on behind `op` after looking at events.
-fn look(cpu: &mut Cpu, op: &Op) -> Leave {
+pub(super) fn look(cpu: &mut Cpu, op: &Op) -> Leave {
     cpu.rip = cpu.rip_after(op);
     Leave::Look
 }

@@ -16,6 +16,16 @@ const LVT_READ_ONLY: u32 = 1 << 12 | 1 << 14;
 const ICR_READ_ONLY: u64 = 1 << 12;
 const ICR_WRITABLE: u64 = 0xcc_dfff & !ICR_READ_ONLY;
 
+/// Decodes delivery mode and vector from the lower half of an ICR; `None` with a destination
+/// shorthand, or a reserved mode.
+pub(super) fn multicast(icr: u32) -> Option<(Delivery, u8)> {
+    const SHORTHAND: u32 = 3 << 18;
+    if icr & SHORTHAND != 0 {
+        return None;
+    }
+    Some((Delivery::from_bits(icr >> 8)?, icr as u8))
+}
+
 impl Registers {
     /// Reads a register; `None` where there is none.
     pub fn read(&self, register: u32, now: u64) -> Option<u32> {

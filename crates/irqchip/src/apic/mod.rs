@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use umbra_clock::Clock;
 
 use crate::apics::Apics;
-use crate::message::{Delivery, Message};
+use crate::message::{Delivery, Destination, Message};
 use crate::pic::Pic;
 use regs::{Effect, Registers, base, error, lvt, reg};
 
@@ -205,6 +205,23 @@ impl LocalApic {
         })?;
         self.perform(effect);
         Some(())
+    }
+
+    /// Sends one message to each of `ids`: the vector and delivery mode in the lower half of an ICR,
+    /// edge-triggered as every inter-processor interrupt. Returns how many accepted it; `None` if
+    /// `icr` names a destination of its own (a shorthand) or a reserved mode.
+    pub fn multicast(&self, ids: impl IntoIterator<Item = u32>, icr: u32) -> Option<u64> {
+        let (delivery, vector) = access::multicast(icr)?;
+        let peers = self.peers.upgrade()?;
+        let accepted = ids.into_iter().filter(|&id| {
+            peers.deliver(&Message {
+                delivery,
+                vector,
+                level: false,
+                destination: Destination::Physical(id),
+            })
+        });
+        Some(accepted.count() as u64)
     }
 
     /// Returns where the xAPIC page is, or `None` when the chip is off or in x2APIC mode.

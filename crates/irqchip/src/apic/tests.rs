@@ -460,3 +460,22 @@ fn lint1_is_nmi_in_virtual_wire_mode() {
     apic.pulse_lint1();
     assert_eq!(apic.take_event(), Some(Event::Nmi));
 }
+
+#[test]
+fn a_multicast_reaches_who_is_listed_and_says_how_many_there_are() {
+    let apics = x2apics(4);
+    let sent = apics.apic(0).multicast([0, 2, 9, u32::MAX], 0x41);
+    assert_eq!((sent, receivers(&apics)), (Some(2), vec![0, 2]));
+    assert_eq!(apics.apic(2).acknowledge(), Some(0x41));
+}
+
+#[test]
+fn a_multicast_names_its_receivers_by_itself_and_a_real_delivery_mode() {
+    let apics = xapics(2);
+    for icr in [0x4_0041, 0x8_0041, 0xc_0041, 0x341] {
+        assert_eq!(apics.apic(0).multicast([1], icr), None, "{icr:#x}");
+    }
+    assert_eq!(receivers(&apics), [0; 0]);
+    assert_eq!(apics.apic(0).multicast([1], 0x400), Some(1));
+    assert_eq!(apics.apic(1).take_event(), Some(Event::Nmi));
+}
