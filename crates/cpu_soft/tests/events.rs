@@ -110,7 +110,7 @@ fn an_unknown_hypercall_says_so() {
 #[test]
 fn a_hypercall_sends_an_interrupt_to_every_processor_of_a_map() {
     let (mut machine, mut state) = with_handler(0x44, &END);
-    machine.apic.mmio_write(0xf0, 0x1ff);
+    machine.apic().mmio_write(0xf0, 0x1ff);
     state.rflags |= IF;
     // vmcall; inc edx
     machine.write(CODE, &[&[0x0f, 0x01, 0xc1, 0x42][..], &END].concat());
@@ -126,7 +126,7 @@ fn a_hypercall_sends_an_interrupt_to_every_processor_of_a_map() {
 fn a_hypercall_with_ids_beyond_the_last_sends_nothing() {
     for (first, icr, result) in [(u32::MAX, 0, 0), (1, 0x44, 0), (0, 0xc_0044, -22i32)] {
         let mut machine = Machine::new();
-        machine.apic.mmio_write(0xf0, 0x1ff);
+        machine.apic().mmio_write(0xf0, 0x1ff);
         machine.write(CODE, &[&[0x0f, 0x01, 0xc1][..], &END].concat());
         let mut state = protected();
         (state.gpr[0], state.gpr[3], state.gpr[1]) = (10, u64::MAX, u64::MAX);
@@ -134,7 +134,7 @@ fn a_hypercall_with_ids_beyond_the_last_sends_nothing() {
         let end = machine.run(&state);
         assert_eq!((end.exception(), end.state.rip), ("6", CODE + 3));
         assert_eq!(end.state.gpr[0] as i32, result, "from {first:#x}, {icr:#x}");
-        assert!(!machine.apic.work());
+        assert!(!machine.apic().work());
     }
 }
 

@@ -6,6 +6,7 @@
 //! `UMBRA_NATIVE_SEED` with which random numbers (fresh ones without it); `UMBRA_NATIVE_TRACE` names each case before it runs.
 #![cfg(target_arch = "x86_64")]
 
+mod image;
 mod random;
 mod side_by_side;
 
@@ -82,13 +83,8 @@ fn compare(case: &Case, expected: &Outcome, found: &Outcome) -> Option<String> {
         let (e, f) = (expected.flags & flags, found.flags & flags);
         return difference("flags", e.into(), f.into());
     }
-    for at in 0..512 {
-        // Instruction, data and opcode pointers differ between makes; MXCSR_MASK too.
-        let other = matches!(at, 6..24 | 28..32 | 464..512);
-        if !other && expected.fx[at] != found.fx[at] {
-            let what = format!("fx[{at}]");
-            return difference(&what, expected.fx[at].into(), found.fx[at].into());
-        }
+    if let Some((at, e, f)) = image::difference(&expected.fx, &found.fx, expected.vector) {
+        return difference(&format!("fx[{at}]"), e, f);
     }
     if case.text.starts_with("Enter") && expected.vector != 3 {
         // How far it came before a fault is left open.

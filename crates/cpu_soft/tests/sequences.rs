@@ -1,6 +1,7 @@
 //! Random sequences of unprivileged instructions against the processor of this machine.
 //!
-//! Two to sixteen instructions with operands in registers and memory, short branches forward, the
+//! Two to sixteen instructions with operands in registers and memory, branches forward, near and by
+//! register, memory and stack, branches astray, SIMD exceptions that are not masked, code that writes code, the
 //! stack, faults; registers, flags, x87 and SSE state, memory and the exception must agree: vector,
 //! error code, address, and the instruction that raised it. A difference is made as small as it can
 //! be and printed with the command that repeats it.
@@ -14,6 +15,7 @@
 #![cfg(target_arch = "x86_64")]
 
 mod forms;
+mod image;
 mod random;
 mod sequence;
 
@@ -26,10 +28,6 @@ use sequence::{Case, Code, INT3, Outcome, WINDOW, WINDOW_LEN};
 
 /// Differences after which it is enough.
 const ENOUGH: usize = 20;
-/// Vector of SIMD floating-point exceptions, and flags in the low byte of MXCSR.
-const SIMD: u8 = 19;
-const UNDERFLOW: u8 = 1 << 4;
-const PRECISION: u8 = 1 << 5;
 /// EFLAGS bits that are compared: status, DF, IOPL, NT, AC, ID.
 const FLAGS: u64 = 0x24_7cd5;
 
@@ -97,34 +95,10 @@ fn compare(code: &Code, undefined: &[u64], expected: &Outcome, found: &Outcome) 
     if (expected.flags ^ found.flags) & mask != 0 {
         return difference("flags", expected.flags & mask, found.flags & mask);
     }
-    let raised = expected.vector == SIMD;
-    for at in 0..512 {
-        let mask = match at {
-            // Instruction, data and opcode pointers differ between makes; MXCSR_MASK too.
-            6..24 | 28..32 | 464..512 => 0,
-            // Whether a conversion to MMX that raises has made the x87 registers its own is open.
-            2..5 if raised => 0,
-            // The precision of a result that is too small is told as of the masked result.
-            24 if raised && expected.fx[24] & UNDERFLOW != 0 => !PRECISION,
-            _ => 0xff,
-        };
-        let byte = |o: &Outcome| match at {
-            32..160 if raised => o.fx[physical(o, at)],
-            _ => o.fx[at],
-        };
-        let (e, f) = (byte(expected) & mask, byte(found) & mask);
-        if e != f {
-            return difference(&format!("fx[{at}]"), e.into(), f.into());
-        }
+    if let Some((at, e, f)) = image::difference(&expected.fx, &found.fx, expected.vector) {
+        return difference(&format!("fx[{at}]"), e, f);
     }
     None
-}
-
-/// Where in the image, which begins at the top of the x87 stack, a byte of a physical register is.
-fn physical(outcome: &Outcome, at: usize) -> usize {
-    let top = usize::from(outcome.fx[3] >> 3 & 7);
-    let (register, byte) = ((at - 32) / 16, (at - 32) % 16);
-    32 + 16 * ((register + 8 - top) % 8) + byte
 }
 
 fn describe(case: &Case) -> String {
