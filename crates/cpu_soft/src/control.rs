@@ -365,7 +365,6 @@ impl Cpu {
         self.write_physical(Gpa(value & !1), &record);
     }
 
-    /// Writes the wall-clock time at which the clock read zero.
     /// Lets the host say when a page is away (Linux's `Documentation/virt/kvm/x86/msr.rst`). No page
     /// of this machine ever is, so there is nothing to say. Delivery by interrupt and to a nested
     /// hypervisor are features that CPUID does not announce.
@@ -379,6 +378,7 @@ impl Cpu {
         Ok(())
     }
 
+    /// Writes the wall-clock time at which the clock read zero.
     fn set_kvm_wall_clock(&mut self, value: u64) {
         self.msrs.kvm_wall_clock = value;
         let up = std::time::Duration::from_nanos(self.clock.now());

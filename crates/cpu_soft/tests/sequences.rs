@@ -1,8 +1,8 @@
 //! Random sequences of unprivileged instructions against the processor of this machine.
 //!
-//! Two to sixteen instructions with operands in registers and memory, branches forward, near and by
-//! register, memory and stack, branches astray, SIMD exceptions that are not masked, code that writes code, the
-//! stack, faults; registers, flags, x87 and SSE state, memory and the exception must agree: vector,
+//! Two to sixteen instructions with operands in registers and memory; branches forward, near and by
+//! register, memory or stack, and astray; SIMD exceptions that are not masked; the stack; faults; code
+//! that writes code. Registers, flags, x87 and SSE state, memory and the exception must agree: vector,
 //! error code, address, and the instruction that raised it. A difference is made as small as it can
 //! be and printed with the command that repeats it.
 //!
