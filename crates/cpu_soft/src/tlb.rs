@@ -17,7 +17,7 @@ use crate::code::Block;
 use crate::op::Op;
 
 /// Data entries of a context.
-pub const ENTRIES: usize = 1024;
+pub const ENTRIES: usize = 4096;
 /// Block entries of a context.
 pub const JUMPS: usize = 4096;
 /// Fetch entries of a context.
@@ -149,7 +149,7 @@ pub struct Ctx {
 }
 
 /// Which slots of a context may hold something, in chunks of [`CHUNK`]: a change of CR0.WP empties every
-/// context, and most of the hundred kilobytes of each are empty already.
+/// context, and most of the two hundred kilobytes of each are empty already.
 #[derive(Clone, Copy)]
 struct Touched {
     entries: Chunks<{ ENTRIES / CHUNK / 64 }>,
@@ -680,8 +680,9 @@ mod tests {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
         let pages = |n: u64| n * 0x1000;
+        let rip = |n: u64| pages(n) + n % 0x1000;
         let known = |ctx: &Ctx, n: u64| {
-            let rip = pages(n) + n;
+            let rip = rip(n);
             let data = ctx.entry(pages(n)).read == pages(n);
             (
                 data,
@@ -693,7 +694,7 @@ mod tests {
             let ctx = pool.get(at);
             ctx.fill(pages(n), entry(0x9000));
             ctx.fill_fetch(pages(n), 0x9000, 0);
-            ctx.set_jump(pages(n) + n, jump(pages(n) + n));
+            ctx.set_jump(rip(n), jump(rip(n)));
             assert_eq!(known(ctx, n), (true, true, true));
             if n % 5 == 0 {
                 pool.clear();
