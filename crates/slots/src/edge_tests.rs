@@ -122,3 +122,13 @@ fn more_ram_than_the_host_can_map_is_refused_before_its_log_is_made() {
         );
     }
 }
+
+#[test]
+fn huge_pages_that_the_host_has_not_are_refused_and_no_signal_later() {
+    // A terabyte can be addressed, but nobody has reserved it.
+    let error = RamRegion::new(options(1 << 40, HugePages::Hugetlbfs)).unwrap_err();
+    assert!(
+        matches!(error, RamError::Host { .. } | RamError::Map { .. }),
+        "{error:?}"
+    );
+}

@@ -83,7 +83,10 @@ pub enum RamError {
         source: std::io::Error,
     },
     /// The region could not be mapped.
-    #[error("mapping {len:#x} bytes of guest RAM failed")]
+    #[error(
+        "mapping {len:#x} bytes of guest RAM failed: huge pages must be reserved in \
+         /proc/sys/vm/nr_hugepages, and ulimit -v allow the length"
+    )]
     Map {
         /// Bytes asked for.
         len: u64,

@@ -162,10 +162,11 @@ fn map<B: Bitmap>(
     const MAP_NORESERVE: i32 = 0x4000;
     const MAP_POPULATE: i32 = 0x8000;
     let flags = MAP_SHARED
-        | if prefault {
-            MAP_POPULATE
-        } else {
-            MAP_NORESERVE
+        | match (prefault, huge) {
+            (true, _) => MAP_POPULATE,
+            // Without a reservation the first touch of a page that is not there would be SIGBUS.
+            (false, HugePages::Hugetlbfs) => 0,
+            (false, _) => MAP_NORESERVE,
         };
     MmapRegionBuilder::new_with_bitmap(size, log)
         .with_mmap_prot(PROT_READ_WRITE)
