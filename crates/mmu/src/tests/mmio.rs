@@ -126,6 +126,9 @@ fn r12_a_stale_entry_becomes_mmio_or_ram_or_absent() {
         .unwrap()
         .wait();
     assert_eq!(m.page(AT, READ).page, m.host(HOLE.0), "RAM");
+    let slow = m.statistic("slow_faults");
+    m.page(AT, READ);
+    assert_eq!(m.statistic("slow_faults"), slow, "RAM in the shadow, too");
     m.audit();
     m.space.update("delete", |e| e.remove(slot)).unwrap().wait();
     assert!(is_mmio(&mut m, AT), "and back");
