@@ -1,6 +1,6 @@
 //! What people are shown of the tables.
 
-use umbra_x86::pte;
+use umbra_x86::{cr4, pte};
 
 use super::guest::*;
 use crate::Kind;
@@ -77,4 +77,55 @@ fn tables_that_refer_to_themselves_end() {
     }
     let text = lines(&m, None);
     assert!(text.len() <= 200_600, "{}", text.len());
+}
+
+#[test]
+fn a_large_page_that_the_shadow_splits_says_what_is_in_the_pieces() {
+    let mut m = Machine::new(plain());
+    // A gigabyte from 0: some RAM, and nothing behind it.
+    let entry = m.entry_at(AT, 3);
+    m.store(
+        entry,
+        PWU | pte::PS | pte::A | pte::D | 5 << pte::PKEY_SHIFT,
+    );
+    m.page(AT + 0x1000, READ);
+    let text = lines(&m, Some(AT)).join("\n");
+    assert!(text.contains(" splits it: 1 RAM, 0 MMIO valid"), "{text}");
+    assert!(text.contains(" key 5"), "{text}");
+}
+
+#[test]
+fn tables_that_lead_nowhere_are_named() {
+    let mut m = Machine::new(plain());
+    let up = m.entry_at(AT, 2);
+    m.store(up, HOLE.0 | PWU);
+    let reserved = m.entry_at(AT + (1 << 30), 3);
+    m.store(reserved, 1 << 51 | PWU);
+    let text = lines(&m, None).join("\n");
+    assert!(text.contains("is in no RAM"), "{text}");
+    assert!(text.contains("reserved bits"), "{text}");
+}
+
+#[test]
+fn page_directory_pointers_in_no_ram_are_named() {
+    let mut m = Machine::new(plain());
+    m.regs.efer = 0;
+    m.regs.cr3 = HOLE.0;
+    let text = lines(&m, None).join("\n");
+    assert!(
+        text.contains("the page-directory pointers are not valid"),
+        "{text}"
+    );
+}
+
+#[test]
+fn five_levels_reach_57_bits() {
+    let mut m = Machine::new(plain());
+    let top = m.alloc();
+    m.store(top + 8, m.regs.cr3 | PWU);
+    m.map(AT, 0x60_0000, PWU);
+    m.regs.cr3 = top;
+    m.regs.cr4 |= cr4::LA57;
+    let text = lines(&m, Some(1 << 48 | AT)).join("\n");
+    assert!(text.contains("0001000040000000"), "{text}");
 }
