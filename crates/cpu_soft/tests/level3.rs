@@ -6,6 +6,7 @@
 //! `UMBRA_NATIVE_SEED` with which random numbers (fresh ones without it); `UMBRA_NATIVE_TRACE` names each case before it runs.
 #![cfg(target_arch = "x86_64")]
 
+mod forms;
 mod image;
 mod random;
 mod side_by_side;

@@ -13,10 +13,10 @@ mod forms;
 mod harness;
 mod random;
 
-use forms::forms;
+use forms::{forms, status_flags};
 use harness::generate::Generator;
 use harness::{Case, Guest, Host, Outcome};
-use iced_x86::{Code, Instruction};
+use iced_x86::Code;
 use random::{seed, setting};
 
 /// Runs every form that `pick` chooses on both processors and compares.
@@ -64,7 +64,7 @@ fn compare(case: &Case, expected: &Outcome, found: &Outcome) -> Option<String> {
             return Some(format!("r{i}: {f:#x}, should be {e:#x}; {}", inputs(case)));
         }
     }
-    let defined = 0x8d5 & !u64::from(undefined_flags(&case.insn));
+    let defined = 0x8d5 & !status_flags(case.insn.rflags_undefined());
     let (e, f) = (expected.flags & defined, found.flags & defined);
     if e != f {
         return Some(format!("flags {f:#x}, should be {e:#x}; {}", inputs(case)));
@@ -93,24 +93,6 @@ fn compare(case: &Case, expected: &Outcome, found: &Outcome) -> Option<String> {
 
 fn inputs(case: &Case) -> String {
     format!("gpr {:x?} flags {:#x}", case.gpr, case.flags)
-}
-
-/// The flags that the manual leaves undefined after `insn`, as RFLAGS bits.
-fn undefined_flags(insn: &Instruction) -> u32 {
-    use iced_x86::RflagsBits;
-    let undefined = insn.rflags_undefined();
-    [
-        (RflagsBits::CF, 1),
-        (RflagsBits::PF, 4),
-        (RflagsBits::AF, 0x10),
-        (RflagsBits::ZF, 0x40),
-        (RflagsBits::SF, 0x80),
-        (RflagsBits::OF, 0x800),
-    ]
-    .iter()
-    .filter(|(bit, _)| undefined & bit != 0)
-    .map(|(_, flag)| flag)
-    .sum()
 }
 
 fn feature(code: Code, names: &[&str]) -> bool {

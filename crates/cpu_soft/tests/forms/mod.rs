@@ -1,6 +1,10 @@
 //! Which forms of which instructions can be compared with the processor of this machine.
 
-use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as K};
+#![allow(dead_code, reason = "each test that shares this needs other parts")]
+
+use iced_x86::{
+    Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as K, RflagsBits,
+};
 
 /// The forms that can be compared: unprivileged, 64-bit, no transfer of control, deterministic.
 pub fn forms() -> impl Iterator<Item = Code> {
@@ -25,45 +29,52 @@ fn is_bmi(code: Code) -> bool {
             .all(|f| matches!(f, CpuidFeature::BMI1 | CpuidFeature::BMI2))
 }
 
+/// What both processor models claim and every machine that this runs on has.
+pub fn is_common(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::INTEL8086
+            | F::INTEL186
+            | F::INTEL286
+            | F::INTEL386
+            | F::INTEL486
+            | F::X64
+            | F::CMOV
+            | F::CX8
+            | F::CMPXCHG16B
+            | F::FPU
+            | F::FPU287
+            | F::FPU387
+            | F::MMX
+            | F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::AES
+            | F::PCLMULQDQ
+            | F::POPCNT
+            | F::MOVBE
+            | F::MULTIBYTENOP
+            | F::PAUSE
+    )
+}
+
 /// Everything that the processor model claims and this machine has.
 fn features(code: Code) -> bool {
     use CpuidFeature as F;
     code.cpuid_features().iter().all(|f| {
-        matches!(
-            f,
-            F::INTEL8086
-                | F::INTEL186
-                | F::INTEL286
-                | F::INTEL386
-                | F::INTEL486
-                | F::X64
-                | F::CMOV
-                | F::CX8
-                | F::CMPXCHG16B
-                | F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::SSE
-                | F::SSE2
-                | F::SSE3
-                | F::SSSE3
-                | F::SSE4_1
-                | F::SSE4_2
-                | F::AES
-                | F::PCLMULQDQ
-                | F::POPCNT
-                | F::MOVBE
-                | F::PREFETCHW
-                | F::MULTIBYTENOP
-                | F::PAUSE
-        ) || match f {
-            F::BMI1 => std::is_x86_feature_detected!("bmi1"),
-            F::BMI2 => std::is_x86_feature_detected!("bmi2"),
-            F::LZCNT => std::is_x86_feature_detected!("lzcnt"),
-            F::ADX => std::is_x86_feature_detected!("adx"),
-            _ => false,
-        }
+        is_common(*f)
+            || match f {
+                F::PREFETCHW => true,
+                F::BMI1 => std::is_x86_feature_detected!("bmi1"),
+                F::BMI2 => std::is_x86_feature_detected!("bmi2"),
+                F::LZCNT => std::is_x86_feature_detected!("lzcnt"),
+                F::ADX => std::is_x86_feature_detected!("adx"),
+                _ => false,
+            }
     })
 }
 
@@ -179,4 +190,20 @@ pub fn compares(mnemonic: Mnemonic) -> bool {
         mnemonic,
         Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq
     )
+}
+
+/// The status flags among flags of `iced-x86`, as EFLAGS bits.
+pub fn status_flags(bits: u32) -> u64 {
+    [
+        (RflagsBits::CF, 1),
+        (RflagsBits::PF, 4),
+        (RflagsBits::AF, 0x10),
+        (RflagsBits::ZF, 0x40),
+        (RflagsBits::SF, 0x80),
+        (RflagsBits::OF, 0x800),
+    ]
+    .iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .map(|(_, flag)| flag)
+    .sum()
 }

@@ -13,7 +13,9 @@ pub mod guest;
 pub mod host;
 pub mod shrink;
 
-use iced_x86::{Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use crate::forms::status_flags;
 
 pub const CODE: u64 = 0x4000_0000;
 pub const CODE_LEN: usize = 0x2000;
@@ -129,15 +131,15 @@ impl Case {
         let mut before = vec![0; count + 1];
         for (i, step) in self.steps.iter().enumerate() {
             let insn = &step.insn;
-            if before[i] & flags(insn.rflags_read()) != 0 {
+            if before[i] & status_flags(insn.rflags_read()) != 0 {
                 return None;
             }
             let kept = if always_writes(insn) {
-                before[i] & !flags(insn.rflags_modified())
+                before[i] & !status_flags(insn.rflags_modified())
             } else {
                 before[i]
             };
-            let after = kept | flags(insn.rflags_undefined());
+            let after = kept | status_flags(insn.rflags_undefined());
             before[i + 1] |= after;
             if goes(insn) {
                 before[self.target(i)] |= after;
@@ -155,20 +157,4 @@ fn always_writes(insn: &Instruction) -> bool {
             insn.mnemonic(),
             Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd
         )
-}
-
-/// Flags of `iced-x86` as EFLAGS bits.
-fn flags(bits: u32) -> u64 {
-    [
-        (RflagsBits::CF, 1),
-        (RflagsBits::PF, 4),
-        (RflagsBits::AF, 0x10),
-        (RflagsBits::ZF, 0x40),
-        (RflagsBits::SF, 0x80),
-        (RflagsBits::OF, 0x800),
-    ]
-    .iter()
-    .filter(|(bit, _)| bits & bit != 0)
-    .map(|(_, flag)| flag)
-    .sum()
 }

@@ -3,7 +3,7 @@
 
 use iced_x86::{
     CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, Mnemonic, OpKind,
-    Register, RflagsBits,
+    Register,
 };
 
 use super::tables::{
@@ -12,6 +12,7 @@ use super::tables::{
     USER_DATA, segment,
 };
 use super::{Case, MEMORY, MEMORY_LEN, code_base};
+use crate::forms::{is_common, status_flags};
 use crate::random::Random;
 
 /// One encoding: map, opcode, mandatory prefix, register field.
@@ -80,38 +81,9 @@ fn excluded(insn: &Instruction) -> bool {
 
 /// Everything that the processor model claims.
 fn has_features(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
-    insn.cpuid_features().iter().all(|f| {
-        matches!(
-            f,
-            F::INTEL8086
-                | F::INTEL8086_ONLY
-                | F::INTEL186
-                | F::INTEL286
-                | F::INTEL386
-                | F::INTEL486
-                | F::X64
-                | F::CMPXCHG16B
-                | F::CMOV
-                | F::CX8
-                | F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::SSE
-                | F::SSE2
-                | F::SSE3
-                | F::SSSE3
-                | F::SSE4_1
-                | F::SSE4_2
-                | F::AES
-                | F::PCLMULQDQ
-                | F::POPCNT
-                | F::MOVBE
-                | F::MULTIBYTENOP
-                | F::PAUSE
-        )
-    })
+    let old = CpuidFeature::INTEL8086_ONLY;
+    let mut features = insn.cpuid_features().iter();
+    features.all(|f| is_common(*f) || *f == old)
 }
 
 pub struct Generator {
@@ -254,7 +226,7 @@ impl Generator {
             text: format!("{:?} {insn}", insn.code()),
             bytes,
             offset,
-            undefined: undefined_flags(&insn),
+            undefined: status_flags(insn.rflags_undefined()) as u32,
             gpr,
             flags,
             cs: self.cs,
@@ -606,20 +578,4 @@ impl Generator {
         }
         fx
     }
-}
-
-fn undefined_flags(insn: &Instruction) -> u32 {
-    let undefined = insn.rflags_undefined();
-    [
-        (RflagsBits::CF, 1),
-        (RflagsBits::PF, 4),
-        (RflagsBits::AF, 0x10),
-        (RflagsBits::ZF, 0x40),
-        (RflagsBits::SF, 0x80),
-        (RflagsBits::OF, 0x800),
-    ]
-    .iter()
-    .filter(|(bit, _)| undefined & bit != 0)
-    .map(|(_, flag)| flag)
-    .sum()
 }
