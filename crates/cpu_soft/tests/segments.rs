@@ -465,6 +465,8 @@ fn lldt_takes_present_local_tables_of_the_global_one() {
         state.gpr[0] = selector.into();
         let end = run(&mut machine, &state, &[0x0f, 0x00, 0xd0]);
         assert_eq!(end.exception(), expected, "{what}");
+        let loaded = end.state.rip == CODE + 3;
+        assert_eq!(loaded, expected == "6", "{what}");
     }
 }
 
@@ -522,6 +524,8 @@ fn ltr_takes_an_available_task_state_and_makes_it_busy() {
         state.gpr[0] = selector.into();
         let end = run(&mut machine, &state, &[0x0f, 0x00, 0xd8]);
         assert_eq!(end.exception(), expected, "{what}");
+        let loaded = end.state.rip == CODE + 3;
+        assert_eq!(loaded, expected == "6", "{what}");
         let busy = u64::from_le_bytes(machine.read(GDT + u64::from(OWN)));
         let marked = if expected == "6" { 2 << 40 } else { 0 };
         assert_eq!(busy, descriptor | marked, "{what}");
