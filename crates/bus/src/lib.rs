@@ -10,6 +10,9 @@
 //! one [`AddressSpace::update`](umbra_slots::AddressSpace::update), which bumps the generation, and
 //! nobody else has to be told. Ports have no map and no generation: [`Ports`] keeps its own ranges.
 //!
+//! A processor that hits the same window again needs no lookup: it keeps a [`LastHit`], which carries
+//! the generation and is stale with it.
+//!
 //! What hits nothing reads as all ones, is dropped when written, and is counted. An access that
 //! crosses a border is split as hardware does; see [`Bus::read`].
 //!
@@ -22,6 +25,7 @@
 
 mod error;
 mod gate;
+mod last;
 mod memory;
 #[cfg(all(test, umbra_loom))]
 mod models;
@@ -37,6 +41,7 @@ use vm_device::{DeviceMmio, DevicePio};
 
 pub use error::BusError;
 pub use gate::Removed;
+pub use last::LastHit;
 pub use memory::Bus;
 pub use ports::{Ports, PortsError};
 

@@ -9,7 +9,7 @@ use umbra_sync::atomic::{AtomicU64, Ordering};
 use vm_device::bus::MmioAddress;
 
 use crate::split::next_transfer;
-use crate::table::Table;
+use crate::table::{Entry, Table};
 use crate::{BusError, MmioDevice, Removed};
 
 /// Devices by id, and the map that says where they are.
@@ -70,6 +70,11 @@ impl Bus {
         self.change("a device moves", id, |editor, slot| {
             editor.move_to(slot, start)
         })
+    }
+
+    /// Returns a device and its gate.
+    pub(crate) fn entry(&self, id: IoId) -> Option<Entry> {
+        self.table.get(id)
     }
 
     fn change(

@@ -10,9 +10,9 @@ use crate::gate::{Gate, Removed};
 
 /// A device and who is inside it.
 #[derive(Clone)]
-struct Entry {
-    device: MmioDevice,
-    gate: Arc<Gate>,
+pub(crate) struct Entry {
+    pub device: MmioDevice,
+    pub gate: Arc<Gate>,
 }
 
 /// Devices by id. An id is an index and is never used again.
@@ -44,6 +44,11 @@ impl Table {
         self.devices.store(Arc::new(devices));
         gate.close();
         Some(Removed { device, gate })
+    }
+
+    /// Returns a device and its gate, to be kept.
+    pub fn get(&self, id: IoId) -> Option<Entry> {
+        self.devices.load().get(id.0 as usize)?.clone()
     }
 
     /// Runs `f` with the device, if there is one. No lock is held.
