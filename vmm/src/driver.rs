@@ -1,15 +1,14 @@
 //! The driver: one mailbox, one owner of the machine's state.
 //!
 //! It runs on the thread that called [`Machine::run`](crate::Machine::run) and sleeps until an
-//! event comes or the 8254 is due. When the machine ends it first closes the console, for a
+//! event comes or the backend's timer is due. When the machine ends it first closes the console, for a
 //! processor may be waiting there, then kicks every processor, then waits for their threads.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use umbra_clock::Clock;
-use umbra_irqchip::Pit;
+use umbra_clock::{Clock, Timer};
 use umbra_x86::state::CpuState;
 
 use crate::error::RunError;
@@ -30,7 +29,7 @@ pub struct Ended {
 pub struct Driver<'a> {
     pub events: &'a Receiver<Event>,
     pub clock: Clock,
-    pub pit: Arc<Pit>,
+    pub timer: Option<Arc<dyn Timer>>,
     pub processors: &'a [VcpuThread],
 }
 
@@ -69,10 +68,17 @@ impl Driver<'_> {
         held.collect()
     }
 
+    fn tick(&self) {
+        if let Some(timer) = &self.timer {
+            timer.tick(self.clock.now());
+        }
+    }
+
     /// Waits for the next event; lets the timer tick meanwhile.
     fn next(&self) -> Event {
         loop {
-            let due = self.pit.next_event().map(|at| self.clock.instant_at(at));
+            let next = self.timer.as_ref().and_then(|timer| timer.next_event());
+            let due = next.map(|at| self.clock.instant_at(at));
             let received = match due {
                 Some(due) => {
                     let wait = due.saturating_duration_since(Instant::now());
@@ -87,7 +93,7 @@ impl Driver<'_> {
             match received {
                 Ok(Event::Timer) => {}
                 Ok(event) => return event,
-                Err(RecvTimeoutError::Timeout) => self.pit.tick(self.clock.now()),
+                Err(RecvTimeoutError::Timeout) => self.tick(),
                 // The machine itself holds a sender, so this cannot happen while it lives.
                 Err(RecvTimeoutError::Disconnected) => return Event::End(Outcome::Stopped),
             }

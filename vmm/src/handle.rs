@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use parking_lot::{Condvar, Mutex};
+use umbra_cpu::Backend;
 use umbra_devices::Serial;
-use umbra_mmu::{Mmu, PagingRegs};
 
 use crate::policy::{Event, Outcome, Paused};
 
@@ -14,7 +14,7 @@ use crate::policy::{Event, Outcome, Paused};
 pub struct Handle {
     pub(crate) events: Sender<Event>,
     pub(crate) input: ConsoleInput,
-    pub(crate) mmu: Arc<Mmu>,
+    pub(crate) backend: Arc<dyn Backend>,
 }
 
 /// Why a machine did not do what was asked of it.
@@ -30,6 +30,12 @@ pub enum HandleError {
         cpu: usize,
         /// The highest number.
         last: usize,
+    },
+    /// Its processors keep their tables to themselves.
+    #[error("the {backend} backend shows no page tables; the software processor does")]
+    NoTables {
+        /// Which backend.
+        backend: &'static str,
     },
 }
 
@@ -64,29 +70,24 @@ impl Handle {
     /// translates `address` if there is one. The machine is paused meanwhile.
     ///
     /// # Errors
-    /// If the machine is ending, or has no such processor.
+    /// If the machine is ending, has no such processor, or one whose tables cannot be seen.
     pub fn page_tables(
         &self,
         cpu: usize,
         address: Option<u64>,
     ) -> Result<Vec<String>, HandleError> {
         let paused = self.pause()?;
-        let lines = paused.states.get(cpu).map(|state| {
-            let registers = PagingRegs {
-                cr0: state.cr0,
-                cr3: state.cr3,
-                cr4: state.cr4,
-                efer: state.efer,
-                pkru: 0, // not in the tables: applied at the access
-            };
-            self.mmu.describe_tables(&registers, address)
-        });
+        let state = paused.states.get(cpu);
+        let lines = state.map(|state| self.backend.describe_tables(state, address));
         if !paused.already {
             self.resume();
         }
-        lines.ok_or(HandleError::NoSuchCpu {
+        let lines = lines.ok_or(HandleError::NoSuchCpu {
             cpu,
             last: paused.states.len().saturating_sub(1),
+        })?;
+        lines.ok_or(HandleError::NoTables {
+            backend: self.backend.name(),
         })
     }
 

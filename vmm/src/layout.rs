@@ -6,10 +6,8 @@ use umbra_boot::layout::{HOLE, HOLE_END};
 
 /// The local APICs' page after power-up.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
-/// The IOAPIC's page.
+/// The IOAPIC's page, where every backend has it.
 pub const IOAPIC: u32 = 0xfec0_0000;
-/// Bytes that the IOAPIC answers to.
-pub const IOAPIC_LEN: u64 = 0x1000;
 /// First port of the serial port (COM1).
 pub const SERIAL: u16 = 0x3f8;
 /// Interrupt of the serial port.
@@ -18,11 +16,6 @@ pub const SERIAL_INTERRUPT: u32 = 4;
 pub const POWER: u16 = 0x600;
 /// Index port of the CMOS clock.
 pub const CMOS: u16 = 0x70;
-/// Ports of the 8259 pair and its edge/level registers: first and number.
-pub const PIC: [(u16, u16); 3] = [(0x20, 2), (0xa0, 2), (0x4d0, 2)];
-/// Ports of the 8254, and of the register that gates its third counter.
-pub const PIT: [(u16, u16); 2] = [(0x40, 4), (0x61, 1)];
-
 /// A range of guest-physical RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ram {

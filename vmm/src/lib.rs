@@ -32,7 +32,6 @@
 
 mod build;
 mod console;
-mod dma;
 mod driver;
 mod error;
 mod handle;

@@ -6,10 +6,8 @@ use std::sync::mpsc::{Receiver, Sender};
 use umbra_boot::Protocol;
 use umbra_bus::{Bus, Ports};
 use umbra_clock::Clock;
-use umbra_cpu::Vcpu;
+use umbra_cpu::{Backend, Vcpu};
 use umbra_devices::Serial;
-use umbra_irqchip::Chipset;
-use umbra_mmu::Mmu;
 use umbra_slots::AddressSpace;
 
 use crate::build;
@@ -29,8 +27,7 @@ use crate::vcpu::VcpuThread;
 pub struct Machine {
     pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
     pub(crate) protocol: Protocol,
-    pub(crate) mmu: Arc<Mmu>,
-    pub(crate) chipset: Chipset,
+    pub(crate) backend: Arc<dyn Backend>,
     pub(crate) serial: Arc<Serial>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) ports: Arc<Ports>,
@@ -57,7 +54,7 @@ impl Machine {
         Handle {
             events: self.to_driver.clone(),
             input: self.input.clone(),
-            mmu: self.mmu.clone(),
+            backend: self.backend.clone(),
         }
     }
 
@@ -90,8 +87,7 @@ impl Machine {
     pub fn run(self) -> Result<Ended, RunError> {
         let Self {
             vcpus,
-            mmu,
-            chipset,
+            backend,
             serial,
             bus,
             ports,
@@ -103,11 +99,11 @@ impl Machine {
             events,
             ..
         } = self;
-        let io = Arc::new(MachineIo {
+        let io = MachineIo {
             space: space.clone(),
             bus: bus.clone(),
             ports: ports.clone(),
-        });
+        };
         let mut threads = Vec::new();
         let mut started = Ok(());
         for (id, vcpu) in (0..).zip(vcpus) {
@@ -128,7 +124,7 @@ impl Machine {
             Ok(()) => Driver {
                 events: &events,
                 clock,
-                pit: chipset.pit.clone(),
+                timer: backend.timer(),
                 processors: &threads,
             }
             .run(end),
@@ -141,7 +137,7 @@ impl Machine {
         for (id, thread) in threads.into_iter().enumerate() {
             add(&mut statistics, &format!("vcpu {id}"), thread.join());
         }
-        add(&mut statistics, "mmu", mmu.statistics());
+        add(&mut statistics, backend.name(), backend.statistics());
         let machine = vec![
             ("map generation", space.generation().0),
             ("memory accesses that hit nothing", bus.misses()),

@@ -32,6 +32,10 @@ pub enum Outcome {
     Exit(u32),
     /// A processor of the guest shut down by a triple fault.
     Crash(Box<Crash>),
+    /// The backend could not execute what the guest asked of it.
+    Stuck(Box<Crash>),
+    /// The guest's kernel told the backend that it has crashed.
+    GuestPanic,
     /// Somebody called [`Handle::stop`](crate::Handle::stop).
     Stopped,
 }

@@ -14,14 +14,12 @@ use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
-use umbra_cpu::{Exit, Io, Kick, Vcpu};
+use umbra_cpu::{Exit, Io, Kick, Statistics, SystemEvent, Vcpu};
 use umbra_x86::state::CpuState;
 
 use crate::error::RunError;
+use crate::io::{MachineIo, VcpuIo};
 use crate::policy::{Event, Outcome};
-
-/// Counters, named, for people to read.
-pub type Statistics = Vec<(&'static str, u64)>;
 
 /// Where a processor's thread stands still.
 #[derive(Default)]
@@ -72,7 +70,7 @@ impl VcpuThread {
     pub fn start(
         id: u32,
         mut vcpu: Box<dyn Vcpu>,
-        io: Arc<dyn Io + Send + Sync>,
+        machine: MachineIo,
         events: Sender<Event>,
     ) -> Result<Self, RunError> {
         let kick = vcpu.kick_handle();
@@ -88,11 +86,16 @@ impl VcpuThread {
                     events,
                     said: false,
                 };
-                let event = run(id, &mut *vcpu, &*io, &told, &stop);
+                let io = VcpuIo::new(machine);
+                let event = run(id, &mut *vcpu, &io, &told, &stop);
                 stop.set(|stand| stand.gone = true);
                 last_words.say(event);
                 tracing::debug!(id, state = ?vcpu.state(), "processor left");
-                vcpu.statistics()
+                let (hits, stale) = io.counts();
+                let mut statistics = vcpu.statistics();
+                statistics.push(("device accesses without a lookup", hits));
+                statistics.push(("remembered devices that were stale", stale));
+                statistics
             })
             .map_err(|source| RunError::Thread { id, source })?;
         Ok(Self {
@@ -146,10 +149,21 @@ fn run(id: u32, vcpu: &mut dyn Vcpu, io: &dyn Io, leave: &AtomicBool, brake: &Br
         match vcpu.run(io) {
             Ok(Exit::Kicked) => brake.pass(vcpu, leave),
             Ok(Exit::Shutdown(crash)) => return Event::End(Outcome::Crash(crash)),
+            Ok(Exit::Stuck(crash)) => return Event::End(Outcome::Stuck(crash)),
+            Ok(Exit::System(event)) => return Event::End(system(event)),
             Err(source) => return Event::Failed(RunError::Cpu { id, source }),
         }
     }
     Event::Left
+}
+
+/// What a request to the backend itself means for the machine.
+fn system(event: SystemEvent) -> Outcome {
+    match event {
+        SystemEvent::PowerOff => Outcome::PowerOff,
+        SystemEvent::Reset => Outcome::Reset,
+        SystemEvent::Crash => Outcome::GuestPanic,
+    }
 }
 
 /// Tells the driver why the thread ends, whatever the reason.

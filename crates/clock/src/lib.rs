@@ -48,6 +48,19 @@ impl Clock {
     }
 }
 
+/// A timer that does nothing by itself: its owner sleeps until the next event and then ticks it.
+pub trait Timer: Send + Sync {
+    /// Returns when [`Timer::tick`] is due, in nanoseconds of the machine's clock; `None` if never.
+    fn next_event(&self) -> Option<u64>;
+
+    /// Does what is due at `now`.
+    fn tick(&self, now: u64);
+
+    /// Sets who hears that [`Timer::next_event`] has changed; once. Called from any thread; it must
+    /// not call the timer.
+    fn set_wake(&self, wake: Box<dyn Fn() + Send + Sync>);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

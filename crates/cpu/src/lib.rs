@@ -10,21 +10,34 @@
 //! guest can do to devices arrives through [`Io`] on the processor's own thread. A guest that
 //! misbehaves is a value ([`Exit`]); a host that fails is an error ([`CpuError`]).
 //!
+//! A [`Backend`] is what executes the guest of one machine: it makes the processors and brings the
+//! interrupt controllers that go with them. What only some backends can do is an `Option` of a
+//! capability ([`Doorbells`], [`EventInterrupts`]); who uses one works without it, too.
+//!
 //! No backend lives here, and this crate must never learn what a bus or a device is.
-//! Start reading at [`Vcpu`].
+//! Start reading at [`Vcpu`], then [`Backend`].
 #![forbid(unsafe_code)]
 
+mod backend;
+mod doorbell;
+mod interrupts;
+
 use std::sync::Arc;
+
+pub use backend::{Backend, Statistics};
+pub use doorbell::{Doorbell, DoorbellError, Doorbells};
+pub use interrupts::{EventInterrupts, EventLine, InterruptError, MsiVector};
 
 use umbra_slots::Gpa;
 use umbra_x86::state::CpuState;
 
 /// The machine around a processor, as the processor sees it: addresses and bytes.
 ///
-/// Called on the thread that is inside [`Vcpu::run`]. `data` is 1, 2, 4 or 8 bytes for memory and
+/// Called on the thread that is inside [`Vcpu::run`], and on no other: it may keep what belongs to
+/// one processor. `data` is 1, 2, 4 or 8 bytes for memory and
 /// 1, 2 or 4 for ports, little endian, and may cross the end of a device: splitting is the
 /// callee's business.
-pub trait Io: Sync {
+pub trait Io {
     /// Reads guest-physical memory that is no RAM.
     fn mmio_read(&self, gpa: Gpa, data: &mut [u8]) -> Served;
     /// Writes guest-physical memory that is no RAM, or is read-only.
@@ -55,15 +68,33 @@ pub enum Exit {
     Kicked,
     /// The guest can make no progress any more (a triple fault; SDM vol. 3, 6.15).
     Shutdown(Box<Crash>),
+    /// The backend cannot execute what the guest asks of it, though a processor might: an
+    /// instruction that it cannot emulate, a state that it cannot enter.
+    Stuck(Box<Crash>),
+    /// The guest asked the backend itself, past all devices, to end the machine.
+    System(SystemEvent),
 }
 
-/// What is known about a guest that shut itself down.
+/// What a guest can ask of the backend itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SystemEvent {
+    /// Power off.
+    PowerOff,
+    /// Restart.
+    Reset,
+    /// The guest's kernel says that it has crashed.
+    Crash,
+}
+
+/// What is known about a guest that cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Crash {
     /// Which exceptions led there, in words.
     pub reason: String,
     /// The registers at the instruction that could not be completed.
     pub state: CpuState,
+    /// The bytes at the instruction pointer, as many as could be read; 15 at most.
+    pub code: Vec<u8>,
     /// The last walk of the guest's page tables, one line a level, outermost first.
     pub walk: Vec<String>,
 }
@@ -108,7 +139,7 @@ pub trait Vcpu: Send {
     fn kick_handle(&self) -> Arc<dyn Kick>;
 
     /// Returns counters, named, for people to read.
-    fn statistics(&self) -> Vec<(&'static str, u64)> {
+    fn statistics(&self) -> Statistics {
         Vec::new()
     }
 }

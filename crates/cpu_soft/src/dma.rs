@@ -7,9 +7,10 @@
 
 use std::sync::Arc;
 
-use umbra_cpu_soft::CodePages;
 use umbra_mmu::Mmu;
 use umbra_slots::{AccessError, AddressSpace, Dma, Gpa};
+
+use crate::CodePages;
 
 /// Guest memory, for devices.
 pub struct DeviceMemory {

@@ -362,9 +362,11 @@ impl Cpu {
         let at = if self.cr2 != 0 { self.cr2 } else { self.rip };
         let mut walk = self.mmu.describe_walk(Gva(at));
         walk.insert(0, format!("walk of {at:#x}:"));
+        let rip = self.seg[seg::CS].base.wrapping_add(self.rip);
         Crash {
             reason: self.crash.clone(),
             state,
+            code: self.mmu.peek_bytes(Gva(rip), 15),
             walk,
         }
     }

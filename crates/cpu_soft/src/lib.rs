@@ -20,10 +20,12 @@
 //! stand beside `exec`: it shares decoder, block cache, translation caches and all slow paths.
 #![cfg(target_arch = "x86_64")]
 
+mod backend;
 mod code;
 mod control;
 mod cpu;
 mod decode;
+mod dma;
 mod ea;
 mod exec;
 mod far;
@@ -47,14 +49,16 @@ mod width;
 use std::sync::Arc;
 
 use umbra_clock::Clock;
-use umbra_cpu::{CpuError, Exit, Io, Kick, Vcpu};
+use umbra_cpu::{CpuError, Exit, Io, Kick, Statistics, Vcpu};
 use umbra_irqchip::LocalApic;
 use umbra_mmu::Mmu;
 use umbra_slots::AddressSpace;
 use umbra_x86::cpuid::Table;
 use umbra_x86::state::CpuState;
 
+pub use backend::{SoftBackend, SoftConfig};
 pub use code::CodePages;
+pub use umbra_mmu::{Audit, Config as MmuConfig};
 
 /// What a processor is made of.
 pub struct SoftVcpuParts {
@@ -141,7 +145,7 @@ impl Vcpu for SoftVcpu {
         self.cpu.wake.clone()
     }
 
-    fn statistics(&self) -> Vec<(&'static str, u64)> {
+    fn statistics(&self) -> Statistics {
         let s = &self.cpu.stats;
         vec![
             ("instructions", s.instructions),

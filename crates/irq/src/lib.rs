@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use vm_device::{DeviceMmio, DevicePio};
+
 /// A level-sensitive interrupt input of a controller.
 ///
 /// May be called from any thread; does not block beyond the controller's own short lock.
@@ -47,4 +49,26 @@ impl Line for Unconnected {
 pub trait Chip: Send + Sync {
     /// Returns input `number`, or `None` where the chip has no such input.
     fn line(&self, number: u32) -> Option<Arc<dyn Line>>;
+}
+
+/// A controller that is a device too, and where it is.
+pub enum Controller {
+    /// In memory.
+    Memory {
+        /// First guest-physical address.
+        start: u64,
+        /// Number of bytes.
+        len: u64,
+        /// The device.
+        device: Arc<dyn DeviceMmio + Send + Sync>,
+    },
+    /// Behind ports.
+    Ports {
+        /// First port.
+        first: u16,
+        /// Number of ports.
+        len: u16,
+        /// The device.
+        device: Arc<dyn DevicePio + Send + Sync>,
+    },
 }

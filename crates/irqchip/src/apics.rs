@@ -7,7 +7,7 @@ use umbra_clock::Clock;
 use umbra_irq::{Msi, MsiTarget};
 
 use crate::apic::LocalApic;
-use crate::message::{Delivery, Destination, Message};
+use crate::message::{Delivery, Destination, Message, Messages};
 use crate::pic::Pic;
 
 type EoiListener = Box<dyn Fn(u8) + Send + Sync>;
@@ -68,8 +68,21 @@ impl Apics {
         }
     }
 
-    /// Delivers a message; true when at least one local APIC accepted it.
-    pub fn deliver(&self, message: &Message) -> bool {
+    /// Finds the listed processor with the lowest arbitration priority (SDM vol. 3, 11.6.2.4).
+    fn lowest(&self, message: &Message) -> Option<&LocalApic> {
+        let start = self.turn.fetch_add(1, Ordering::Relaxed) % self.apics.len().max(1);
+        let (before, after) = self.apics.split_at(start);
+        after
+            .iter()
+            .chain(before)
+            .filter_map(|apic| Some((apic.candidate(message)?, apic)))
+            .min_by_key(|(priority, _)| *priority)
+            .map(|(_, apic)| &**apic)
+    }
+}
+
+impl Messages for Apics {
+    fn deliver(&self, message: &Message) -> bool {
         if message.delivery == Delivery::LowestPriority {
             return self.lowest(message).is_some_and(|apic| {
                 let to_one = Message {
@@ -89,18 +102,6 @@ impl Apics {
         // Everybody listed gets it: no short circuit.
         let accepted = self.apics.iter().filter(|apic| apic.receive(message));
         accepted.count() > 0
-    }
-
-    /// Finds the listed processor with the lowest arbitration priority (SDM vol. 3, 11.6.2.4).
-    fn lowest(&self, message: &Message) -> Option<&LocalApic> {
-        let start = self.turn.fetch_add(1, Ordering::Relaxed) % self.apics.len().max(1);
-        let (before, after) = self.apics.split_at(start);
-        after
-            .iter()
-            .chain(before)
-            .filter_map(|apic| Some((apic.candidate(message)?, apic)))
-            .min_by_key(|(priority, _)| *priority)
-            .map(|(_, apic)| &**apic)
     }
 }
 

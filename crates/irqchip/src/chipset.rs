@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use umbra_clock::Clock;
-use umbra_irq::{Chip, Line};
+use umbra_irq::{Chip, Controller, Line};
 
 use crate::apics::Apics;
 use crate::ioapic::{IoApic, PINS};
+use crate::message::Messages;
 use crate::pic::Pic;
 use crate::pit::Pit;
 
@@ -14,10 +15,17 @@ use crate::pit::Pit;
 /// The ACPI tables must say so (an interrupt source override).
 const TIMER_PIN: usize = 2;
 
-/// Local APICs, IOAPIC, 8259 pair and 8254 of one machine.
-pub struct Chipset {
-    /// The local APICs.
-    pub apics: Arc<Apics>,
+/// First address of the IOAPIC.
+const IOAPIC_START: u64 = 0xfec0_0000;
+/// Bytes that it answers to.
+const IOAPIC_LEN: u64 = 0x1000;
+/// Ports of the 8259 pair and its edge/level registers: first and number.
+const PIC_PORTS: [(u16, u16); 3] = [(0x20, 2), (0xa0, 2), (0x4d0, 2)];
+/// Ports of the 8254, and of the register that gates its third counter.
+const PIT_PORTS: [(u16, u16); 2] = [(0x40, 4), (0x61, 1)];
+
+/// The controllers of a PC outside its processors: IOAPIC, 8259 pair and 8254, wired to each other.
+pub struct Chips {
     /// The IOAPIC.
     pub ioapic: Arc<IoApic>,
     /// The 8259 pair.
@@ -26,43 +34,55 @@ pub struct Chipset {
     pub pit: Arc<Pit>,
 }
 
-impl Chipset {
-    /// Makes the controllers for `count` processors.
-    pub fn new(count: u32, clock: Clock) -> Self {
-        let apics = Apics::new(count, clock);
-        let ioapic = IoApic::new(Arc::clone(&apics));
+impl Chips {
+    /// Makes the controllers in front of some local APICs.
+    pub fn new(apics: Arc<dyn Messages>, clock: Clock) -> Self {
+        let ioapic = IoApic::new(apics);
         let pic = Pic::new();
-        // Weak: the chips must not keep each other alive.
-        let listener = Arc::downgrade(&ioapic);
-        apics.on_end_of_interrupt(Box::new(move |vector| {
-            if let Some(ioapic) = listener.upgrade() {
-                ioapic.end_of_interrupt(vector);
-            }
-        }));
-        apics.connect_pic(&pic);
-        let (to_apics, to_ioapic) = (Arc::downgrade(&apics), Arc::downgrade(&ioapic));
-        pic.on_change(Box::new(move |level| {
-            if let (Some(apics), Some(ioapic)) = (to_apics.upgrade(), to_ioapic.upgrade()) {
-                apics.pic_changed();
-                ioapic.set_pin(0, level);
-            }
-        }));
         let timer = IsaLine {
             pic: Arc::clone(&pic),
             ioapic: Arc::clone(&ioapic),
             number: 0,
         };
         let pit = Pit::new(clock, Arc::new(timer));
-        Self {
-            apics,
-            ioapic,
-            pic,
-            pit,
-        }
+        Self { ioapic, pic, pit }
+    }
+
+    /// Sets who hears, beside pin 0 of the IOAPIC, that the output of the 8259 pair changed; once.
+    /// Called without any lock of these chips.
+    pub fn on_pic_change(&self, listener: Box<dyn Fn(bool) + Send + Sync>) {
+        // Weak: the chips must not keep each other alive.
+        let ioapic = Arc::downgrade(&self.ioapic);
+        self.pic.on_change(Box::new(move |level| {
+            listener(level);
+            if let Some(ioapic) = ioapic.upgrade() {
+                ioapic.set_pin(0, level);
+            }
+        }));
+    }
+
+    /// Returns the chips as devices, each at its place in a PC.
+    pub fn controllers(&self) -> Vec<Controller> {
+        let pic = PIC_PORTS.map(|(first, len)| Controller::Ports {
+            first,
+            len,
+            device: self.pic.clone(),
+        });
+        let pit = PIT_PORTS.map(|(first, len)| Controller::Ports {
+            first,
+            len,
+            device: self.pit.clone(),
+        });
+        let ioapic = Controller::Memory {
+            start: IOAPIC_START,
+            len: IOAPIC_LEN,
+            device: self.ioapic.clone(),
+        };
+        pic.into_iter().chain(pit).chain([ioapic]).collect()
     }
 }
 
-impl Chip for Chipset {
+impl Chip for Chips {
     /// Returns the wire of interrupt `number`: below 16 it leads to the 8259 pair and the IOAPIC,
     /// from there to 23 to the IOAPIC alone.
     fn line(&self, number: u32) -> Option<Arc<dyn Line>> {
@@ -75,6 +95,37 @@ impl Chip for Chipset {
             })),
             _ => self.ioapic.line(number),
         }
+    }
+}
+
+/// Every controller of one machine, in software.
+pub struct Chipset {
+    /// The local APICs.
+    pub apics: Arc<Apics>,
+    /// What is around them.
+    pub chips: Chips,
+}
+
+impl Chipset {
+    /// Makes the controllers for `count` processors.
+    pub fn new(count: u32, clock: Clock) -> Self {
+        let apics = Apics::new(count, clock);
+        let chips = Chips::new(apics.clone(), clock);
+        // Weak: the chips must not keep each other alive.
+        let listener = Arc::downgrade(&chips.ioapic);
+        apics.on_end_of_interrupt(Box::new(move |vector| {
+            if let Some(ioapic) = listener.upgrade() {
+                ioapic.end_of_interrupt(vector);
+            }
+        }));
+        apics.connect_pic(&chips.pic);
+        let to_apics = Arc::downgrade(&apics);
+        chips.on_pic_change(Box::new(move |_| {
+            if let Some(apics) = to_apics.upgrade() {
+                apics.pic_changed();
+            }
+        }));
+        Self { apics, chips }
     }
 }
 
@@ -114,10 +165,10 @@ mod tests {
     #[test]
     fn virtual_wire_mode_brings_the_8259_to_the_boot_processor() {
         let chipset = Chipset::new(2, Clock::start());
-        program_pic(&chipset.pic);
+        program_pic(&chipset.chips.pic);
         let (boot, other) = (chipset.apics.apic(0), chipset.apics.apic(1));
         boot.set_virtual_wire();
-        chipset.line(4).unwrap().set(true);
+        chipset.chips.line(4).unwrap().set(true);
         assert!(boot.work() && !other.work());
         assert_eq!(boot.pending(), Some(0x24));
         assert_eq!(boot.acknowledge(), Some(0x24));
@@ -127,14 +178,15 @@ mod tests {
     #[test]
     fn the_8259_reaches_a_processor_through_pin_0_as_extint() {
         let chipset = Chipset::new(1, Clock::start());
-        program_pic(&chipset.pic);
+        program_pic(&chipset.chips.pic);
         let apic = chipset.apics.apic(0);
         apic.mmio_write(0xf0, 0x1ff);
-        chipset.ioapic.mmio_write(MmioAddress(0), 0, &[0x10]);
+        chipset.chips.ioapic.mmio_write(MmioAddress(0), 0, &[0x10]);
         chipset
+            .chips
             .ioapic
             .mmio_write(MmioAddress(0), 0x10, &0x700u32.to_le_bytes());
-        chipset.line(1).unwrap().set(true);
+        chipset.chips.line(1).unwrap().set(true);
         assert_eq!(apic.acknowledge(), Some(0x21));
         assert_eq!(apic.acknowledge(), None);
     }
@@ -145,18 +197,22 @@ mod tests {
         let apic = chipset.apics.apic(0);
         apic.mmio_write(0xf0, 0x1ff);
         for (register, vector) in [(0x14u8, 0x50u32), (0x18, 0x54)] {
-            chipset.ioapic.mmio_write(MmioAddress(0), 0, &[register]);
             chipset
+                .chips
+                .ioapic
+                .mmio_write(MmioAddress(0), 0, &[register]);
+            chipset
+                .chips
                 .ioapic
                 .mmio_write(MmioAddress(0), 0x10, &vector.to_le_bytes());
         }
-        chipset.line(0).unwrap().pulse();
-        chipset.line(4).unwrap().pulse();
+        chipset.chips.line(0).unwrap().pulse();
+        chipset.chips.line(4).unwrap().pulse();
         assert_eq!(apic.acknowledge(), Some(0x54));
         assert_eq!(apic.acknowledge(), None, "0x50 is of the same class");
         apic.mmio_write(0xb0, 0);
         assert_eq!(apic.acknowledge(), Some(0x50));
-        assert!(chipset.line(2).is_none() && chipset.line(24).is_none());
+        assert!(chipset.chips.line(2).is_none() && chipset.chips.line(24).is_none());
     }
 
     #[test]
@@ -164,8 +220,8 @@ mod tests {
         let chipset = Chipset::new(2, Clock::start());
         let (apics, ioapic, pic) = (
             Arc::downgrade(&chipset.apics),
-            Arc::downgrade(&chipset.ioapic),
-            Arc::downgrade(&chipset.pic),
+            Arc::downgrade(&chipset.chips.ioapic),
+            Arc::downgrade(&chipset.chips.pic),
         );
         drop(chipset);
         assert_eq!(

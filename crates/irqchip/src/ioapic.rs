@@ -8,15 +8,14 @@
 //! A line here is *asserted*, not high: the polarity bit of an entry is kept and ignored, as KVM
 //! does, because every device of this machine drives the wire that its entry describes.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use umbra_irq::Line;
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
-use crate::apics::Apics;
-use crate::message::{Delivery, Destination, Message};
+use crate::message::{Delivery, Destination, Message, Messages};
 
 /// How many pins the chip has.
 pub const PINS: usize = 24;
@@ -68,6 +67,14 @@ impl Entry {
         })
     }
 
+    /// What the pin sends when it is asserted; `None` while it is masked.
+    fn route(self) -> Option<Message> {
+        if self.has(Self::MASKED) {
+            return None;
+        }
+        self.message()
+    }
+
     /// Replaces the half that `value` is for; read-only bits stay.
     fn write(&mut self, high: bool, value: u32) {
         let (shift, keep) = if high {
@@ -114,13 +121,17 @@ impl State {
 
 /// An IOAPIC.
 pub struct IoApic {
-    apics: Arc<Apics>,
+    apics: Arc<dyn Messages>,
     state: Mutex<State>,
+    routes: OnceLock<RouteListener>,
 }
+
+/// See [`IoApic::on_route`].
+pub type RouteListener = Box<dyn Fn(usize, Option<Message>) + Send + Sync>;
 
 impl IoApic {
     /// Makes an IOAPIC with every pin masked, that sends to `apics`.
-    pub fn new(apics: Arc<Apics>) -> Arc<Self> {
+    pub fn new(apics: Arc<dyn Messages>) -> Arc<Self> {
         Arc::new(Self {
             apics,
             state: Mutex::new(State {
@@ -129,7 +140,16 @@ impl IoApic {
                 table: [Entry(Entry::MASKED); PINS],
                 asserted: 0,
             }),
+            routes: OnceLock::new(),
         })
+    }
+
+    /// Sets who hears what a pin sends from now on, whenever the guest changes it; once. It hears
+    /// nothing (`None`) of a pin that is masked, is called with the chip's lock held, and must not
+    /// call the chip.
+    pub fn on_route(&self, listener: RouteListener) {
+        // The chip has one owner, who wires it once.
+        let _ = self.routes.set(listener);
     }
 
     /// Returns pin `number` as a wire, or `None` where the chip has no such pin.
@@ -176,10 +196,10 @@ impl IoApic {
     /// Sends the message of an asserted pin unless it is masked or still waits for its end.
     fn send(&self, state: &mut State, pin: usize) {
         let entry = state.table[pin];
-        if entry.has(Entry::MASKED) || entry.has(Entry::REMOTE_IRR) {
+        if entry.has(Entry::REMOTE_IRR) {
             return;
         }
-        let Some(message) = entry.message() else {
+        let Some(message) = entry.route() else {
             return;
         };
         if self.apics.deliver(&message) && message.level {
@@ -193,7 +213,15 @@ impl IoApic {
             ID => state.id = value & 0x0f00_0000,
             n @ TABLE..TABLE_END => {
                 let pin = ((n - TABLE) / 2) as usize;
-                state.table[pin].write(n & 1 != 0, value);
+                let entry = &mut state.table[pin];
+                let before = entry.route();
+                entry.write(n & 1 != 0, value);
+                let route = entry.route();
+                if route != before
+                    && let Some(listener) = self.routes.get()
+                {
+                    listener(pin, route);
+                }
                 self.send_if_level(&mut state, pin);
             }
             _ => {}
@@ -241,6 +269,7 @@ impl Line for Pin {
 mod tests {
     use super::*;
     use crate::apic::LocalApic;
+    use crate::apics::Apics;
     use umbra_clock::Clock;
 
     const VECTOR: u8 = 0x41;
@@ -252,7 +281,7 @@ mod tests {
 
     fn bench() -> Bench {
         let apics = Apics::new(1, Clock::start());
-        let chip = IoApic::new(Arc::clone(&apics));
+        let chip = IoApic::new(apics.clone());
         let listener = Arc::downgrade(&chip);
         apics.on_end_of_interrupt(Box::new(move |vector| {
             if let Some(chip) = listener.upgrade() {

@@ -30,8 +30,8 @@ mod pit;
 
 pub use apic::{Event, LocalApic};
 pub use apics::Apics;
-pub use chipset::Chipset;
-pub use ioapic::{IoApic, PINS};
-pub use message::{Delivery, Destination, Message};
+pub use chipset::{Chips, Chipset};
+pub use ioapic::{IoApic, PINS, RouteListener};
+pub use message::{Delivery, Destination, Message, Messages};
 pub use pic::Pic;
 pub use pit::Pit;

@@ -35,6 +35,19 @@ impl Delivery {
             _ => return None,
         })
     }
+
+    /// Encodes the three-bit field.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Fixed => 0,
+            Self::LowestPriority => 1,
+            Self::Smi => 2,
+            Self::Nmi => 4,
+            Self::Init => 5,
+            Self::StartUp => 6,
+            Self::ExtInt => 7,
+        }
+    }
 }
 
 /// Whom a message is for (SDM vol. 3, 11.6.2).
@@ -84,6 +97,22 @@ pub struct Message {
 }
 
 impl Message {
+    /// Encodes the message as the memory write that sends it (SDM vol. 3, 11.11).
+    pub fn to_msi(self) -> Msi {
+        const LOGICAL: u64 = 1 << 2;
+        let (id, logical) = match self.destination {
+            // There is no message for all but one: only a local APIC sends such.
+            Destination::All | Destination::AllBut(_) => (0xff, 0),
+            Destination::Physical(id) => (u64::from(id), 0),
+            Destination::Logical(id) => (u64::from(id), LOGICAL),
+        };
+        let level = if self.level { 1 << 15 | 1 << 14 } else { 0 };
+        Msi {
+            address: 0xfee0_0000 | (id & 0xff) << 12 | logical,
+            data: u32::from(self.vector) | self.delivery.bits() << 8 | level,
+        }
+    }
+
     /// Decodes a message-signalled interrupt (SDM vol. 3, 11.11). `None` where the write does not
     /// go to processors or its delivery mode is reserved.
     pub fn from_msi(msi: Msi) -> Option<Self> {
@@ -106,6 +135,12 @@ impl Message {
             ),
         })
     }
+}
+
+/// Takes messages to local APICs, wherever these are.
+pub trait Messages: Send + Sync {
+    /// Delivers a message; true when at least one local APIC accepted it.
+    fn deliver(&self, message: &Message) -> bool;
 }
 
 #[cfg(test)]
@@ -134,6 +169,30 @@ mod tests {
         .unwrap();
         assert_eq!(lowest.delivery, Delivery::LowestPriority);
         assert_eq!(lowest.destination, Destination::Logical(5));
+    }
+
+    #[test]
+    fn a_message_comes_out_of_its_msi_as_it_went_in() {
+        let destinations = [
+            Destination::All,
+            Destination::Physical(3),
+            Destination::Logical(0x21),
+        ];
+        for destination in destinations {
+            for bits in [0, 1, 2, 4, 5, 6, 7] {
+                for level in [false, true] {
+                    let delivery = Delivery::from_bits(bits).unwrap();
+                    assert_eq!(delivery.bits(), bits);
+                    let message = Message {
+                        delivery,
+                        vector: 0x51,
+                        level,
+                        destination,
+                    };
+                    assert_eq!(Message::from_msi(message.to_msi()), Some(message));
+                }
+            }
+        }
     }
 
     #[test]

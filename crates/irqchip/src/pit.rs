@@ -2,14 +2,14 @@
 //!
 //! Counter 0 is wired to interrupt 0, counter 1 to nothing (it refreshed memory once), counter 2 to
 //! the speaker; its gate and its output are bits of port 0x61 (82371SB, 3.5). The chip does not wait
-//! for anything itself: its owner sleeps until [`Pit::next_event`] and then calls [`Pit::tick`].
+//! for anything itself: its owner sleeps until [`Timer::next_event`] and then calls [`Timer::tick`].
 
 mod counter;
 
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use umbra_clock::Clock;
+use umbra_clock::{Clock, Timer};
 use umbra_irq::Line;
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
@@ -62,33 +62,6 @@ impl Pit {
             }),
             wake: OnceLock::new(),
         })
-    }
-
-    /// Sets what is called, from a processor's thread, when [`Pit::next_event`] has changed; once.
-    pub fn set_wake(&self, wake: Box<dyn Fn() + Send + Sync>) {
-        // One owner sleeps for the timer; a second would be a bug, and the first is served.
-        let _ = self.wake.set(wake);
-    }
-
-    /// Returns when [`Pit::tick`] must be called next, in nanoseconds of the clock.
-    pub fn next_event(&self) -> Option<u64> {
-        self.state.lock().next
-    }
-
-    /// Lets the timer see that it is `now`. Edges that were missed are merged into one.
-    pub fn tick(&self, now: u64) {
-        let due = {
-            let mut state = self.state.lock();
-            let due = state.next.is_some_and(|at| at <= now);
-            if due {
-                let next = state.counters[0].next_rise(now);
-                state.next = next.map(|at| at.max(now.saturating_add(MIN_PERIOD)));
-            }
-            due
-        };
-        if due {
-            self.line.pulse();
-        }
     }
 
     fn read_port(&self, port: u16) -> u8 {
@@ -155,6 +128,33 @@ fn control(state: &mut State, value: u8, now: u64) {
         }
         (index, 0) => state.counters[usize::from(index)].latch(now),
         (index, _) => state.counters[usize::from(index)].set_mode(value),
+    }
+}
+
+impl Timer for Pit {
+    fn set_wake(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        // One owner sleeps for the timer; a second would be a bug, and the first is served.
+        let _ = self.wake.set(wake);
+    }
+
+    fn next_event(&self) -> Option<u64> {
+        self.state.lock().next
+    }
+
+    /// Edges that were missed are merged into one.
+    fn tick(&self, now: u64) {
+        let due = {
+            let mut state = self.state.lock();
+            let due = state.next.is_some_and(|at| at <= now);
+            if due {
+                let next = state.counters[0].next_rise(now);
+                state.next = next.map(|at| at.max(now.saturating_add(MIN_PERIOD)));
+            }
+            due
+        };
+        if due {
+            self.line.pulse();
+        }
     }
 }
 

@@ -274,6 +274,13 @@ impl Registers {
         }
     }
 
+    /// Where an address leads, whoever may use it.
+    pub fn locate(&self, map: &Snapshot, gva: Gva) -> Option<Gpa> {
+        self.walk(map, gva.0, &mut Vec::new())
+            .ok()
+            .map(|found| found.gpa)
+    }
+
     /// The walk, one line a level.
     pub fn describe(&self, map: &Snapshot, gva: Gva) -> Vec<String> {
         let mut lines = Vec::new();

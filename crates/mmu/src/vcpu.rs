@@ -370,6 +370,20 @@ impl VcpuMmu {
         self.registers().describe(&map, gva)
     }
 
+    /// Reads up to `len` bytes of RAM from an address on, for crash reports: as many as there are,
+    /// whoever may read them. Changes nothing.
+    pub fn peek_bytes(&self, gva: Gva, len: usize) -> Vec<u8> {
+        let map = self.mmu.space.load();
+        let registers = self.registers();
+        let byte = |n: u64| {
+            let mut byte = [0];
+            let gpa = registers.locate(&map, Gva(gva.0.wrapping_add(n)))?;
+            map.read(gpa, &mut byte).ok()?;
+            Some(byte[0])
+        };
+        (0..len as u64).map_while(byte).collect()
+    }
+
     pub(crate) fn mmu(&self) -> &Arc<Mmu> {
         &self.mmu
     }

@@ -79,10 +79,14 @@ fn is_host_failure(error: &umbra_vmm::BootError) -> bool {
     matches!(error, umbra_vmm::BootError::Memory { .. })
 }
 
-/// Prints a guest's crash: why, the registers, the last page walk.
-pub fn crash(crash: &Crash) {
-    let mut text = format!("umbra: the guest crashed: {}\n", crash.reason);
+/// Prints how a guest came to its end: why, the registers, the instruction, the last page walk.
+pub fn crash(what: &str, crash: &Crash) {
+    let mut text = format!("umbra: {what}: {}\n", crash.reason);
     text.push_str(&registers(crash));
+    if !crash.code.is_empty() {
+        let bytes: Vec<String> = crash.code.iter().map(|b| format!("{b:02x}")).collect();
+        text.push_str(&format!("  code {}\n", bytes.join(" ")));
+    }
     if !crash.walk.is_empty() {
         text.push_str("last page walk:\n");
         crash

@@ -24,8 +24,10 @@ pub fn run(spec: Spec, arguments: &MachineArgs) -> Result<Status> {
     if arguments.stats {
         report::statistics(&ended);
     }
-    if let Outcome::Crash(crash) = &ended.outcome {
-        report::crash(crash);
+    match &ended.outcome {
+        Outcome::Crash(crash) => report::crash("the guest crashed", crash),
+        Outcome::Stuck(crash) => report::crash("the guest cannot go on", crash),
+        _ => {}
     }
     Ok(match signal {
         Some(number) if ended.outcome == Outcome::Stopped => Status::Signal(number),

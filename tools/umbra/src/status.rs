@@ -17,6 +17,8 @@ pub enum Status {
     Crash,
     /// The user ended the machine with Ctrl-A x.
     Ended,
+    /// The backend could not execute the guest.
+    Stuck,
     /// The guest wrote this value to the exit port.
     Guest(u32),
     /// A signal ended it.
@@ -30,11 +32,13 @@ Exit status:
   1      the monitor or the host failed
   2      bad input: a file, a number or an argument is wrong (one line on stderr says which)
   3      the guest asked for a restart
-  4      the guest crashed by a triple fault (stderr shows registers and the last page walk)
+  4      the guest crashed: a triple fault (stderr shows registers and the last page walk), or its
+         kernel said so
   5      ended with Ctrl-A x
+  7      the host's KVM could not execute the guest (stderr shows registers and the instruction)
   128+N  ended by signal N
 With --debug-exit or --test-device the odd numbers are the guest's: a write of V to the exit port
-ends with (V << 1) | 1, of which the lower 8 bits count. 1, 3 and 5 above are then 6, 8 and 10.";
+ends with (V << 1) | 1, of which the lower 8 bits count. 1, 3, 5, 7 above are then 6, 8, 10, 12.";
 
 /// Added to an odd number of the command's own where odd numbers are the guest's.
 const OUT_OF_THE_GUESTS_WAY: u8 = 5;
@@ -49,6 +53,7 @@ impl Status {
             Self::Reset => 3,
             Self::Crash => 4,
             Self::Ended => 5,
+            Self::Stuck => 7,
             Self::Guest(value) => (value << 1 | 1) as u8,
             Self::Signal(number) => 128 + number as u8,
         }
@@ -58,7 +63,9 @@ impl Status {
     /// like a guest that wrote 0.
     pub fn code_beside_exit_port(self) -> u8 {
         match self {
-            Self::Failed | Self::Reset | Self::Ended => self.code() + OUT_OF_THE_GUESTS_WAY,
+            Self::Failed | Self::Reset | Self::Ended | Self::Stuck => {
+                self.code() + OUT_OF_THE_GUESTS_WAY
+            }
             _ => self.code(),
         }
     }
@@ -70,7 +77,8 @@ impl From<&Outcome> for Status {
             Outcome::PowerOff => Self::Success,
             Outcome::Reset => Self::Reset,
             Outcome::Exit(value) => Self::Guest(*value),
-            Outcome::Crash(_) => Self::Crash,
+            Outcome::Crash(_) | Outcome::GuestPanic => Self::Crash,
+            Outcome::Stuck(_) => Self::Stuck,
             Outcome::Stopped => Self::Ended,
         }
     }
@@ -103,6 +111,7 @@ mod tests {
             Status::Reset,
             Status::Crash,
             Status::Ended,
+            Status::Stuck,
         ];
         let mut codes = own.map(Status::code_beside_exit_port);
         assert!(codes.iter().all(|code| code % 2 == 0), "{codes:?}");

@@ -6,12 +6,12 @@ use std::sync::mpsc::Sender;
 use umbra_boot::layout::HOLE;
 use umbra_bus::{Bus, Ports};
 use umbra_clock::Clock;
+use umbra_cpu::Backend;
 use umbra_devices::{
     Cmos, DebugExit, FwCfg, Keyboard, MemorySizes, Power, PowerEvent, PowerListener, ResetControl,
     Serial, TestDevice,
 };
-use umbra_irq::{Chip, Line, Unconnected};
-use umbra_irqchip::Chipset;
+use umbra_irq::{Controller, Line, Unconnected};
 use umbra_slots::{Gpa, GpaRange};
 
 use crate::console::Output;
@@ -22,7 +22,7 @@ use crate::spec::Spec;
 
 /// What devices are made of.
 pub struct Parts<'a> {
-    pub chipset: &'a Chipset,
+    pub backend: &'a dyn Backend,
     pub bus: &'a Bus,
     pub ports: &'a Ports,
     pub clock: Clock,
@@ -34,7 +34,7 @@ pub struct Parts<'a> {
 /// Adds the devices that every machine has; returns the one that the console needs.
 pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, BuildError> {
     let Parts {
-        chipset,
+        backend,
         bus,
         ports,
         clock,
@@ -42,11 +42,13 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, Build
         output,
         to_driver,
     } = parts;
-    interrupt_controllers(chipset, bus, ports)?;
-    chipset.pit.set_wake(Box::new(move || {
-        // A driver that has gone needs no timer.
-        let _ = to_driver.send(Event::Timer);
-    }));
+    controllers(backend, bus, ports)?;
+    if let Some(timer) = backend.timer() {
+        timer.set_wake(Box::new(move || {
+            // A driver that has gone needs no timer.
+            let _ = to_driver.send(Event::Timer);
+        }));
+    }
 
     ports.insert(
         layout::POWER,
@@ -67,7 +69,7 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, Build
     };
     ports.insert(layout::CMOS, Cmos::PORTS, Arc::new(Cmos::new(sizes)))?;
 
-    let line = chipset.line(layout::SERIAL_INTERRUPT);
+    let line = backend.chip().line(layout::SERIAL_INTERRUPT);
     let line = line.unwrap_or_else(|| Arc::new(Unconnected) as Arc<dyn Line>);
     let serial = Arc::new(Serial::new(line, Box::new(output)));
     ports.insert(layout::SERIAL, Serial::PORTS, serial.clone())?;
@@ -77,14 +79,14 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, Build
 /// Adds what test kernels look for, where it is wanted.
 pub fn add_for_tests(
     spec: &Spec,
-    chipset: &Chipset,
+    backend: &dyn Backend,
     bus: &Bus,
     ports: &Ports,
     power: &PowerListener,
 ) -> Result<(), BuildError> {
     if spec.test_device {
         // Line 2 leads to no device of a PC, but to a pin of the IOAPIC.
-        let line = |n| chipset.line(n).or_else(|| chipset.ioapic.line(n));
+        let line = |n| backend.chip().line(n).or_else(|| backend.pin(n));
         let device = Arc::new(TestDevice::new(line));
         ports.insert(TestDevice::ECHO, TestDevice::ECHO_PORTS, device.clone())?;
         ports.insert(TestDevice::LINES, TestDevice::LINE_COUNT, device.clone())?;
@@ -114,15 +116,16 @@ pub fn add_fw_cfg(ports: &Ports, device: FwCfg) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn interrupt_controllers(chipset: &Chipset, bus: &Bus, ports: &Ports) -> Result<(), BuildError> {
-    if let Some(range) = GpaRange::new(Gpa(layout::IOAPIC.into()), layout::IOAPIC_LEN) {
-        bus.insert(range, chipset.ioapic.clone())?;
-    }
-    for (first, len) in layout::PIC {
-        ports.insert(first, len, chipset.pic.clone())?;
-    }
-    for (first, len) in layout::PIT {
-        ports.insert(first, len, chipset.pit.clone())?;
+fn controllers(backend: &dyn Backend, bus: &Bus, ports: &Ports) -> Result<(), BuildError> {
+    for controller in backend.controllers() {
+        match controller {
+            Controller::Memory { start, len, device } => {
+                if let Some(range) = GpaRange::new(Gpa(start), len) {
+                    bus.insert(range, device)?;
+                }
+            }
+            Controller::Ports { first, len, device } => ports.insert(first, len, device)?,
+        }
     }
     Ok(())
 }

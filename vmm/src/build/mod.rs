@@ -12,12 +12,12 @@ use std::sync::mpsc::channel;
 use umbra_boot::{Platform, Request};
 use umbra_bus::{Bus, Ports};
 use umbra_clock::Clock;
+use umbra_cpu::{Backend, Vcpu};
 use umbra_devices::{FwCfg, Power};
-use umbra_irqchip::Chipset;
 use umbra_slots::{AddressSpace, Generation, Options};
+use umbra_x86::state::CpuState;
 
 use crate::console::{Console, Writer};
-use crate::dma::DeviceMemory;
 use crate::error::BuildError;
 use crate::handle::ConsoleInput;
 use crate::layout;
@@ -37,6 +37,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         ..Options::default()
     });
     memory::add(&space, spec.memory)?;
+    let backend = backend::make(&spec, &space, clock)?;
     let platform = platform(&spec);
     let request = Request {
         kernel: images.kernel,
@@ -46,15 +47,12 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         platform: platform.clone(),
     };
     let loaded = umbra_boot::load(&space.load().guest_memory(), request)?;
-    let shared = backend::shared(&spec, &space);
 
-    let chipset = Chipset::new(spec.cpus, clock);
-    chipset.apics.apic(0).set_virtual_wire();
     let (bus, ports) = (Arc::new(Bus::new(space.clone())), Arc::new(Ports::new()));
     let (to_driver, events) = channel();
     let (output, writer) = Writer::start(console)?;
     let parts = devices::Parts {
-        chipset: &chipset,
+        backend: &*backend,
         bus: &bus,
         ports: &ports,
         clock,
@@ -64,24 +62,18 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
     };
     let power = devices::listener(to_driver.clone());
     let serial = devices::add(parts, &power)?;
-    devices::add_for_tests(&spec, &chipset, &bus, &ports, &power)?;
+    devices::add_for_tests(&spec, &*backend, &bus, &ports, &power)?;
     if let Some(files) = &spec.fw_cfg {
         let line = &images.command_line;
         let items = fw_cfg::items(&spec, files, &loaded, line, &platform, &space)?;
-        let memory = Arc::new(DeviceMemory {
-            space: space.clone(),
-            mmu: shared.mmu.clone(),
-            code: shared.code.clone(),
-        });
-        devices::add_fw_cfg(&ports, FwCfg::new(items, memory))?;
+        devices::add_fw_cfg(&ports, FwCfg::new(items, backend.dma()))?;
     }
     let input = ConsoleInput::new(serial.clone());
-    let vcpus = backend::soft(&spec, &space, &shared, &chipset, clock, &loaded.state)?;
+    let vcpus = processors(&*backend, spec.cpus, &loaded.state)?;
     Ok(Machine {
         vcpus,
         protocol: loaded.protocol,
-        mmu: shared.mmu,
-        chipset,
+        backend,
         serial,
         bus,
         ports,
@@ -92,6 +84,23 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         to_driver,
         events,
     })
+}
+
+/// Makes the processors; number 0 starts in `state`, the others wait for it to wake them.
+fn processors(
+    backend: &dyn Backend,
+    count: u32,
+    state: &CpuState,
+) -> Result<Vec<Box<dyn Vcpu>>, BuildError> {
+    let mut vcpus = Vec::new();
+    for id in 0..count {
+        let mut vcpu = backend.vcpu(id)?;
+        if id == 0 {
+            vcpu.set_state(state)?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
 }
 
 /// What the tables say about the machine.

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use umbra_clock::Clock;
 
 use crate::apics::Apics;
-use crate::message::{Delivery, Destination, Message};
+use crate::message::{Delivery, Destination, Message, Messages};
 use crate::pic::Pic;
 use regs::{Effect, Registers, base, error, lvt, reg};
 
