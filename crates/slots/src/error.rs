@@ -38,6 +38,25 @@ pub enum SlotError {
         /// The limit.
         max: usize,
     },
+    /// Whoever mirrors the map has no room for so many pieces of RAM.
+    #[error("the host takes {max} pieces of RAM at most, and this change needs {needed}")]
+    TooManyPieces {
+        /// The limit.
+        max: usize,
+        /// How many there would be.
+        needed: usize,
+    },
+    /// Whoever mirrors the map could not follow: the host refused.
+    #[error("{call} failed for {range}")]
+    Host {
+        /// Which call.
+        call: &'static str,
+        /// For which addresses.
+        range: GpaRange,
+        /// Its error.
+        #[source]
+        source: std::io::Error,
+    },
     /// No such slot.
     #[error("there is no slot {0}")]
     NoSuchSlot(SlotId),

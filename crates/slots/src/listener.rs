@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   update(): writer lock held
+//!     listener.prepare(change)           before anything: may refuse the change
 //!     listener.publish(change, swap)     around the swap: may hold its own lock across it
 //!     ── swap: from here on load() gives the new map ──
+//!     listener.followed()                could it follow? if not, the map is taken back
 //!     listener.published(change)         after it: throw away what left; may return a wait
 //!   writer lock released
 //!   Stale::wait()                        runs the waits; no lock is held
@@ -11,7 +13,7 @@
 
 use std::sync::Arc;
 
-use crate::{Backing, DirtyPages, GpaRange, Slot, Snapshot};
+use crate::{Backing, DirtyPages, GpaRange, Slot, SlotError, Snapshot};
 
 /// Something to be waited for once all locks are released.
 pub type Wait = Box<dyn FnOnce() + Send>;
@@ -69,16 +71,45 @@ pub(crate) fn removed_ram(old: &[Slot], new: &[Slot]) -> impl Iterator<Item = Gp
 /// Called with the writer lock held: must not call [`update`](crate::AddressSpace::update), call
 /// a device, or wait for a vCPU.
 pub trait Listener: Send + Sync {
+    /// Is called before anything happens.
+    ///
+    /// # Errors
+    /// If it could not follow this change; then nothing changes.
+    fn prepare(&self, change: &Change) -> Result<(), SlotError> {
+        let _ = change;
+        Ok(())
+    }
+
     /// Is called around the swap and must call `swap` exactly once.
     fn publish(&self, change: &Change, swap: &mut dyn FnMut()) {
         let _ = change;
         swap();
     }
 
+    /// Is asked after the swap whether it followed. If some listener did not, the old map is
+    /// published once more, under a number of its own (rule R5), and every listener hears of that as
+    /// of any other change.
+    ///
+    /// # Errors
+    /// If the host refused what the new map needs.
+    fn followed(&self) -> Result<(), SlotError> {
+        Ok(())
+    }
+
     /// Is called after the swap. What it returns is run by [`Stale::wait`](crate::Stale::wait).
     fn published(&self, change: &Change) -> Option<Wait> {
         let _ = change;
         None
+    }
+
+    /// Is called before the dirty bits of a part of a slot are read and cleared: who has marks of
+    /// its own adds them to the region's log.
+    ///
+    /// # Errors
+    /// If the host refused to give them.
+    fn collect(&self, slot: &Slot, part: GpaRange) -> Result<(), SlotError> {
+        let _ = (slot, part);
+        Ok(())
     }
 
     /// Is called when dirty bits have been read and cleared: take away the write rights of these

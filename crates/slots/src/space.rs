@@ -7,7 +7,7 @@ use umbra_sync::{Mutex, MutexGuard, Swap};
 
 use crate::listener::removed_ram;
 use crate::{
-    Backing, Change, DirtyPages, Editor, Generation, GpaRange, Listener, SlotError, SlotId,
+    Backing, Change, DirtyPages, Editor, Generation, GpaRange, Listener, Slot, SlotError, SlotId,
     Snapshot, Wait,
 };
 
@@ -106,7 +106,8 @@ impl AddressSpace {
     /// returned [`Stale`] is waited for or dropped.
     ///
     /// # Errors
-    /// What `edit` returned; nothing has changed and no number was used.
+    /// What `edit` returned, or a listener that refuses; nothing has changed and no number was used.
+    /// If a listener could not follow, the old map is current again, under a later number.
     pub fn update<T>(
         &self,
         cause: &'static str,
@@ -119,20 +120,18 @@ impl AddressSpace {
         let (slots, next_id) = editor.finish();
         writer.next_id = next_id;
 
-        let ram_left = removed_ram(&old.slots, &slots).next().is_some();
-        let new = Arc::new(Snapshot {
-            slots,
-            generation: Generation(old.generation.0 + 1),
-            ram_epoch: old.ram_epoch + u64::from(ram_left),
-        });
-        let change = Change { old, new, cause };
+        let change = succeed(old, slots, cause);
+        for listener in &writer.listeners {
+            listener.prepare(&change)?;
+        }
         begin_logs(&change);
         self.swap(&writer.listeners, &change);
-        let waits = writer
-            .listeners
-            .iter()
-            .filter_map(|l| l.published(&change))
-            .collect();
+        if let Err(error) = writer.listeners.iter().try_for_each(|l| l.followed()) {
+            self.take_back(&writer.listeners, &change);
+            return Err(error);
+        }
+        let ram_left = change.removed_ram().next().is_some();
+        let waits = waits(&writer.listeners, &change);
         drop(writer);
 
         tracing::debug!(
@@ -157,7 +156,7 @@ impl AddressSpace {
     /// that a vCPU may want.
     ///
     /// # Errors
-    /// If there is no such slot, or it is an I/O window.
+    /// If there is no such slot, it is an I/O window, or the host keeps marks and refuses them.
     pub fn harvest(&self, slot: SlotId) -> Result<DirtyPages, SlotError> {
         let range = self.load().slot(slot).map(|s| s.range);
         self.harvest_range(slot, range.ok_or(SlotError::NoSuchSlot(slot))?)
@@ -183,6 +182,11 @@ impl AddressSpace {
         }
         let first = range.start().max(found.range.start()).gfn();
         let last = range.last().min(found.range.last()).gfn();
+        let part = GpaRange::new(first.gpa(), (last.0 - first.0 + 1) << 12)
+            .expect("a part of a slot's range");
+        for listener in &writer.listeners {
+            listener.collect(found, part)?;
+        }
         let from = offset + (first.gpa().0 - found.range.start().0);
         let pages = DirtyPages {
             first,
@@ -200,6 +204,21 @@ impl AddressSpace {
         Ok(pages)
     }
 
+    /// Publishes the old map of a change again, under the next number.
+    fn take_back(&self, listeners: &[Arc<dyn Listener>], change: &Change) {
+        let back = succeed(change.new.clone(), change.old.slots.clone(), "taken back");
+        tracing::warn!(
+            cause = change.cause,
+            generation = back.new.generation.0,
+            "a change of the map is taken back"
+        );
+        self.swap(listeners, &back);
+        for change in [change, &back] {
+            // Nobody waits: what left the map in between was never anybody's.
+            drop(waits(listeners, change));
+        }
+    }
+
     fn swap(&self, listeners: &[Arc<dyn Listener>], change: &Change) {
         let mut swapped = 0;
         around(listeners, change, &mut || {
@@ -214,6 +233,25 @@ impl std::fmt::Debug for AddressSpace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("AddressSpace").field(&self.load()).finish()
     }
+}
+
+/// The change from a map to the one that follows it.
+fn succeed(old: Arc<Snapshot>, slots: Vec<Slot>, cause: &'static str) -> Change {
+    let ram_left = removed_ram(&old.slots, &slots).next().is_some();
+    let new = Arc::new(Snapshot {
+        slots,
+        generation: Generation(old.generation.0 + 1),
+        ram_epoch: old.ram_epoch + u64::from(ram_left),
+    });
+    Change { old, new, cause }
+}
+
+/// What has to be waited for after a change.
+fn waits(listeners: &[Arc<dyn Listener>], change: &Change) -> Vec<Wait> {
+    listeners
+        .iter()
+        .filter_map(|l| l.published(change))
+        .collect()
 }
 
 /// Calls `swap` inside the first listener inside the second and so on.

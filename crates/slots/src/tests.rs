@@ -562,3 +562,98 @@ proptest! {
         }
     }
 }
+
+/// Refuses, or fails to follow, while told to.
+#[derive(Default)]
+struct Weak {
+    refuses: std::sync::atomic::AtomicBool,
+    fails: std::sync::atomic::AtomicBool,
+    heard: Mutex<Vec<(u64, usize)>>,
+}
+
+impl Listener for Weak {
+    fn prepare(&self, _: &Change) -> Result<(), SlotError> {
+        match self.refuses.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(SlotError::TooManyPieces { max: 1, needed: 2 }),
+            false => Ok(()),
+        }
+    }
+
+    fn followed(&self) -> Result<(), SlotError> {
+        match self.fails.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(SlotError::Host {
+                call: "mirror",
+                range: range(0, 0x1000),
+                source: std::io::ErrorKind::OutOfMemory.into(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn published(&self, change: &Change) -> Option<Wait> {
+        let new = &change.new;
+        self.heard
+            .lock()
+            .push((new.generation().0, new.slots().len()));
+        None
+    }
+}
+
+#[test]
+fn r5_a_change_that_a_listener_could_not_follow_is_taken_back_under_a_number_of_its_own() {
+    use std::sync::atomic::Ordering;
+
+    let space = space();
+    add(&space, 0, 0x2000, Flags::default());
+    let listener = Arc::new(Weak::default());
+    space.add_listener(listener.clone());
+    let before = space.load_full();
+
+    listener.refuses.store(true, Ordering::Relaxed);
+    let window = |space: &AddressSpace| {
+        space.update("window", |e| {
+            e.add_io(range(0x10_0000 + space.generation().0 * 16, 16), IoId(1))
+        })
+    };
+    assert!(matches!(
+        window(&space),
+        Err(SlotError::TooManyPieces { .. })
+    ));
+    assert_eq!(space.generation(), before.generation());
+    assert!(listener.heard.lock().is_empty());
+
+    listener.refuses.store(false, Ordering::Relaxed);
+    listener.fails.store(true, Ordering::Relaxed);
+    assert!(matches!(window(&space), Err(SlotError::Host { .. })));
+    let (at, after) = (before.generation().0, space.load_full());
+    assert_eq!(after.generation().0, at + 2, "the number is not used again");
+    assert_eq!(after.slots().len(), before.slots().len());
+    assert_eq!(*listener.heard.lock(), [(at + 1, 2), (at + 2, 1)]);
+
+    listener.fails.store(false, Ordering::Relaxed);
+    window(&space).unwrap().wait();
+    assert_eq!(space.generation().0, at + 3);
+}
+
+#[test]
+fn marks_that_a_listener_keeps_are_part_of_a_harvest() {
+    struct Keeper;
+    impl Listener for Keeper {
+        fn collect(&self, slot: &Slot, part: GpaRange) -> Result<(), SlotError> {
+            let Backing::Ram { region, offset, .. } = slot.backing() else {
+                panic!("only RAM is asked for");
+            };
+            use vm_memory::bitmap::Bitmap;
+            let at = offset + part.start().0 - slot.range().start().0;
+            region.dirty().mark_dirty(at as usize, 1);
+            Ok(())
+        }
+    }
+    let space = space();
+    let slot = add(&space, 0x8000, 0x4000, LOGGED);
+    space.add_listener(Arc::new(Keeper));
+    let pages = space.harvest_range(slot, range(0xa000, 0x1000)).unwrap();
+    assert_eq!(pages.iter().collect::<Vec<_>>(), [Gfn(0xa)]);
+    let pages = space.harvest(slot).unwrap();
+    assert_eq!(pages.iter().collect::<Vec<_>>(), [Gfn(0x8)]);
+}
