@@ -1,0 +1,9 @@
+/* The commands that have files of their own; what they do is in README.md. Each takes its numbers, and
+   returns if it succeeded. */
+#pragma once
+
+#include "machine.h"
+
+void churn(const u64 *numbers);
+void dirty(const u64 *numbers);
+void rng(const u64 *numbers);
