@@ -1,5 +1,5 @@
 /* From the PVH entry to 64-bit mode. The page tables are part of the image: an interpreter would need
-   a millisecond for the loop that fills them. */
+   some milliseconds for the loop that fills them. */
 
     .section .note.pvh, "a", @note
     .balign 4
