@@ -13,6 +13,7 @@ mod bare_metal;
 mod boot;
 mod crash;
 mod inspect;
+mod poll;
 mod storm;
 mod support;
 mod terminal;

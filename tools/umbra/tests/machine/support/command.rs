@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -60,7 +61,7 @@ impl fmt::Display for Ended {
 pub struct Running {
     child: Child,
     arguments: String,
-    output: Option<[JoinHandle<String>; 2]>,
+    output: Option<[Output; 2]>,
     place: TempDir,
 }
 
@@ -113,8 +114,8 @@ impl Umbra {
     pub fn start(mut self) -> Running {
         let mut child = self.command.spawn().unwrap();
         let output = Some([
-            read_all(child.stdout.take().unwrap()),
-            read_all(child.stderr.take().unwrap()),
+            Output::read(child.stdout.take().unwrap()),
+            Output::read(child.stderr.take().unwrap()),
         ]);
         Running {
             child,
@@ -125,12 +126,38 @@ impl Umbra {
     }
 }
 
-fn read_all(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes).unwrap();
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+/// What came out of a pipe so far, and the thread that reads on.
+struct Output {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Output {
+    fn read(mut from: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::default();
+        let theirs: Arc<Mutex<Vec<u8>>> = Arc::clone(&bytes);
+        let thread = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                match from.read(&mut buffer).unwrap() {
+                    0 => return,
+                    len => theirs.lock().unwrap().extend(&buffer[..len]),
+                }
+            }
+        });
+        Self { bytes, thread }
+    }
+
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
+    }
+
+    /// Waits for the end of the pipe.
+    fn finish(self) -> String {
+        let Self { bytes, thread } = self;
+        thread.join().unwrap();
+        String::from_utf8_lossy(&bytes.lock().unwrap()).into_owned()
+    }
 }
 
 impl Running {
@@ -141,6 +168,21 @@ impl Running {
     /// Sends a signal to it.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Waits until it has printed `text`; not to come within `limit` is a failure.
+    pub fn wait_for(&self, text: &str, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let [stdout, stderr] = self.output.as_ref().unwrap();
+        while !stdout.so_far().contains(text) {
+            assert!(
+                Instant::now() < deadline,
+                "no {text:?} after {limit:?}: {} {}",
+                stdout.so_far(),
+                stderr.so_far()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Waits for its end; one that does not come within `limit` is a failure.
@@ -161,7 +203,7 @@ impl Running {
         if test_kill_process_group(self.pid()) != Err(Errno::SRCH) {
             left_behind.push("a process".into());
         }
-        let [stdout, stderr] = self.output.take().unwrap().map(|text| text.join().unwrap());
+        let [stdout, stderr] = self.output.take().unwrap().map(Output::finish);
         let arguments = &self.arguments;
         let ended = Ended {
             status: status.code(),

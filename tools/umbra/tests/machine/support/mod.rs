@@ -3,6 +3,7 @@
 mod command;
 pub mod guest;
 pub mod image;
+pub mod poll;
 mod pty;
 pub mod restless;
 pub mod screen;

@@ -1,0 +1,215 @@
+//! The polling guest (`tests/guest/poll`), which needs no vector registers and no interrupts: its
+//! commands on each backend that takes any guest.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::Signal;
+
+use crate::support::guest::or_skip;
+use crate::support::poll::{poll_guest, tiny_guest};
+use crate::support::{Ended, Input, Umbra};
+
+/// What executes the guest.
+const BACKENDS: [&str; 1] = ["soft"];
+
+/// For a backend that interprets a few million instructions a second.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// `umbra run` with one of the guests, a backend and a command.
+fn umbra(image: PathBuf, backend: &str, command: &str) -> Umbra {
+    let arguments = [
+        "run",
+        "--kernel",
+        image.to_str().unwrap(),
+        "--backend",
+        backend,
+        "--memory",
+        "16M",
+        "--debug-exit",
+        "--cmdline",
+        command,
+    ];
+    Umbra::new(&arguments, &Input::Empty)
+}
+
+fn run(backend: &str, command: &str) -> Ended {
+    umbra(poll_guest(), backend, command).start().finish(LIMIT)
+}
+
+/// The numbers behind `words` in the only line.
+fn numbers(ended: &Ended) -> Vec<u64> {
+    let words = ended.stdout.split_whitespace();
+    words.filter_map(|word| word.parse().ok()).collect()
+}
+
+#[test]
+fn the_guest_says_hello_and_ends_with_success() {
+    for backend in BACKENDS {
+        let ended = run(backend, "hello");
+        assert_eq!(ended.stdout, "hello from umbra-poll\n", "{ended}");
+        assert_eq!(ended.status, Some(1), "{ended}");
+        assert_eq!(ended.left_behind, [""; 0], "{ended}");
+    }
+}
+
+#[test]
+fn the_smallest_guest_ends_with_success() {
+    for backend in BACKENDS {
+        let ended = umbra(tiny_guest(), backend, "").start().finish(LIMIT);
+        assert_eq!((ended.status, &ended.stdout[..]), (Some(1), ""), "{ended}");
+    }
+}
+
+#[test]
+fn what_the_guest_cannot_do_fails() {
+    let table = [
+        ("dance", "FAIL unknown command\n"),
+        ("hell", "FAIL unknown command\n"),
+        ("hello2", "FAIL unknown command\n"),
+        ("", "FAIL unknown command\n"),
+        ("mmio 0xd0000000", "FAIL a number is missing\n"),
+        ("tsc 12f", "FAIL a number is malformed\n"),
+        ("rng 0xd0000000 8", "FAIL the magic value\n"),
+    ];
+    for backend in BACKENDS {
+        for (command, told) in table {
+            let ended = run(backend, command);
+            assert_eq!(ended.stdout, told, "{command:?} {ended}");
+            assert_eq!(ended.status, Some(3), "{command:?} {ended}");
+        }
+    }
+}
+
+#[test]
+fn accesses_where_no_device_is_take_time_and_do_nothing() {
+    for backend in BACKENDS {
+        for (command, what) in [("mmio 0xd0000000 500", "mmio"), ("port 0x80 500", "port")] {
+            let ended = run(backend, command);
+            assert_eq!(ended.status, Some(1), "{ended}");
+            let [read, write] = numbers(&ended)[..] else {
+                panic!("{ended}")
+            };
+            let line = format!("{what} read {read} write {write}\n");
+            assert_eq!(ended.stdout, line, "{ended}");
+            assert!(read > 0 && write > 0, "{ended}");
+        }
+    }
+}
+
+#[test]
+fn the_time_stamp_counter_goes_forwards() {
+    for backend in BACKENDS {
+        let ended = run(backend, "tsc 10000");
+        assert_eq!(ended.status, Some(1), "{ended}");
+        let [first, last] = numbers(&ended)[..] else {
+            panic!("{ended}")
+        };
+        assert!(first < last, "{ended}");
+    }
+}
+
+#[test]
+fn cpuid_tells_of_a_64_bit_processor() {
+    for backend in BACKENDS {
+        let ended = run(backend, "cpuid");
+        assert_eq!(ended.status, Some(1), "{ended}");
+        let register = |leaf: &str, register: usize| {
+            let prefix = format!("cpuid {leaf} 0x0 ");
+            let mut lines = ended.stdout.lines();
+            let registers = lines.find_map(|line| line.strip_prefix(&prefix)).unwrap();
+            let word = registers.split(' ').nth(register).unwrap();
+            u32::from_str_radix(word.trim_start_matches("0x"), 16).unwrap()
+        };
+        let (highest, long_mode, highest_extended) = (
+            register("0x0", 0),
+            register("0x80000001", 3) >> 29 & 1,
+            register("0x80000000", 0),
+        );
+        assert!(highest >= 1 && highest_extended >= 0x8000_0008, "{ended}");
+        assert_eq!(long_mode, 1, "{ended}");
+        let last = ended.stdout.lines().last().unwrap();
+        assert!(last.starts_with("cpuid 0x80000008 "), "{ended}");
+    }
+}
+
+#[test]
+fn sigterm_ends_a_guest_that_never_ends() {
+    let table = [
+        ("spin", "spinning\n"),
+        ("halt", "halting\n"),
+        ("load 0xd0000000 0x80", "\n"),
+    ];
+    for backend in BACKENDS {
+        for (command, told) in table {
+            let running = umbra(poll_guest(), backend, command).start();
+            running.wait_for(told, LIMIT);
+            running.signal(Signal::TERM);
+            let ended = running.finish(LIMIT);
+            assert_eq!(ended.status, Some(128 + 15), "{command}: {ended}");
+        }
+    }
+}
+
+#[test]
+fn an_undefined_instruction_without_handlers_is_a_triple_fault() {
+    for backend in BACKENDS {
+        let ended = run(backend, "triple");
+        assert_eq!(ended.status, Some(4), "{ended}");
+        assert!(ended.stderr.contains("triple fault"), "{ended}");
+    }
+}
+
+/// Only the software processor, and a KVM with hardware help, knows the instruction.
+#[test]
+fn the_software_processor_survives_a_vector_instruction() {
+    let ended = run("soft", "emulate");
+    assert_eq!(ended.stdout, "next comes SSE\nsurvived\n", "{ended}");
+    assert_eq!(ended.status, Some(1), "{ended}");
+}
+
+/// The name of an instruction, or of a register in it, that an interpreter for general registers lacks.
+fn is_foreign(instruction: &str) -> bool {
+    let name = instruction.split_whitespace().next().unwrap_or_default();
+    // All x87 instructions begin with an f, and none of the others.
+    name.starts_with('f')
+        || ["ldmxcsr", "stmxcsr", "emms", "vzero", "xsave", "xrstor"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+        || ["lfence", "mfence", "sfence"].contains(&name)
+        || ["%mm", "%xmm", "%ymm", "%zmm", "%st", "%k"]
+            .iter()
+            .any(|register| instruction.contains(register))
+}
+
+#[test]
+fn the_guest_contains_no_vector_and_no_floating_point_instruction() {
+    let output = Command::new("objdump")
+        .args(["--disassemble", "--no-show-raw-insn"])
+        .arg(poll_guest())
+        .output()
+        .context("cannot run objdump (apt-get install binutils)");
+    let Some(output) = or_skip(output) else {
+        return;
+    };
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (mut function, mut instructions, mut foreign) = ("", 0, Vec::new());
+    for line in text.lines() {
+        if let Some((_, instruction)) = line.split_once(":\t") {
+            instructions += 1;
+            if is_foreign(instruction) {
+                foreign.push((function, instruction.trim()));
+            }
+        } else if line.ends_with(">:") {
+            function = line.split(['<', '>']).nth(1).unwrap();
+        }
+    }
+    assert!(instructions > 500, "{text}");
+    let [(function, instruction)] = foreign[..] else {
+        panic!("{foreign:?}")
+    };
+    assert_eq!(function, "execute_sse");
+    assert!(instruction.starts_with("xorps"), "{instruction}");
+}
