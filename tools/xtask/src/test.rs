@@ -58,6 +58,13 @@ pub fn run(rest: &[&str]) -> Result<()> {
     ] {
         step(title, "", &["fmt", "--manifest-path", manifest, "--check"])?;
     }
+    // Built again by the tests that run it; here its warnings are seen.
+    let folder = crate::places::target()?.join("poll");
+    step(
+        "the polling guest",
+        "tests/guest/poll/build.sh",
+        &[&folder.to_string_lossy()],
+    )?;
     // The tests run the command itself: it has to be there before they do.
     step(
         "the command",
