@@ -1,31 +1,13 @@
 //! The project's own bare-metal guest (`tests/guest`): what the manual promises, claim by claim.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
-use crate::support::{Ended, Input, Umbra};
+use crate::support::{Ended, Input, Umbra, bare_metal};
 
 /// Builds the guest; returns its image. Nothing is fetched: it depends on nothing.
 fn guest() -> PathBuf {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest");
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["build", "--release", "--offline", "--target-dir"])
-        .arg(&target)
-        .arg("--manifest-path")
-        .arg(root.join("tests/guest/Cargo.toml"))
-        // What is meant for the workspace's programs is not meant for a kernel.
-        .env_remove("RUSTFLAGS")
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    target.join("release/umbra-guest")
+    bare_metal::build("tests/guest", "guest", &["--offline"]).join("umbra-guest")
 }
 
 fn run(cpus: &str, more: &[&str]) -> Ended {
