@@ -1,0 +1,64 @@
+//! A kernel that drives virtio devices with the drivers of the `virtio-drivers` crate: what somebody
+//! else understood from the specification.
+//!
+//! ```text
+//!   boot ── 64-bit mode, memory mapped one to one ──> main ── the command ──> exit
+//!                 pages: memory for queues             serial: what came of it
+//! ```
+//! Like the polling guest it executes the one command on its command line; unlike it, it uses vector
+//! registers, as `core` does.
+#![no_std]
+#![no_main]
+
+mod boot;
+mod cpu;
+#[path = "../../src/memory.rs"]
+mod memory;
+mod pages;
+mod rng;
+#[path = "../../src/serial.rs"]
+mod serial;
+
+/// The exit port (QEMU's `isa-debug-exit`).
+const EXIT: u16 = 0xf4;
+
+/// Where the boot code arrives.
+fn main(command_line: &str) -> ! {
+    match execute(command_line) {
+        Ok(()) => exit(0),
+        Err(what) => {
+            println!("FAIL {what}");
+            exit(1)
+        }
+    }
+}
+
+fn execute(command_line: &str) -> Result<(), &'static str> {
+    let mut words = command_line.split_ascii_whitespace();
+    let command = words.next();
+    // Whatever follows is not ours: QEMU's `microvm` appends its devices.
+    let mut number = || words.next().and_then(number).ok_or("a number is missing");
+    match command {
+        Some("rng") => rng::run(number()?),
+        _ => Err("unknown command"),
+    }
+}
+
+/// Reads a number, decimal or with 0x.
+fn number(word: &str) -> Option<usize> {
+    match word.strip_prefix("0x") {
+        Some(digits) => usize::from_str_radix(digits, 16).ok(),
+        None => word.parse().ok(),
+    }
+}
+
+fn exit(status: u8) -> ! {
+    cpu::out8(EXIT, status);
+    cpu::halt_for_ever()
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    println!("FAIL the guest itself: {info}");
+    exit(2)
+}
