@@ -54,6 +54,10 @@ pub fn run(rest: &[&str]) -> Result<()> {
             "formatting of the bare-metal guest",
             "tests/guest/Cargo.toml",
         ),
+        (
+            "formatting of the drivers guest",
+            "tests/guest/drivers/Cargo.toml",
+        ),
         ("formatting of the fuzz targets", "fuzz/Cargo.toml"),
     ] {
         step(title, "", &["fmt", "--manifest-path", manifest, "--check"])?;

@@ -1,5 +1,5 @@
 //! The polling guest (`tests/guest/poll`), which needs no vector registers and no interrupts: its
-//! commands on each backend that takes any guest.
+//! commands on each backend. Its companion with somebody else's drivers, where it can run.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,7 +9,7 @@ use anyhow::Context;
 use rustix::process::Signal;
 
 use crate::support::guest::or_skip;
-use crate::support::poll::{poll_guest, tiny_guest};
+use crate::support::poll::{drivers_guest, poll_guest, tiny_guest};
 use crate::support::{Ended, Input, Umbra};
 
 /// What executes the guest.
@@ -170,7 +170,25 @@ fn the_software_processor_survives_a_vector_instruction() {
     assert_eq!(ended.status, Some(1), "{ended}");
 }
 
-/// The name of an instruction, or of a register in it, that an interpreter for general registers lacks.
+/// It uses vector registers: never on every backend.
+#[test]
+fn the_drivers_guest_boots_and_finds_no_device_where_none_is() {
+    let table = [
+        ("dance", "FAIL unknown command\n"),
+        ("rng", "FAIL a number is missing\n"),
+        ("rng 0xd0000000", "FAIL no virtio-mmio device is there\n"),
+    ];
+    for (command, told) in table {
+        let ended = umbra(drivers_guest(), "soft", command)
+            .start()
+            .finish(LIMIT);
+        assert!(ended.stdout.ends_with(told), "{command}: {ended}");
+        assert_eq!(ended.status, Some(3), "{command}: {ended}");
+    }
+}
+
+/// Tells whether an instruction, or a register in it, is none that an interpreter for general
+/// registers knows.
 fn is_foreign(instruction: &str) -> bool {
     let name = instruction.split_whitespace().next().unwrap_or_default();
     // All x87 instructions begin with an f, and none of the others.

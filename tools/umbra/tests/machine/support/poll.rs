@@ -1,9 +1,12 @@
-//! The polling guest and its companions (`tests/guest/poll`), built when their sources are newer.
+//! The polling guest and its companions, built when their sources are newer: `tests/guest/poll`, and
+//! `tests/guest/drivers`, which boots with its code.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
+
+use super::bare_metal;
 
 /// The guest that executes one command of its command line.
 pub fn poll_guest() -> PathBuf {
@@ -13,6 +16,11 @@ pub fn poll_guest() -> PathBuf {
 /// The guest that ends with status 0 at once.
 pub fn tiny_guest() -> PathBuf {
     built().join("umbra-tiny")
+}
+
+/// The guest with the drivers of the `virtio-drivers` crate, which is fetched.
+pub fn drivers_guest() -> PathBuf {
+    bare_metal::build("tests/guest/drivers", "drivers", &["--locked"]).join("umbra-drivers")
 }
 
 /// Builds both where they are older than their sources; returns their folder.
