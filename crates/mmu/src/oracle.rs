@@ -274,11 +274,17 @@ impl Registers {
         }
     }
 
-    /// Where an address leads, whoever may use it.
-    pub fn locate(&self, map: &Snapshot, gva: Gva) -> Option<Gpa> {
-        self.walk(map, gva.0, &mut Vec::new())
-            .ok()
-            .map(|found| found.gpa)
+    /// Reads up to `len` bytes of RAM from an address on: as many as there are, whoever may read
+    /// them.
+    pub fn peek_bytes(&self, map: &Snapshot, gva: Gva, len: usize) -> Vec<u8> {
+        let byte = |n: u64| {
+            let at = gva.0.wrapping_add(n);
+            let found = self.walk(map, at, &mut Vec::new()).ok()?;
+            let mut byte = [0];
+            map.read(found.gpa, &mut byte).ok()?;
+            Some(byte[0])
+        };
+        (0..len as u64).map_while(byte).collect()
     }
 
     /// The walk, one line a level.

@@ -374,14 +374,7 @@ impl VcpuMmu {
     /// whoever may read them. Changes nothing.
     pub fn peek_bytes(&self, gva: Gva, len: usize) -> Vec<u8> {
         let map = self.mmu.space.load();
-        let registers = self.registers();
-        let byte = |n: u64| {
-            let mut byte = [0];
-            let gpa = registers.locate(&map, Gva(gva.0.wrapping_add(n)))?;
-            map.read(gpa, &mut byte).ok()?;
-            Some(byte[0])
-        };
-        (0..len as u64).map_while(byte).collect()
+        self.registers().peek_bytes(&map, gva, len)
     }
 
     pub(crate) fn mmu(&self) -> &Arc<Mmu> {
