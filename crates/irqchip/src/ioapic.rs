@@ -180,7 +180,9 @@ impl IoApic {
         let mut state = self.state.lock();
         for pin in 0..PINS {
             let entry = &mut state.table[pin];
-            if entry.vector() == vector && entry.has(Entry::LEVEL) && entry.has(Entry::REMOTE_IRR) {
+            if entry.vector() == vector && entry.has(Entry::LEVEL) {
+                // Also without remote IRR: another pin's interrupt with the same vector may have
+                // been in the way of this one's message.
                 entry.0 &= !Entry::REMOTE_IRR;
                 self.send_if_level(&mut state, pin);
             }

@@ -17,6 +17,7 @@ use serde_json::Value;
 const FORBIDDEN: &[(&str, &str)] = &[
     ("umbra-mmu", "umbra-bus"),
     ("umbra-cpu", "umbra-bus"),
+    ("umbra-cpu-kvm", "umbra-bus"),
     ("umbra-cpu-soft", "umbra-bus"),
 ];
 

@@ -1,0 +1,41 @@
+//! The host's KVM as a processor backend.
+//!
+//! ```text
+//!   Host::open ── checked ──> KvmBackend ──> KvmVcpu: the loop around KVM_RUN
+//!                                │              │ exits: memory, ports ──> Io
+//!   map ── Mirror ── slots ──────┤              │ kick: immediate_exit and a signal
+//!          └── doorbells ────────┤              └ pen: out of the guest while slots are replaced
+//!   lines, messages, events ── irq
+//! ```
+//! Guest-physical memory is what the map of `umbra-slots` says, mirrored into KVM's slots; what is no
+//! RAM there leaves the guest and is asked of [`umbra_cpu::Io`]. This crate must never learn what a
+//! bus is.
+//!
+//! No signal handler is installed and no global state kept (`signal`). Start reading at `backend`, then
+//! `vcpu`, then `slots`.
+//!
+//! Source: the kernel's Documentation/virt/kvm/api.rst, named "KVM API" here.
+#![cfg(target_arch = "x86_64")]
+#![deny(unsafe_code)]
+
+mod backend;
+mod convert;
+mod cpuid;
+mod dirty;
+mod doorbell;
+mod host;
+mod irq;
+mod kick;
+mod pen;
+pub mod probe;
+mod raw;
+mod report;
+mod run_page;
+mod signal;
+mod slots;
+mod vcpu;
+mod vm;
+
+pub use backend::{KvmBackend, KvmConfig, KvmError};
+pub use host::{DEVICE, Host, HostError};
+pub use irq::IrqchipMode;
