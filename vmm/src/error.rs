@@ -2,6 +2,7 @@
 
 use umbra_bus::{BusError, PortsError};
 use umbra_cpu::CpuError;
+use umbra_cpu_kvm::{HostError, KvmError};
 use umbra_devices::fw_cfg::FileError;
 use umbra_slots::{RamError, SlotError};
 
@@ -35,11 +36,9 @@ pub enum PlanError {
         /// What was asked for.
         bytes: u64,
     },
-    /// There is no KVM backend.
-    #[error(
-        "this version has no KVM backend yet; use the software processor (backend soft or auto)"
-    )]
-    NoKvm,
+    /// What is to be verified is not there.
+    #[error("only the software processor's MMU can verify itself; use backend soft or auto")]
+    NothingToVerify,
     /// The width of the generation tag is out of range.
     #[error("a generation tag has 2 to 19 bits, not {bits}; choose a width in between")]
     TagBits {
@@ -96,6 +95,12 @@ pub enum BuildError {
     /// An item cannot be added to the firmware configuration.
     #[error("the firmware configuration takes no such item")]
     ConfigItem(#[from] FileError),
+    /// KVM was wanted, and cannot be used here.
+    #[error(transparent)]
+    NoKvm(#[from] HostError),
+    /// KVM is there, and refused this machine.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
     /// The processor cannot work here.
     #[error(transparent)]
     Cpu(#[from] CpuError),

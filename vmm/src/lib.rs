@@ -53,7 +53,11 @@ pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::{Outcome, Paused};
-pub use spec::{Backend, ConfigFile, Content, CpuModel, Module, Spec, Verify};
+pub use spec::{
+    Backend, ConfigFile, Content, CpuModel, IrqchipMode, KvmSpec, Module, Spec, Verify,
+};
 
+pub use build::probe;
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
+pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};

@@ -28,6 +28,7 @@ pub struct Machine {
     pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
     pub(crate) protocol: Protocol,
     pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) fallback: Option<String>,
     pub(crate) serial: Arc<Serial>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) ports: Arc<Ports>,
@@ -61,6 +62,17 @@ impl Machine {
     /// Returns how the kernel is entered.
     pub fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// Returns what executes the guest, and what comes with it.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Returns why the software processor executes the guest where KVM would have been preferred
+    /// ([`spec::Backend::Auto`](crate::Backend::Auto)).
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
     }
 
     /// Returns the guest-physical map.

@@ -3,7 +3,7 @@
 use umbra_boot::layout::MIN_RAM;
 
 use crate::error::PlanError;
-use crate::spec::{Backend, Spec};
+use crate::spec::{Backend, Spec, Verify};
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
 const MAX_CPUS: u32 = 255;
@@ -25,7 +25,7 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// If a number is out of range, or the backend does not exist.
+    /// If a number is out of range, or two wishes contradict each other.
     pub fn new(spec: Spec) -> Result<Self, PlanError> {
         if spec.cpus == 0 || spec.cpus > MAX_CPUS {
             return Err(PlanError::Cpus {
@@ -45,8 +45,8 @@ impl Plan {
                 max: MAX_FIRST_GENERATION,
             });
         }
-        if spec.backend == Backend::Kvm {
-            return Err(PlanError::NoKvm);
+        if spec.backend == Backend::Kvm && spec.verify != Verify::Off {
+            return Err(PlanError::NothingToVerify);
         }
         Ok(Self { spec })
     }
@@ -123,9 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_does_not_exist_is_refused_and_auto_takes_another() {
-        let with = |backend| Plan::new(Spec::new("kernel").backend(backend));
-        assert_eq!(with(Backend::Kvm), Err(PlanError::NoKvm));
+    fn only_the_software_processor_can_be_verified() {
+        let with = |backend| {
+            Plan::new(Spec {
+                verify: Verify::EveryFault(100),
+                ..Spec::new("kernel").backend(backend)
+            })
+        };
+        assert_eq!(with(Backend::Kvm), Err(PlanError::NothingToVerify));
         assert!(with(Backend::Auto).is_ok() && with(Backend::Soft).is_ok());
     }
 }

@@ -2,16 +2,42 @@
 
 use std::path::PathBuf;
 
+pub use umbra_cpu_kvm::IrqchipMode;
+
 /// Which processor executes the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// The best that works here.
+    /// KVM where it is there and runs stock systems, else the software processor.
     #[default]
     Auto,
     /// The software processor.
     Soft,
     /// The host's KVM.
     Kvm,
+}
+
+/// How a machine uses the host's KVM, where it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvmSpec {
+    /// The device.
+    pub device: PathBuf,
+    /// Which interrupt controllers are in the kernel.
+    pub irqchip: IrqchipMode,
+    /// Dirty pages come by rings of so many entries, a power of two; by bitmaps if there is no number.
+    pub dirty_ring: Option<u32>,
+    /// Frequency of the guest's time-stamp counter in kHz; the host's if there is none.
+    pub tsc_khz: Option<u32>,
+}
+
+impl Default for KvmSpec {
+    fn default() -> Self {
+        Self {
+            device: umbra_cpu_kvm::DEVICE.into(),
+            irqchip: IrqchipMode::Auto,
+            dirty_ring: None,
+            tsc_khz: None,
+        }
+    }
 }
 
 /// What the software processor claims to be.
@@ -82,6 +108,8 @@ pub struct Spec {
     pub memory: u64,
     /// Which processor executes the guest.
     pub backend: Backend,
+    /// How KVM is used, if it is.
+    pub kvm: KvmSpec,
     /// What the processor claims to be.
     pub cpu_model: CpuModel,
     /// Width of the generation tag in MMIO entries, 2 to 19; narrow ones are for tests.
@@ -115,6 +143,7 @@ impl Spec {
             cpus: 1,
             memory: 512 << 20,
             backend: Backend::Auto,
+            kvm: KvmSpec::default(),
             cpu_model: CpuModel::Stock,
             tag_bits: 19,
             first_generation: 0,

@@ -12,6 +12,46 @@ use crate::*;
 
 mod map;
 
+/// Makes each claim a test on either backend.
+macro_rules! on_both_backends {
+    ($($claim:ident,)*) => {
+        mod soft {
+            $(
+                #[test]
+                fn $claim() {
+                    super::$claim(crate::Backend::Soft);
+                }
+            )*
+        }
+        /// Left out by `cargo xtask test` where there is no KVM.
+        mod kvm {
+            $(
+                #[test]
+                fn $claim() {
+                    if crate::tests::has_kvm() {
+                        super::$claim(crate::Backend::Kvm);
+                    }
+                }
+            )*
+        }
+    };
+}
+use on_both_backends;
+
+/// Tells whether a test that needs KVM can run; if not it is skipped, which is a failure unless the
+/// environment allows it.
+pub fn has_kvm() -> bool {
+    let Err(error) = umbra_cpu_kvm::Host::open(umbra_cpu_kvm::DEVICE.as_ref()) else {
+        return true;
+    };
+    eprintln!("SKIPPED: {error}");
+    assert!(
+        std::env::var_os("UMBRA_ALLOW_SKIP").is_some(),
+        "skipped, for {error}; set UMBRA_ALLOW_SKIP=1 where there is no KVM"
+    );
+    false
+}
+
 /// `mov al, value; mov dx, port; out dx, al`.
 fn out(port: u16, value: u8) -> Vec<u8> {
     let [low, high] = port.to_le_bytes();
@@ -58,9 +98,11 @@ struct Bench {
     screen: Screen,
 }
 
-fn bench(code: &[u8]) -> Bench {
+fn bench(backend: Backend, code: &[u8]) -> Bench {
     let dir = tempfile::tempdir().unwrap();
-    let spec = Spec::new(image(&dir, code)).memory(16 << 20);
+    let spec = Spec::new(image(&dir, code))
+        .memory(16 << 20)
+        .backend(backend);
     Bench {
         _dir: dir,
         spec,
@@ -87,41 +129,37 @@ fn run_within(machine: Machine, limit: Duration) -> Outcome {
     outcome
 }
 
-#[test]
-fn a_guest_prints_and_powers_off() {
+fn a_guest_prints_and_powers_off(backend: Backend) {
     let code = [
         out(0x3f8, b'h'),
         out(0x3f8, b'i'),
         out(0x600, 1 << 5 | 5 << 2),
         SPIN.to_vec(),
     ];
-    let bench = bench(&code.concat());
+    let bench = bench(backend, &code.concat());
     assert_eq!(bench.run(), Outcome::PowerOff);
     assert_eq!(*bench.screen.0.lock(), b"hi");
 }
 
-#[test]
-fn every_way_to_reset_is_a_reset() {
+fn every_way_to_reset_is_a_reset(backend: Backend) {
     for (port, value) in [(0x602, 1), (0x64, 0xfe), (0xcf9, 6), (0x92, 1)] {
-        let bench = bench(&[out(port, value), SPIN.to_vec()].concat());
+        let bench = bench(backend, &[out(port, value), SPIN.to_vec()].concat());
         assert_eq!(bench.run(), Outcome::Reset, "port {port:#x}");
     }
 }
 
-#[test]
-fn a_triple_fault_is_a_crash_with_its_registers() {
+fn a_triple_fault_is_a_crash_with_its_registers(backend: Backend) {
     // ud2 without an interrupt descriptor table.
-    let Outcome::Crash(crash) = bench(&[0x0f, 0x0b]).run() else {
+    let Outcome::Crash(crash) = bench(backend, &[0x0f, 0x0b]).run() else {
         panic!("no crash");
     };
     assert_eq!(crash.state.rip, 0x10_0040);
     assert!(!crash.reason.is_empty());
 }
 
-#[test]
-fn stopping_is_bounded_for_busy_halted_and_waiting_processors() {
+fn stopping_is_bounded_for_busy_halted_and_waiting_processors(backend: Backend) {
     for code in [&SPIN[..], &HALT[..]] {
-        let mut bench = bench(code);
+        let mut bench = bench(backend, code);
         bench.spec.cpus = 3;
         let machine = bench.build();
         let handle = machine.handle();
@@ -139,12 +177,11 @@ fn stopping_is_bounded_for_busy_halted_and_waiting_processors() {
 
 /// Many pauses at once and one after the other: each gives the registers of processors that stand
 /// still, and the machine goes on, or stops, afterwards.
-#[test]
-fn pausing_is_bounded_and_leaves_nobody_behind() {
+fn pausing_is_bounded_and_leaves_nobody_behind(backend: Backend) {
     // inc dword [0x200000]; jmp back
     let count = [0xff, 0x05, 0x00, 0x00, 0x20, 0x00, 0xeb, 0xf8];
     for (code, cpus) in [(&count[..], 1), (&count[..], 3), (&HALT[..], 2)] {
-        let mut bench = bench(code);
+        let mut bench = bench(backend, code);
         bench.spec.cpus = cpus;
         let machine = bench.build();
         let (handle, space) = (machine.handle(), machine.space().clone());
@@ -180,8 +217,13 @@ fn pausing_is_bounded_and_leaves_nobody_behind() {
             let again = handle.pause().unwrap();
             assert!(again.already);
             assert_eq!(again.states[0].rip, first.states[0].rip);
-            let tables = handle.page_tables(0, None).unwrap();
-            assert!(tables[0].contains("Off"), "{tables:?}");
+            match handle.page_tables(0, None) {
+                Ok(tables) => assert!(tables[0].contains("Off"), "{tables:?}"),
+                Err(error) => {
+                    let kvm = HandleError::NoTables { backend: "kvm" };
+                    assert_eq!((error, backend), (kvm, Backend::Kvm));
+                }
+            }
             let refused = handle.page_tables(7, None);
             let last = cpus as usize - 1;
             assert_eq!(refused, Err(HandleError::NoSuchCpu { cpu: 7, last }));
@@ -201,9 +243,8 @@ fn pausing_is_bounded_and_leaves_nobody_behind() {
     }
 }
 
-#[test]
-fn a_stop_before_the_run_ends_it_at_once() {
-    let machine = bench(&SPIN).build();
+fn a_stop_before_the_run_ends_it_at_once(backend: Backend) {
+    let machine = bench(backend, &SPIN).build();
     machine.handle().stop();
     assert_eq!(
         run_within(machine, Duration::from_secs(2)),
@@ -211,8 +252,7 @@ fn a_stop_before_the_run_ends_it_at_once() {
     );
 }
 
-#[test]
-fn a_terminal_that_stands_still_does_not_keep_a_machine_from_stopping() {
+fn a_terminal_that_stands_still_does_not_keep_a_machine_from_stopping(backend: Backend) {
     struct Stuck(std::sync::mpsc::Receiver<()>);
     impl Write for Stuck {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -227,7 +267,7 @@ fn a_terminal_that_stands_still_does_not_keep_a_machine_from_stopping() {
     let (release, wait) = std::sync::mpsc::channel();
     // Sends for ever: out; jmp back to it.
     let code = [out(0x3f8, b'x'), vec![0xeb, 0xf7]].concat();
-    let bench = bench(&code);
+    let bench = bench(backend, &code);
     let plan = Plan::new(bench.spec.clone()).unwrap();
     let machine = Machine::build(plan, Console::to(Stuck(wait))).unwrap();
     let handle = machine.handle();
@@ -243,8 +283,7 @@ fn a_terminal_that_stands_still_does_not_keep_a_machine_from_stopping() {
     drop(release);
 }
 
-#[test]
-fn input_reaches_a_guest_that_polls() {
+fn input_reaches_a_guest_that_polls(backend: Backend) {
     // wait: mov dx,0x3fd; in al,dx; test al,1; jz wait; mov dx,0x3f8; in al,dx; out dx,al;
     // cmp al,'.'; jne wait; power off
     let mut code = vec![
@@ -253,7 +292,7 @@ fn input_reaches_a_guest_that_polls() {
     ];
     code.extend(out(0x600, 1 << 5 | 5 << 2));
     code.extend(SPIN);
-    let bench = bench(&code);
+    let bench = bench(backend, &code);
     let machine = bench.build();
     let input = machine.handle().console();
     let text: Vec<u8> = b"0123456789abcdef"
@@ -280,9 +319,8 @@ fn input_reaches_a_guest_that_polls() {
     assert_eq!(*bench.screen.0.lock(), [&text[..], b"."].concat());
 }
 
-#[test]
-fn a_machine_that_never_ran_is_freed() {
-    let bench = bench(&SPIN);
+fn a_machine_that_never_ran_is_freed(backend: Backend) {
+    let bench = bench(backend, &SPIN);
     let machine = bench.build();
     let space = Arc::downgrade(machine.space());
     let bus = Arc::downgrade(machine.bus());
@@ -290,19 +328,17 @@ fn a_machine_that_never_ran_is_freed() {
     assert_eq!((space.strong_count(), bus.strong_count()), (0, 0));
 }
 
-#[test]
-fn a_machine_that_ran_is_freed() {
-    let bench = bench(&[out(0x602, 1), SPIN.to_vec()].concat());
+fn a_machine_that_ran_is_freed(backend: Backend) {
+    let bench = bench(backend, &[out(0x602, 1), SPIN.to_vec()].concat());
     let machine = bench.build();
     let space = Arc::downgrade(machine.space());
     assert_eq!(machine.run().unwrap().outcome, Outcome::Reset);
     assert_eq!(space.strong_count(), 0);
 }
 
-#[test]
-fn counters_tell_what_the_guest_did() {
+fn counters_tell_what_the_guest_did(backend: Backend) {
     let code = [out(0x80, 1), out(0x80, 2), out(0x602, 1), SPIN.to_vec()].concat();
-    let ended = bench(&code).build().run().unwrap();
+    let ended = bench(backend, &code).build().run().unwrap();
     let missed = ended
         .statistics
         .iter()
@@ -323,18 +359,16 @@ fn a_bad_kernel_is_one_line() {
     );
 }
 
-#[test]
-fn a_write_of_0x2000_to_port_0x604_powers_off() {
+fn a_write_of_0x2000_to_port_0x604_powers_off(backend: Backend) {
     // mov ax, 0x2000; mov dx, 0x604; out dx, ax
     let mut code = vec![0x66, 0xb8, 0x00, 0x20, 0x66, 0xba, 0x04, 0x06, 0x66, 0xef];
     code.extend(SPIN);
-    assert_eq!(bench(&code).run(), Outcome::PowerOff);
+    assert_eq!(bench(backend, &code).run(), Outcome::PowerOff);
 }
 
-#[test]
-fn the_exit_port_is_where_it_was_wanted_and_nowhere_else() {
+fn the_exit_port_is_where_it_was_wanted_and_nowhere_else(backend: Backend) {
     let code = [out(0xf4, 1), out(0x501, 7), SPIN.to_vec()].concat();
-    let mut bench = bench(&code);
+    let mut bench = bench(backend, &code);
     bench.spec.debug_exit = Some(0x501);
     assert_eq!(bench.run(), Outcome::Exit(7));
     bench.spec.test_device = true;
@@ -351,8 +385,7 @@ fn the_exit_port_is_where_it_was_wanted_and_nowhere_else() {
     assert!(taken.to_string().contains("0xe2"), "{taken}");
 }
 
-#[test]
-fn the_test_device_echoes_and_keeps_memory() {
+fn the_test_device_echoes_and_keeps_memory(backend: Backend) {
     let code = [
         // mov al, 5; out 0xe1, al; mov byte [0xff000003], 3; in al, 0xe1; add al, [0xff000003]
         vec![
@@ -363,7 +396,7 @@ fn the_test_device_echoes_and_keeps_memory() {
         vec![0xe6, 0xf4],
         SPIN.to_vec(),
     ];
-    let mut bench = bench(&code.concat());
+    let mut bench = bench(backend, &code.concat());
     bench.spec.test_device = true;
     assert_eq!(bench.run(), Outcome::Exit(8));
 }
@@ -373,8 +406,7 @@ fn store(at: u32, value: u32) -> Vec<u8> {
     [&[0xc7, 0x05][..], &at.to_le_bytes(), &value.to_le_bytes()].concat()
 }
 
-#[test]
-fn code_that_a_device_overwrites_is_decoded_anew() {
+fn code_that_a_device_overwrites_is_decoded_anew(backend: Backend) {
     const BASE: u32 = 0x10_0040;
     const REQUEST: u32 = 0x20_0000;
     // The user's item comes behind the four whose names begin with "etc".
@@ -405,7 +437,7 @@ fn code_that_a_device_overwrites_is_decoded_anew() {
     let function = BASE + code.len() as u32;
     code = program(function);
     code.push(0xc3); // ret
-    let mut bench = bench(&code);
+    let mut bench = bench(backend, &code);
     bench.spec.debug_exit = Some(0xf4);
     let path = bench._dir.path().join("code");
     std::fs::write(&path, &new).unwrap();
@@ -416,24 +448,22 @@ fn code_that_a_device_overwrites_is_decoded_anew() {
     assert_eq!(bench.run(), Outcome::Exit(5));
 }
 
-#[test]
-fn the_firmware_configuration_counts_processors() {
+fn the_firmware_configuration_counts_processors(backend: Backend) {
     // mov ax, 5; mov dx, 0x510; out dx, ax; inc dx; in al, dx; out 0xf4, al
     let mut code = vec![
         0x66, 0xb8, 5, 0, 0x66, 0xba, 0x10, 0x05, 0x66, 0xef, 0x42, 0xec,
     ];
     code.extend([0xe6, 0xf4]);
     code.extend(SPIN);
-    let mut bench = bench(&code);
+    let mut bench = bench(backend, &code);
     bench.spec = bench.spec.clone().cpus(3);
     bench.spec.debug_exit = Some(0xf4);
     bench.spec.fw_cfg = Some(vec![]);
     assert_eq!(bench.run(), Outcome::Exit(3));
 }
 
-#[test]
-fn items_of_the_users_must_exist_and_differ() {
-    let mut bench = bench(&SPIN);
+fn items_of_the_users_must_exist_and_differ(backend: Backend) {
+    let mut bench = bench(backend, &SPIN);
     let mut refusal = |name: &str, content| {
         let name = name.into();
         bench.spec.fw_cfg = Some(vec![ConfigFile { name, content }]);
@@ -449,8 +479,7 @@ fn items_of_the_users_must_exist_and_differ() {
     assert!(matches!(taken, BuildError::ConfigItem(_)), "{taken}");
 }
 
-#[test]
-fn a_multiboot_kernel_gets_no_command_line_of_ours() {
+fn a_multiboot_kernel_gets_no_command_line_of_ours(backend: Backend) {
     // mov esi, [ebx+16]; again: lodsb; test al, al; jnz again; mov al, [esi-2]; out 0xf4, al
     let code = [
         &[
@@ -458,7 +487,7 @@ fn a_multiboot_kernel_gets_no_command_line_of_ours() {
         ][..],
         &SPIN,
     ];
-    let mut bench = bench(&code.concat());
+    let mut bench = bench(backend, &code.concat());
     bench.spec.debug_exit = Some(0xf4);
     assert_eq!(
         bench.run(),
@@ -467,4 +496,25 @@ fn a_multiboot_kernel_gets_no_command_line_of_ours() {
     );
     bench.spec = bench.spec.clone().command_line("x y");
     assert_eq!(bench.run(), Outcome::Exit(b'y'.into()));
+}
+
+on_both_backends! {
+    a_guest_prints_and_powers_off,
+    every_way_to_reset_is_a_reset,
+    a_triple_fault_is_a_crash_with_its_registers,
+    stopping_is_bounded_for_busy_halted_and_waiting_processors,
+    pausing_is_bounded_and_leaves_nobody_behind,
+    a_stop_before_the_run_ends_it_at_once,
+    a_terminal_that_stands_still_does_not_keep_a_machine_from_stopping,
+    input_reaches_a_guest_that_polls,
+    a_machine_that_never_ran_is_freed,
+    a_machine_that_ran_is_freed,
+    counters_tell_what_the_guest_did,
+    a_write_of_0x2000_to_port_0x604_powers_off,
+    the_exit_port_is_where_it_was_wanted_and_nowhere_else,
+    the_test_device_echoes_and_keeps_memory,
+    code_that_a_device_overwrites_is_decoded_anew,
+    the_firmware_configuration_counts_processors,
+    items_of_the_users_must_exist_and_differ,
+    a_multiboot_kernel_gets_no_command_line_of_ours,
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use umbra_vmm::{Backend, CpuModel, Module, Spec, Verify};
+use umbra_vmm::{Backend, CpuModel, IrqchipMode, KvmSpec, Module, Spec, Verify};
 
 use crate::size;
 use crate::status::{HELP, Status};
@@ -32,6 +32,16 @@ pub enum Command {
     Demo(Demo),
     /// Fetch what `demo` boots, and print the paths of kernel and initrd
     Fetch(Fetch),
+    /// Tell whether KVM can be used here, and what `--backend auto` takes
+    Probe(Probe),
+}
+
+/// `umbra probe`.
+#[derive(Debug, Args)]
+pub struct Probe {
+    /// Where KVM is
+    #[arg(long, value_name = "PATH", default_value = umbra_vmm::KVM_DEVICE)]
+    pub kvm_device: PathBuf,
 }
 
 /// `umbra run`.
@@ -70,7 +80,7 @@ impl Command {
         match self {
             Self::Run(run) => Some(&run.machine),
             Self::Demo(demo) => Some(&demo.machine),
-            Self::Fetch(_) => None,
+            Self::Fetch(_) | Self::Probe(_) => None,
         }
     }
 
@@ -128,6 +138,16 @@ pub struct MachineArgs {
     /// What executes the guest
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub backend: BackendArg,
+    /// Where KVM is
+    #[arg(long, value_name = "PATH", default_value = umbra_vmm::KVM_DEVICE)]
+    pub kvm_device: PathBuf,
+    /// Which interrupt controllers are in KVM: only local APICs (split), all (full), or what the
+    /// kernel offers
+    #[arg(long, value_enum, default_value_t = IrqchipArg::Auto)]
+    pub kvm_irqchip: IrqchipArg,
+    /// Frequency of the guest's time-stamp counter on KVM [default: the host's]
+    #[arg(long, value_name = "KHZ")]
+    pub tsc_khz: Option<u32>,
     /// Let a write to PORT end the machine, and choose the exit status (QEMU's isa-debug-exit)
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4",
           value_parser = port::parse)]
@@ -168,12 +188,23 @@ pub struct MachineArgs {
 /// `--backend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendArg {
-    /// The best that works here
+    /// KVM where it is there and runs stock systems, else the software processor
     Auto,
     /// The software processor
     Soft,
-    /// The host's KVM (not in this version)
+    /// The host's KVM, whatever it can do
     Kvm,
+}
+
+/// `--kvm-irqchip`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IrqchipArg {
+    /// Split where the kernel offers it, else full
+    Auto,
+    /// Only local APICs
+    Split,
+    /// All
+    Full,
 }
 
 /// `--cpu`.
@@ -197,6 +228,16 @@ impl MachineArgs {
                 BackendArg::Auto => Backend::Auto,
                 BackendArg::Soft => Backend::Soft,
                 BackendArg::Kvm => Backend::Kvm,
+            },
+            kvm: KvmSpec {
+                device: self.kvm_device.clone(),
+                irqchip: match self.kvm_irqchip {
+                    IrqchipArg::Auto => IrqchipMode::Auto,
+                    IrqchipArg::Split => IrqchipMode::Split,
+                    IrqchipArg::Full => IrqchipMode::Full,
+                },
+                tsc_khz: self.tsc_khz,
+                ..KvmSpec::default()
             },
             cpu_model: match self.cpu {
                 CpuArg::Stock => CpuModel::Stock,

@@ -9,6 +9,7 @@ mod args;
 mod console;
 pub mod demo;
 mod inspect;
+mod probe;
 mod report;
 mod run;
 mod size;
@@ -36,6 +37,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments.spec(), &arguments.machine),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Fetch(arguments) => demo::fetch(&arguments),
+        Command::Probe(arguments) => Ok(probe::run(&arguments.kvm_device)),
     };
     let status = result.unwrap_or_else(|error| report::failure(&error));
     if exit_port {

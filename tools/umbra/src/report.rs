@@ -48,6 +48,12 @@ pub fn failure(error: &Error) -> Status {
     }
 }
 
+/// Prints one line that is worth knowing and no failure.
+pub fn note(text: &str) {
+    // A standard error that is closed leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "umbra: note: {text}");
+}
+
 /// Marks a failure as the user's: a wrong file, number or argument.
 #[derive(Debug)]
 pub struct BadInput(pub String);

@@ -12,6 +12,9 @@ use crate::status::Status;
 /// Runs a machine, watched as `arguments` say. Returns how it ended.
 pub fn run(spec: Spec, arguments: &MachineArgs) -> Result<Status> {
     let machine = Machine::build(Plan::new(spec)?, Console::to(std::io::stdout()))?;
+    if let Some(reason) = machine.fallback() {
+        report::note(&format!("{reason}; the software processor is used"));
+    }
     let socket = arguments.inspect.as_deref();
     let _inspector = socket
         .map(|path| Inspector::start(path, machine.handle()))

@@ -1,25 +1,87 @@
 //! Which backend executes the guest. The only place that knows more than one of them.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use umbra_clock::Clock;
-use umbra_cpu::Backend;
+use umbra_cpu_kvm::{Host, HostError, KvmBackend, KvmConfig};
 use umbra_cpu_soft::{Audit, MmuConfig, SoftBackend, SoftConfig, model};
 use umbra_slots::AddressSpace;
 
 use crate::error::BuildError;
-use crate::spec::{CpuModel, Spec, Verify};
+use crate::spec::{Backend, CpuModel, Spec, Verify};
 
-/// Makes the backend that the specification asks for.
-pub fn make(
-    spec: &Spec,
-    space: &Arc<AddressSpace>,
-    clock: Clock,
-) -> Result<Arc<dyn Backend>, BuildError> {
-    Ok(soft(spec, space, clock))
+/// What executes the guest, and why nothing better does.
+pub struct Chosen {
+    pub backend: Arc<dyn umbra_cpu::Backend>,
+    /// Why KVM was not taken, where it would have been.
+    pub fallback: Option<String>,
 }
 
-fn soft(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Arc<dyn Backend> {
+/// Makes the backend that the specification asks for.
+pub fn make(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Result<Chosen, BuildError> {
+    let chosen = |backend| Chosen {
+        backend,
+        fallback: None,
+    };
+    match spec.backend {
+        Backend::Soft => Ok(chosen(soft(spec, space, clock))),
+        Backend::Kvm => {
+            let host = Host::open(&spec.kvm.device)?;
+            Ok(chosen(kvm(spec, &host, space, clock)?))
+        }
+        // What only the software processor has was asked for.
+        Backend::Auto if spec.verify != Verify::Off => Ok(chosen(soft(spec, space, clock))),
+        Backend::Auto => match fit(&spec.kvm.device) {
+            Ok(host) => Ok(chosen(kvm(spec, &host, space, clock)?)),
+            Err(reason) => {
+                tracing::info!(%reason, "the software processor is used");
+                Ok(Chosen {
+                    backend: soft(spec, space, clock),
+                    fallback: Some(reason),
+                })
+            }
+        },
+    }
+}
+
+/// Tells whether KVM can be used at all, and then whether it runs stock systems, so that
+/// [`Backend::Auto`] takes it; the errors say why not. Blocks for a few milliseconds: a few thousand
+/// instructions are run.
+///
+/// # Errors
+/// If KVM is missing, not permitted or too old.
+pub fn probe(device: &Path) -> Result<Result<(), String>, HostError> {
+    let host = Host::open(device)?;
+    Ok(umbra_cpu_kvm::probe::run(&host).map_err(|error| error.to_string()))
+}
+
+/// Opens KVM if it runs stock systems; else tells why not.
+fn fit(device: &Path) -> Result<Host, String> {
+    let fit = |host| umbra_cpu_kvm::probe::run(&host).map(|()| host);
+    let host = Host::open(device).and_then(fit);
+    host.map_err(|error| match std::error::Error::source(&error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    })
+}
+
+fn kvm(
+    spec: &Spec,
+    host: &Host,
+    space: &Arc<AddressSpace>,
+    clock: Clock,
+) -> Result<Arc<dyn umbra_cpu::Backend>, BuildError> {
+    let config = KvmConfig {
+        cpus: spec.cpus,
+        irqchip: spec.kvm.irqchip,
+        dirty_ring: spec.kvm.dirty_ring,
+        tsc_khz: spec.kvm.tsc_khz,
+    };
+    Ok(KvmBackend::new(host, space.clone(), clock, config)?)
+}
+
+fn soft(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Arc<dyn umbra_cpu::Backend> {
     let audit = match spec.verify {
         Verify::Off => Audit::Off,
         Verify::EveryFault(faults) => Audit::EveryFault(faults),

@@ -17,6 +17,7 @@ use umbra_devices::{FwCfg, Power};
 use umbra_slots::{AddressSpace, Generation, Options};
 use umbra_x86::state::CpuState;
 
+use crate::build::backend::Chosen;
 use crate::console::{Console, Writer};
 use crate::error::BuildError;
 use crate::handle::ConsoleInput;
@@ -24,6 +25,8 @@ use crate::layout;
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::spec::Spec;
+
+pub use backend::probe;
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
@@ -37,7 +40,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         ..Options::default()
     });
     memory::add(&space, spec.memory)?;
-    let backend = backend::make(&spec, &space, clock)?;
+    let Chosen { backend, fallback } = backend::make(&spec, &space, clock)?;
     let platform = platform(&spec);
     let request = Request {
         kernel: images.kernel,
@@ -74,6 +77,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         vcpus,
         protocol: loaded.protocol,
         backend,
+        fallback,
         serial,
         bus,
         ports,

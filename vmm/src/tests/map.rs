@@ -56,12 +56,13 @@ impl DeviceMmio for Trick {
 
 /// Runs `code` on a machine with such a device; returns what was printed.
 fn run_with(
+    backend: Backend,
     code: &[Vec<u8>],
     reads: u32,
     on_read: impl Fn(&AddressSpace) + Send + Sync + 'static,
     on_write: impl Fn(&Trick, &[u8]) + Send + Sync + 'static,
 ) -> Vec<u8> {
-    let bench = bench(&[&code.concat()[..], &POWER_OFF, &SPIN].concat());
+    let bench = bench(backend, &[&code.concat()[..], &POWER_OFF, &SPIN].concat());
     let machine = bench.build();
     let space = machine.space().clone();
     let trick = Arc::new(Trick {
@@ -99,8 +100,7 @@ fn become_ram(space: &AddressSpace, value: u8) {
 
 /// R26: the instruction after the one that moved the window sees it moved, although the old place
 /// was used until then.
-#[test]
-fn r26_the_next_instruction_sees_a_window_where_it_was_moved_to() {
+fn r26_the_next_instruction_sees_a_window_where_it_was_moved_to(backend: Backend) {
     let code = [
         ebx(HERE),
         [SHOW; 3].concat(),
@@ -112,6 +112,7 @@ fn r26_the_next_instruction_sees_a_window_where_it_was_moved_to() {
         [SHOW; 2].concat(),
     ];
     let printed = run_with(
+        backend,
         &code,
         u32::MAX,
         |_| {},
@@ -125,8 +126,7 @@ fn r26_the_next_instruction_sees_a_window_where_it_was_moved_to() {
 }
 
 /// R10: a device whose page becomes RAM is not called again, however often it was before.
-#[test]
-fn r10_what_became_ram_rings_no_device() {
+fn r10_what_became_ram_rings_no_device(backend: Backend) {
     let code = [
         ebx(HERE),
         [SHOW; 4].concat(),
@@ -134,6 +134,7 @@ fn r10_what_became_ram_rings_no_device() {
         SHOW.to_vec(),
     ];
     let printed = run_with(
+        backend,
         &code,
         4,
         |space| become_ram(space, 0x11),
@@ -145,13 +146,15 @@ fn r10_what_became_ram_rings_no_device() {
 /// R30: between the read and the write of one instruction the page becomes RAM. A locked instruction
 /// is begun anew, on the RAM; an ordinary one has read the device, and its write goes the way of all
 /// writes to RAM. Neither writes to the device.
-#[test]
-fn r30_an_instruction_that_was_decided_for_a_device_ends_on_the_ram_that_is_there() {
+fn r30_an_instruction_that_was_decided_for_a_device_ends_on_the_ram_that_is_there(
+    backend: Backend,
+) {
     let add = vec![0x80, 0x03, 0x01]; // add byte [ebx], 1
     let locked = vec![0xf0, 0x80, 0x03, 0x01];
     for (instruction, result) in [(add, NAME + 1), (locked, 0x12)] {
         let code = [ebx(HERE), [SHOW; 2].concat(), instruction, SHOW.to_vec()];
         let printed = run_with(
+            backend,
             &code,
             3,
             |space| become_ram(space, 0x11),
@@ -159,4 +162,10 @@ fn r30_an_instruction_that_was_decided_for_a_device_ends_on_the_ram_that_is_ther
         );
         assert_eq!(printed, [NAME, NAME, result]);
     }
+}
+
+on_both_backends! {
+    r26_the_next_instruction_sees_a_window_where_it_was_moved_to,
+    r10_what_became_ram_rings_no_device,
+    r30_an_instruction_that_was_decided_for_a_device_ends_on_the_ram_that_is_there,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use umbra_vmm::{Console, Machine, Outcome, Plan, Spec, Verify};
+use umbra_vmm::{Backend, Console, Machine, Outcome, Plan, Spec, Verify};
 
 use crate::support::guest::{Guest, LINUX_6_1};
 use crate::support::restless::{self, Pattern, counter};
@@ -48,6 +48,7 @@ fn boots_under_audit(cpus: u32) {
     let spec = Spec {
         tag_bits: 2,
         verify: Verify::EveryFault(AUDIT),
+        backend: Backend::Soft,
         ..Spec::new(guest.kernel)
             .initrd(guest.initrd)
             .cpus(cpus)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::support::backend::on_each_stock_backend;
 use crate::support::guest::{Guest, LINUX_6_1, LINUX_6_12, LINUX_686, LINUX_686_PAE, command_line};
 use crate::support::{Input, Umbra};
 
@@ -14,7 +15,7 @@ const INIT: &str = "#!/bin/busybox sh
 /bin/busybox poweroff -f
 ";
 
-fn boots(package: &str, version: &str, cpus: u32) {
+fn boots(backend: &str, package: &str, version: &str, cpus: u32) {
     let Some(guest) = Guest::fetch(package) else {
         return;
     };
@@ -30,6 +31,8 @@ fn boots(package: &str, version: &str, cpus: u32) {
         &number,
         "--cmdline",
         command_line(package),
+        "--backend",
+        backend,
     ];
 
     let ended = Umbra::run(&arguments, Input::Empty, LIMIT);
@@ -49,44 +52,36 @@ fn boots(package: &str, version: &str, cpus: u32) {
     assert!(ended.left_behind.is_empty(), "{:?}", ended.left_behind);
 }
 
-#[test]
-fn linux_6_1_boots_with_one_processor_and_powers_off() {
-    boots(LINUX_6_1, "6.1", 1);
+fn linux_6_1_boots_with_one_processor_and_powers_off(backend: &str) {
+    boots(backend, LINUX_6_1, "6.1", 1);
 }
 
-#[test]
-fn linux_6_1_boots_with_two_processors_and_powers_off() {
-    boots(LINUX_6_1, "6.1", 2);
+fn linux_6_1_boots_with_two_processors_and_powers_off(backend: &str) {
+    boots(backend, LINUX_6_1, "6.1", 2);
 }
 
-#[test]
-fn linux_6_12_boots_with_one_processor_and_powers_off() {
-    boots(LINUX_6_12, "6.12", 1);
+fn linux_6_12_boots_with_one_processor_and_powers_off(backend: &str) {
+    boots(backend, LINUX_6_12, "6.12", 1);
 }
 
-#[test]
-fn linux_6_12_boots_with_two_processors_and_powers_off() {
-    boots(LINUX_6_12, "6.12", 2);
+fn linux_6_12_boots_with_two_processors_and_powers_off(backend: &str) {
+    boots(backend, LINUX_6_12, "6.12", 2);
 }
 
-#[test]
-fn linux_686_without_pae_boots_with_one_processor_and_powers_off() {
-    boots(LINUX_686, "6.1", 1);
+fn linux_686_without_pae_boots_with_one_processor_and_powers_off(backend: &str) {
+    boots(backend, LINUX_686, "6.1", 1);
 }
 
-#[test]
-fn linux_686_without_pae_boots_with_two_processors_and_powers_off() {
-    boots(LINUX_686, "6.1", 2);
+fn linux_686_without_pae_boots_with_two_processors_and_powers_off(backend: &str) {
+    boots(backend, LINUX_686, "6.1", 2);
 }
 
-#[test]
-fn linux_686_with_pae_boots_with_one_processor_and_powers_off() {
-    boots(LINUX_686_PAE, "6.1", 1);
+fn linux_686_with_pae_boots_with_one_processor_and_powers_off(backend: &str) {
+    boots(backend, LINUX_686_PAE, "6.1", 1);
 }
 
-#[test]
-fn linux_686_with_pae_boots_with_two_processors_and_powers_off() {
-    boots(LINUX_686_PAE, "6.1", 2);
+fn linux_686_with_pae_boots_with_two_processors_and_powers_off(backend: &str) {
+    boots(backend, LINUX_686_PAE, "6.1", 2);
 }
 
 /// Reads what the kernel makes of the maximal model.
@@ -112,6 +107,8 @@ fn linux_6_1_finds_everything_that_the_maximal_processor_has() {
         guest.kernel(),
         "--initrd",
         guest.initrd(),
+        "--backend",
+        "soft",
         "--cpu",
         "max",
         "--cpus",
@@ -150,7 +147,7 @@ echo "exit: $?"
 /bin/busybox poweroff -f
 "#;
 
-fn runs_32_bit_programs(kernel: &str, machine: &str) {
+fn runs_32_bit_programs(backend: &str, kernel: &str, machine: &str) {
     let (Some(kernel), Some(programs)) = (Guest::fetch(kernel), Guest::fetch(LINUX_686)) else {
         return;
     };
@@ -160,7 +157,14 @@ fn runs_32_bit_programs(kernel: &str, machine: &str) {
         ..programs
     };
     let guest = guest.with_init(directory.path(), PROGRAMS);
-    let arguments = ["--kernel", guest.kernel(), "--initrd", guest.initrd()];
+    let arguments = [
+        "--kernel",
+        guest.kernel(),
+        "--initrd",
+        guest.initrd(),
+        "--backend",
+        backend,
+    ];
 
     let ended = Umbra::run(&arguments, Input::Empty, LIMIT);
 
@@ -181,31 +185,49 @@ fn runs_32_bit_programs(kernel: &str, machine: &str) {
     }
 }
 
-#[test]
-fn a_32_bit_kernel_without_pae_runs_32_bit_programs() {
-    runs_32_bit_programs(LINUX_686, "i686");
+fn a_32_bit_kernel_without_pae_runs_32_bit_programs(backend: &str) {
+    runs_32_bit_programs(backend, LINUX_686, "i686");
 }
 
-#[test]
-fn a_32_bit_kernel_with_pae_runs_32_bit_programs() {
-    runs_32_bit_programs(LINUX_686_PAE, "i686");
+fn a_32_bit_kernel_with_pae_runs_32_bit_programs(backend: &str) {
+    runs_32_bit_programs(backend, LINUX_686_PAE, "i686");
 }
 
-#[test]
-fn a_64_bit_kernel_runs_32_bit_programs() {
-    runs_32_bit_programs(LINUX_6_1, "x86_64");
+fn a_64_bit_kernel_runs_32_bit_programs(backend: &str) {
+    runs_32_bit_programs(backend, LINUX_6_1, "x86_64");
 }
 
-#[test]
-fn commands_from_a_pipe_reach_the_guests_shell() {
+fn commands_from_a_pipe_reach_the_guests_shell(backend: &str) {
     let Some(guest) = Guest::fetch(LINUX_6_1) else {
         return;
     };
-    let arguments = ["--kernel", guest.kernel(), "--initrd", guest.initrd()];
+    let arguments = [
+        "--kernel",
+        guest.kernel(),
+        "--initrd",
+        guest.initrd(),
+        "--backend",
+        backend,
+    ];
     let input = Input::Pipe("echo $((6 * 7)) is the answer; poweroff -f\n");
 
     let ended = Umbra::run(&arguments, input, LIMIT);
 
     assert_eq!(ended.status, Some(0), "{ended}");
     assert!(ended.stdout.contains("42 is the answer"), "{ended}");
+}
+
+on_each_stock_backend! {
+    linux_6_1_boots_with_one_processor_and_powers_off,
+    linux_6_1_boots_with_two_processors_and_powers_off,
+    linux_6_12_boots_with_one_processor_and_powers_off,
+    linux_6_12_boots_with_two_processors_and_powers_off,
+    linux_686_without_pae_boots_with_one_processor_and_powers_off,
+    linux_686_without_pae_boots_with_two_processors_and_powers_off,
+    linux_686_with_pae_boots_with_one_processor_and_powers_off,
+    linux_686_with_pae_boots_with_two_processors_and_powers_off,
+    a_32_bit_kernel_without_pae_runs_32_bit_programs,
+    a_32_bit_kernel_with_pae_runs_32_bit_programs,
+    a_64_bit_kernel_runs_32_bit_programs,
+    commands_from_a_pipe_reach_the_guests_shell,
 }

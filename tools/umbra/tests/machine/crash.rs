@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::support::backend::on_each_backend;
 use crate::support::{Input, Umbra, image};
 
 /// Turns on 32-bit paging with the first 4 MiB mapped to themselves, takes the interrupt
@@ -24,11 +25,17 @@ const PAGE_FAULT: [u8; 53] = [
 /// Where the last instruction is.
 const FAULT: u32 = image::ENTRY + PAGE_FAULT.len() as u32 - 6;
 
-#[test]
-fn a_triple_fault_prints_registers_and_the_last_page_walk() {
+fn a_triple_fault_prints_registers_and_the_last_page_walk(backend: &str) {
     let directory = tempfile::tempdir().unwrap();
     let kernel = image::multiboot(directory.path(), &PAGE_FAULT);
-    let arguments = ["--kernel", kernel.to_str().unwrap(), "--memory", "16M"];
+    let arguments = [
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--memory",
+        "16M",
+        "--backend",
+        backend,
+    ];
 
     let ended = Umbra::run(&arguments, Input::Empty, Duration::from_secs(60));
 
@@ -47,16 +54,36 @@ fn a_triple_fault_prints_registers_and_the_last_page_walk() {
     assert!(ended.left_behind.is_empty(), "{:?}", ended.left_behind);
 }
 
-#[test]
-fn a_triple_fault_without_paging_prints_registers() {
+fn a_triple_fault_without_paging_prints_registers(backend: &str) {
     let directory = tempfile::tempdir().unwrap();
     // ud2, without an interrupt descriptor table.
     let kernel = image::multiboot(directory.path(), &[0x0f, 0x0b]);
-    let arguments = ["--kernel", kernel.to_str().unwrap(), "--memory", "16M"];
+    let arguments = [
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--memory",
+        "16M",
+        "--backend",
+        backend,
+    ];
 
     let ended = Umbra::run(&arguments, Input::Empty, Duration::from_secs(60));
 
     assert_eq!(ended.status, Some(4), "{ended}");
     let rip = format!("rip {:016x}", image::ENTRY);
     assert!(ended.stderr.contains(&rip), "{ended}");
+}
+
+// A KVM without hardware help knows no 32-bit paging.
+mod paging {
+    use super::a_triple_fault_prints_registers_and_the_last_page_walk;
+    use crate::support::backend::on_each_stock_backend;
+
+    on_each_stock_backend! {
+        a_triple_fault_prints_registers_and_the_last_page_walk,
+    }
+}
+
+on_each_backend! {
+    a_triple_fault_without_paging_prints_registers,
 }

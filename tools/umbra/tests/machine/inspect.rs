@@ -36,6 +36,8 @@ fn the_page_tables_of_a_running_machine_are_shown_and_the_socket_goes_with_it() 
     let socket = directory.path().join("socket");
     let arguments = [
         "run",
+        "--backend",
+        "soft",
         "--kernel",
         kernel.to_str().unwrap(),
         "--inspect",

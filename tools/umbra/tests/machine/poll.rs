@@ -8,12 +8,10 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::process::Signal;
 
+use crate::support::backend::on_each_backend;
 use crate::support::guest::or_skip;
 use crate::support::poll::{drivers_guest, poll_guest, tiny_guest};
 use crate::support::{Ended, Input, Umbra};
-
-/// What executes the guest.
-const BACKENDS: [&str; 1] = ["soft"];
 
 /// For a backend that interprets a few million instructions a second.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -45,26 +43,19 @@ fn numbers(ended: &Ended) -> Vec<u64> {
     words.filter_map(|word| word.parse().ok()).collect()
 }
 
-#[test]
-fn the_guest_says_hello_and_ends_with_success() {
-    for backend in BACKENDS {
-        let ended = run(backend, "hello");
-        assert_eq!(ended.stdout, "hello from umbra-poll\n", "{ended}");
-        assert_eq!(ended.status, Some(1), "{ended}");
-        assert_eq!(ended.left_behind, [""; 0], "{ended}");
-    }
+fn the_guest_says_hello_and_ends_with_success(backend: &str) {
+    let ended = run(backend, "hello");
+    assert_eq!(ended.stdout, "hello from umbra-poll\n", "{ended}");
+    assert_eq!(ended.status, Some(1), "{ended}");
+    assert_eq!(ended.left_behind, [""; 0], "{ended}");
 }
 
-#[test]
-fn the_smallest_guest_ends_with_success() {
-    for backend in BACKENDS {
-        let ended = umbra(tiny_guest(), backend, "").start().finish(LIMIT);
-        assert_eq!((ended.status, &ended.stdout[..]), (Some(1), ""), "{ended}");
-    }
+fn the_smallest_guest_ends_with_success(backend: &str) {
+    let ended = umbra(tiny_guest(), backend, "").start().finish(LIMIT);
+    assert_eq!((ended.status, &ended.stdout[..]), (Some(1), ""), "{ended}");
 }
 
-#[test]
-fn what_the_guest_cannot_do_fails() {
+fn what_the_guest_cannot_do_fails(backend: &str) {
     let table = [
         ("dance", "FAIL unknown command\n"),
         ("hell", "FAIL unknown command\n"),
@@ -74,92 +65,75 @@ fn what_the_guest_cannot_do_fails() {
         ("tsc 12f", "FAIL a number is malformed\n"),
         ("rng 0xd0000000 8", "FAIL the magic value\n"),
     ];
-    for backend in BACKENDS {
-        for (command, told) in table {
-            let ended = run(backend, command);
-            assert_eq!(ended.stdout, told, "{command:?} {ended}");
-            assert_eq!(ended.status, Some(3), "{command:?} {ended}");
-        }
+    for (command, told) in table {
+        let ended = run(backend, command);
+        assert_eq!(ended.stdout, told, "{command:?} {ended}");
+        assert_eq!(ended.status, Some(3), "{command:?} {ended}");
     }
 }
 
-#[test]
-fn accesses_where_no_device_is_take_time_and_do_nothing() {
-    for backend in BACKENDS {
-        for (command, what) in [("mmio 0xd0000000 500", "mmio"), ("port 0x80 500", "port")] {
-            let ended = run(backend, command);
-            assert_eq!(ended.status, Some(1), "{ended}");
-            let [read, write] = numbers(&ended)[..] else {
-                panic!("{ended}")
-            };
-            let line = format!("{what} read {read} write {write}\n");
-            assert_eq!(ended.stdout, line, "{ended}");
-            assert!(read > 0 && write > 0, "{ended}");
-        }
-    }
-}
-
-#[test]
-fn the_time_stamp_counter_goes_forwards() {
-    for backend in BACKENDS {
-        let ended = run(backend, "tsc 10000");
+fn accesses_where_no_device_is_take_time_and_do_nothing(backend: &str) {
+    for (command, what) in [("mmio 0xd0000000 500", "mmio"), ("port 0x80 500", "port")] {
+        let ended = run(backend, command);
         assert_eq!(ended.status, Some(1), "{ended}");
-        let [first, last] = numbers(&ended)[..] else {
+        let [read, write] = numbers(&ended)[..] else {
             panic!("{ended}")
         };
-        assert!(first < last, "{ended}");
+        let line = format!("{what} read {read} write {write}\n");
+        assert_eq!(ended.stdout, line, "{ended}");
+        assert!(read > 0 && write > 0, "{ended}");
     }
 }
 
-#[test]
-fn cpuid_tells_of_a_64_bit_processor() {
-    for backend in BACKENDS {
-        let ended = run(backend, "cpuid");
-        assert_eq!(ended.status, Some(1), "{ended}");
-        let register = |leaf: &str, register: usize| {
-            let prefix = format!("cpuid {leaf} 0x0 ");
-            let mut lines = ended.stdout.lines();
-            let registers = lines.find_map(|line| line.strip_prefix(&prefix)).unwrap();
-            let word = registers.split(' ').nth(register).unwrap();
-            u32::from_str_radix(word.trim_start_matches("0x"), 16).unwrap()
-        };
-        let (highest, long_mode, highest_extended) = (
-            register("0x0", 0),
-            register("0x80000001", 3) >> 29 & 1,
-            register("0x80000000", 0),
-        );
-        assert!(highest >= 1 && highest_extended >= 0x8000_0008, "{ended}");
-        assert_eq!(long_mode, 1, "{ended}");
-        let last = ended.stdout.lines().last().unwrap();
-        assert!(last.starts_with("cpuid 0x80000008 "), "{ended}");
-    }
+fn the_time_stamp_counter_goes_forwards(backend: &str) {
+    let ended = run(backend, "tsc 10000");
+    assert_eq!(ended.status, Some(1), "{ended}");
+    let [first, last] = numbers(&ended)[..] else {
+        panic!("{ended}")
+    };
+    assert!(first < last, "{ended}");
 }
 
-#[test]
-fn sigterm_ends_a_guest_that_never_ends() {
+fn cpuid_tells_of_a_64_bit_processor(backend: &str) {
+    let ended = run(backend, "cpuid");
+    assert_eq!(ended.status, Some(1), "{ended}");
+    let register = |leaf: &str, register: usize| {
+        let prefix = format!("cpuid {leaf} 0x0 ");
+        let mut lines = ended.stdout.lines();
+        let registers = lines.find_map(|line| line.strip_prefix(&prefix)).unwrap();
+        let word = registers.split(' ').nth(register).unwrap();
+        u32::from_str_radix(word.trim_start_matches("0x"), 16).unwrap()
+    };
+    let (highest, long_mode, highest_extended) = (
+        register("0x0", 0),
+        register("0x80000001", 3) >> 29 & 1,
+        register("0x80000000", 0),
+    );
+    assert!(highest >= 1 && highest_extended >= 0x8000_0008, "{ended}");
+    assert_eq!(long_mode, 1, "{ended}");
+    let last = ended.stdout.lines().last().unwrap();
+    assert!(last.starts_with("cpuid 0x80000008 "), "{ended}");
+}
+
+fn sigterm_ends_a_guest_that_never_ends(backend: &str) {
     let table = [
         ("spin", "spinning\n"),
         ("halt", "halting\n"),
         ("load 0xd0000000 0x80", "\n"),
     ];
-    for backend in BACKENDS {
-        for (command, told) in table {
-            let running = umbra(poll_guest(), backend, command).start();
-            running.wait_for(told, LIMIT);
-            running.signal(Signal::TERM);
-            let ended = running.finish(LIMIT);
-            assert_eq!(ended.status, Some(128 + 15), "{command}: {ended}");
-        }
+    for (command, told) in table {
+        let running = umbra(poll_guest(), backend, command).start();
+        running.wait_for(told, LIMIT);
+        running.signal(Signal::TERM);
+        let ended = running.finish(LIMIT);
+        assert_eq!(ended.status, Some(128 + 15), "{command}: {ended}");
     }
 }
 
-#[test]
-fn an_undefined_instruction_without_handlers_is_a_triple_fault() {
-    for backend in BACKENDS {
-        let ended = run(backend, "triple");
-        assert_eq!(ended.status, Some(4), "{ended}");
-        assert!(ended.stderr.contains("triple fault"), "{ended}");
-    }
+fn an_undefined_instruction_without_handlers_is_a_triple_fault(backend: &str) {
+    let ended = run(backend, "triple");
+    assert_eq!(ended.status, Some(4), "{ended}");
+    assert!(ended.stderr.contains("triple fault"), "{ended}");
 }
 
 /// Only the software processor, and a KVM with hardware help, knows the instruction.
@@ -230,4 +204,15 @@ fn the_guest_contains_no_vector_and_no_floating_point_instruction() {
     };
     assert_eq!(function, "execute_sse");
     assert!(instruction.starts_with("xorps"), "{instruction}");
+}
+
+on_each_backend! {
+    the_guest_says_hello_and_ends_with_success,
+    the_smallest_guest_ends_with_success,
+    accesses_where_no_device_is_take_time_and_do_nothing,
+    the_time_stamp_counter_goes_forwards,
+    cpuid_tells_of_a_64_bit_processor,
+    an_undefined_instruction_without_handlers_is_a_triple_fault,
+    what_the_guest_cannot_do_fails,
+    sigterm_ends_a_guest_that_never_ends,
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use umbra_vmm::{Console, Ended, Machine, Outcome, Plan, Spec};
+use umbra_vmm::{Backend, Console, Ended, Machine, Outcome, Plan, Spec};
 
 use crate::support::guest::{Guest, LINUX_6_1, LINUX_6_12, LINUX_686, LINUX_686_PAE, command_line};
 use crate::support::restless::{self, Pattern, counter};
@@ -50,6 +50,7 @@ fn boot(guest: &Guest, command_line: &str, cpus: u32, wrap: Wrap) -> Ended {
     let spec = Spec {
         tag_bits: wrap.tag_bits,
         first_generation: wrap.first_generation,
+        backend: Backend::Soft,
         ..Spec::new(&guest.kernel)
             .initrd(&guest.initrd)
             .command_line(command_line)

@@ -4,16 +4,27 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::support::backend::on_each_backend;
 use crate::support::{Ended, Input, Terminal, Umbra, image};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Runs a guest that never ends until `end` ends it; the terminal has to be as before.
-fn spin(cpus: &str, end: impl FnOnce(&Terminal, &dyn Fn(Signal))) -> Ended {
+fn spin(backend: &str, cpus: &str, end: impl FnOnce(&Terminal, &dyn Fn(Signal))) -> Ended {
     let directory = tempfile::tempdir().unwrap();
     let kernel = image::multiboot(directory.path(), &image::SPIN);
     let kernel = kernel.to_str().unwrap();
-    let arguments = ["run", "--kernel", kernel, "--memory", "16M", "--cpus", cpus];
+    let arguments = [
+        "run",
+        "--kernel",
+        kernel,
+        "--memory",
+        "16M",
+        "--cpus",
+        cpus,
+        "--backend",
+        backend,
+    ];
     let terminal = Terminal::open();
     let running = Umbra::new(&arguments, &terminal.input()).start();
     terminal.wait_until_raw();
@@ -26,8 +37,7 @@ fn spin(cpus: &str, end: impl FnOnce(&Terminal, &dyn Fn(Signal))) -> Ended {
     ended
 }
 
-#[test]
-fn a_signal_ends_the_run_and_puts_the_terminal_back() {
+fn a_signal_ends_the_run_and_puts_the_terminal_back(backend: &str) {
     let table = [
         (Signal::TERM, 128 + 15, "1"),
         (Signal::INT, 128 + 2, "2"),
@@ -35,7 +45,7 @@ fn a_signal_ends_the_run_and_puts_the_terminal_back() {
         (Signal::QUIT, 128 + 3, "1"),
     ];
     for (signal, status, cpus) in table {
-        let ended = spin(cpus, |_, send| send(signal));
+        let ended = spin(backend, cpus, |_, send| send(signal));
         assert_eq!(
             (ended.status, ended.stderr.as_str()),
             (Some(status), ""),
@@ -44,20 +54,17 @@ fn a_signal_ends_the_run_and_puts_the_terminal_back() {
     }
 }
 
-#[test]
-fn ctrl_a_x_ends_the_run_and_puts_the_terminal_back() {
-    let ended = spin("1", |terminal, _| terminal.press(b"\x01x"));
+fn ctrl_a_x_ends_the_run_and_puts_the_terminal_back(backend: &str) {
+    let ended = spin(backend, "1", |terminal, _| terminal.press(b"\x01x"));
     assert_eq!((ended.status, ended.stderr.as_str()), (Some(5), ""));
 }
 
-#[test]
-fn ctrl_a_h_explains_the_keys() {
-    let ended = spin("1", |terminal, _| terminal.press(b"\x01h\x01x"));
+fn ctrl_a_h_explains_the_keys(backend: &str) {
+    let ended = spin(backend, "1", |terminal, _| terminal.press(b"\x01h\x01x"));
     assert!(ended.stdout.contains("Ctrl-A x"), "{ended}");
 }
 
-#[test]
-fn a_guest_needs_no_standard_input() {
+fn a_guest_needs_no_standard_input(backend: &str) {
     // mov al, 'k'; mov dx, 0x3f8; out dx, al; then the same with the power-off register.
     let out = |port: u16, value: u8| {
         let [low, high] = port.to_le_bytes();
@@ -71,7 +78,14 @@ fn a_guest_needs_no_standard_input() {
     .concat();
     let directory = tempfile::tempdir().unwrap();
     let kernel = image::multiboot(directory.path(), &code);
-    let arguments = ["--kernel", kernel.to_str().unwrap(), "--memory", "16M"];
+    let arguments = [
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--memory",
+        "16M",
+        "--backend",
+        backend,
+    ];
     for (name, input) in [("closed", Input::Closed), ("empty", Input::Empty)] {
         let ended = Umbra::run(&arguments, input, LIMIT);
         assert_eq!(
@@ -80,4 +94,11 @@ fn a_guest_needs_no_standard_input() {
             "{name}: {ended}"
         );
     }
+}
+
+on_each_backend! {
+    a_signal_ends_the_run_and_puts_the_terminal_back,
+    ctrl_a_x_ends_the_run_and_puts_the_terminal_back,
+    ctrl_a_h_explains_the_keys,
+    a_guest_needs_no_standard_input,
 }

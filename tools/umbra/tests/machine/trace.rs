@@ -17,7 +17,14 @@ fn a_trace_opens_as_json_and_shows_the_walk_the_mark_and_the_cause_of_each_map()
     let kernel = image::multiboot(directory.path(), &MMIO);
     let file = directory.path().join("trace.json");
     let trace = format!("mmu={}", file.display());
-    let arguments = ["--kernel", kernel.to_str().unwrap(), "--trace", &trace];
+    let arguments = [
+        "--backend",
+        "soft",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--trace",
+        &trace,
+    ];
 
     let ended = Umbra::run(&arguments, Input::Empty, Duration::from_secs(60));
 
@@ -46,7 +53,14 @@ fn a_trace_that_cannot_be_written_is_one_line() {
     let directory = tempfile::tempdir().unwrap();
     let kernel = image::multiboot(directory.path(), &MMIO);
     let trace = format!("mmu={}/no/such/folder", directory.path().display());
-    let arguments = ["--kernel", kernel.to_str().unwrap(), "--trace", &trace];
+    let arguments = [
+        "--backend",
+        "soft",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--trace",
+        &trace,
+    ];
 
     let ended = Umbra::run(&arguments, Input::Empty, Duration::from_secs(60));
 

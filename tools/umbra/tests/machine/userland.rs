@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::backend::on_each_stock_backend;
 use crate::support::guest::{Guest, LINUX_6_1, or_skip};
 use crate::support::{Input, Umbra, userland};
 
@@ -55,8 +56,7 @@ fn prepare(root: &Path) {
     fs::write(root.join("init"), init()).unwrap();
 }
 
-#[test]
-fn fifty_commands_and_a_python_program_give_the_native_output() {
+fn fifty_commands_and_a_python_program_give_the_native_output(backend: &str) {
     let Some(guest) = Guest::fetch(LINUX_6_1) else {
         return;
     };
@@ -93,6 +93,8 @@ fn fifty_commands_and_a_python_program_give_the_native_output() {
         initrd,
         "--cpus",
         "2",
+        "--backend",
+        backend,
     ];
     let ended = Umbra::run(&arguments, Input::Empty, LIMIT);
 
@@ -106,4 +108,8 @@ fn fifty_commands_and_a_python_program_give_the_native_output() {
         assert_eq!(there, here, "line {number} of the output");
     }
     assert_eq!(output, natively);
+}
+
+on_each_stock_backend! {
+    fifty_commands_and_a_python_program_give_the_native_output,
 }
