@@ -6,4 +6,5 @@
 
 void churn(const u64 *numbers);
 void dirty(const u64 *numbers);
+void interrupts(const u64 *numbers);
 void rng(const u64 *numbers);

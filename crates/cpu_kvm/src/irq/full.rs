@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
-    kvm_pit_config,
+    kvm_irqchip, kvm_pit_config,
 };
 use umbra_cpu::{CpuError, EventLine, InterruptError};
 use umbra_irq::{Chip, Line};
@@ -37,6 +37,9 @@ impl Full {
         vm.fd()
             .create_pit2(pit)
             .map_err(vm::failed("KVM_CREATE_PIT2"))?;
+        for chip in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+            mask_all_inputs(&vm, chip)?;
+        }
         routes
             .set_all((0..PINS).map(|gsi| (gsi, inputs(gsi))))
             .map_err(vm::failed("KVM_SET_GSI_ROUTING"))?;
@@ -61,6 +64,21 @@ impl Full {
             number,
         }))
     }
+}
+
+/// Masks an 8259 as firmware leaves it: after power-up KVM's would interrupt with vectors from 0 on.
+fn mask_all_inputs(vm: &Vm, chip: u32) -> Result<(), CpuError> {
+    let mut state = kvm_irqchip {
+        chip_id: chip,
+        ..Default::default()
+    };
+    vm.fd()
+        .get_irqchip(&mut state)
+        .map_err(vm::failed("KVM_GET_IRQCHIP"))?;
+    state.chip.pic.imr = 0xff;
+    vm.fd()
+        .set_irqchip(&state)
+        .map_err(vm::failed("KVM_SET_IRQCHIP"))
 }
 
 /// The inputs to which interrupt `gsi` is wired.

@@ -10,6 +10,7 @@ mod pty;
 pub mod restless;
 pub mod screen;
 pub mod userland;
+pub mod watched;
 
 pub use command::{Ended, Input, Umbra};
 pub use pty::Terminal;
