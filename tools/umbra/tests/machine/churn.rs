@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use umbra_bus::Bus;
 use umbra_slots::{AddressSpace, Flags, Gpa, GpaRange, HugePages, RamOptions, RamRegion};
-use umbra_vmm::{Backend, Console, Machine, Outcome, Plan, Spec};
+use umbra_vmm::{Console, Machine, Outcome, Plan, Spec};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
-use crate::support::backend::on_each_backend;
+use crate::support::backend::{backend, on_each_backend};
 use crate::support::poll::poll_guest;
 use crate::support::restless::counter;
 
@@ -267,11 +267,8 @@ impl Host {
     }
 }
 
-fn every_access_reaches_an_owner_of_its_moment(backend: &str) {
-    let backend = match backend {
-        "kvm" => Backend::Kvm,
-        _ => Backend::Soft,
-    };
+fn every_access_reaches_an_owner_of_its_moment(name: &str) {
+    let backend = backend(name);
     let line = format!("churn {:#x} {CELLS} {MAILBOX:#x}", PAGE.0);
     let spec = Spec {
         debug_exit: Some(0xf4),

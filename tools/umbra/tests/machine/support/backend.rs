@@ -48,6 +48,14 @@ macro_rules! on_backends {
 
 pub(crate) use {on_backends, on_each_backend, on_each_stock_backend};
 
+/// The backend of a name, for machines that a test builds itself.
+pub fn backend(name: &str) -> umbra_vmm::Backend {
+    match name {
+        "kvm" => umbra_vmm::Backend::Kvm,
+        _ => umbra_vmm::Backend::Soft,
+    }
+}
+
 /// Tells whether KVM can be used at all.
 pub fn any_kvm() -> bool {
     let device = Path::new(umbra_vmm::KVM_DEVICE);
