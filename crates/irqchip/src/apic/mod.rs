@@ -6,9 +6,12 @@
 
 mod access;
 mod regs;
+mod saved;
 mod timer;
 mod vectors;
 
+#[cfg(test)]
+mod saved_tests;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +24,8 @@ use umbra_clock::Clock;
 use crate::apics::Apics;
 use crate::message::{Delivery, Destination, Message, Messages};
 use crate::pic::Pic;
+pub use saved::{ApicPart, ApicState, BadApicState};
+
 use regs::{Effect, Registers, base, error, lvt, reg};
 
 const APIC_BASE: u32 = 0x1b;
