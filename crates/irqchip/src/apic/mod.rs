@@ -105,6 +105,11 @@ impl LocalApic {
         self.id
     }
 
+    /// Returns IA32_APIC_BASE as it is after power-up.
+    pub fn power_up_base(&self) -> u64 {
+        Registers::new(self.id).base
+    }
+
     /// Sets what is called whenever something may have become deliverable. It is called from any
     /// thread with this chip's lock held: it may set a flag or unpark, and nothing else.
     pub fn set_wake(&self, wake: Box<dyn Fn() + Send + Sync>) {
