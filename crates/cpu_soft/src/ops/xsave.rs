@@ -91,7 +91,7 @@ impl Cpu {
 
     /// The legacy image, with its pointers as the form has them.
     fn legacy_image(&self, wide: bool) -> [u8; 512] {
-        let mut image = *self.fx.bytes();
+        let mut image = self.fx.image();
         if !wide {
             image[12..16].fill(0);
             image[20..24].fill(0);

@@ -116,7 +116,7 @@ impl Cpu {
         let has_pkru = self.xcr0_allowed() & component::PKRU != 0;
         let components = if has_pkru { vec![pkru] } else { Vec::new() };
         let mut image = XsaveImage::initial(components).expect("one component behind the header");
-        image.legacy_mut()[..FX_STATE].copy_from_slice(&self.fx.bytes()[..FX_STATE]);
+        image.legacy_mut()[..FX_STATE].copy_from_slice(&self.fx.image()[..FX_STATE]);
         image.use_legacy();
         if let Some(bytes) = image.use_component(Component::PKRU) {
             bytes[..4].copy_from_slice(&self.pkru.to_le_bytes());
