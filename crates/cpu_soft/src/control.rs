@@ -74,8 +74,13 @@ impl Cpu {
     }
 
     fn load_pdptes(&mut self, cr3: u64) -> Result<(), Trap> {
+        let before = self.mmu.pdptes();
         let loaded = self.mmu.load_pdptes(cr3);
         self.drain();
+        if self.mmu.pdptes() != before {
+            // Another address space under the same CR3, of which no shadow entry was dropped.
+            self.pool.clear();
+        }
         loaded.map_err(|_| self.gp(0))
     }
 
