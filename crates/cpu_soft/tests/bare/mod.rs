@@ -78,10 +78,19 @@ impl Machine {
 
     /// A machine that was never run, with the same memory and time.
     pub fn copy(&self) -> Self {
-        Self {
-            processor: self.processor.copy(self.cpuid.clone()),
-            cpuid: self.cpuid.clone(),
-        }
+        self.copy_in_time(self.clock())
+    }
+
+    /// The same, for which it is as late as `clock` says.
+    pub fn copy_in_time(&self, clock: Clock) -> Self {
+        let processor = Processor::in_time(self.cpuid.clone(), clock);
+        processor.write(0, &self.memory());
+        let cpuid = self.cpuid.clone();
+        Self { processor, cpuid }
+    }
+
+    pub fn clock(&self) -> Clock {
+        self.processor.clock
     }
 
     pub fn vcpu(&mut self) -> &mut SoftVcpu {
@@ -94,6 +103,11 @@ impl Machine {
 
     pub fn write(&self, at: u64, bytes: &[u8]) {
         self.processor.write(at, bytes);
+    }
+
+    /// All of it.
+    pub fn memory(&self) -> Vec<u8> {
+        self.processor.memory()
     }
 
     pub fn read<const N: usize>(&self, at: u64) -> [u8; N] {

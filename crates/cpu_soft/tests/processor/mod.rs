@@ -69,13 +69,10 @@ impl Processor {
         }
     }
 
-    /// Another processor, with memory of its own of the same contents, at the same time.
-    pub fn copy(&self, cpuid: Table) -> Self {
-        let copy = Self::in_time(cpuid, self.clock);
+    pub fn memory(&self) -> Vec<u8> {
         let mut memory = vec![0; RAM as usize];
         self.read(0, &mut memory);
-        copy.write(0, &memory);
-        copy
+        memory
     }
 
     pub fn write(&self, at: u64, bytes: &[u8]) {

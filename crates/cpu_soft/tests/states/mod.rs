@@ -1,5 +1,7 @@
 //! Random states that the maximal processor can have, every part of them.
 
+#![allow(dead_code, reason = "each test that shares this needs other parts")]
+
 use proptest::prelude::*;
 use serde_json::Value;
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
