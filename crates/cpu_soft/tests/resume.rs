@@ -451,6 +451,8 @@ fn an_exception_that_was_held_is_delivered_first_and_noted_where_it_must_be() {
     let (_, end) = given(
         |state| {
             state.debug.dr6 |= 2;
+            // General detect is off in the handler.
+            state.debug.dr7 |= 1 << 13;
             state.events.exception = Some(exception(1, None, Some(1 << 14)));
         },
         &[(1, &READ_DR6)],

@@ -186,6 +186,39 @@ fn a_start_up_message_that_was_on_its_way_is_acted_upon() {
     );
 }
 
+/// What others do to a processor through its local APIC: INIT, an NMI.
+const INIT: u32 = 0x4500;
+const NMI: u32 = 0x4400;
+
+#[test]
+fn what_others_sent_is_acted_upon_before_a_state_is_taken() {
+    let mut machine = machine();
+    let send = |machine: &Machine, what: u32| machine.apic().mmio_write(0x300, 0x4_0000 | what);
+    let fresh = machine.vcpu().save().unwrap();
+    send(&machine, NMI);
+    assert_eq!(machine.vcpu().save().unwrap().events.nmi.pending, 1);
+    assert_eq!(machine.vcpu().save().unwrap().events.nmi.pending, 1, "once");
+    let mut other = fresh.clone();
+    other.registers.rip = 0x1234;
+    other.events.interrupt = Some(HeldInterrupt {
+        vector: 0x41,
+        soft: false,
+    });
+    machine.vcpu().restore(&other).unwrap();
+    send(&machine, INIT);
+    let saved = machine.vcpu().save().unwrap();
+    assert_eq!((saved.registers.rip, saved.events), (0xfff0, fresh.events));
+}
+
+#[test]
+fn what_waited_before_is_gone_after_a_restore() {
+    let mut machine = machine();
+    let fresh = machine.vcpu().save().unwrap();
+    machine.apic().mmio_write(0x300, 0x4_0000 | NMI);
+    machine.vcpu().restore(&fresh).unwrap();
+    assert_eq!(machine.vcpu().save().unwrap().events, fresh.events);
+}
+
 type Change = fn(&mut VcpuState);
 
 /// Changes to a state after power-up, and how what is said about them begins.

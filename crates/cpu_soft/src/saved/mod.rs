@@ -54,8 +54,6 @@ impl Cpu {
         }
         let now = self.clock.now();
         let apic = self.apic.save(now);
-        // A timer that was due has fired.
-        self.timer_changed();
         VcpuState {
             registers: self.export(),
             pdptes: self.pae().then(|| self.mmu.pdptes()),
@@ -169,7 +167,6 @@ impl Cpu {
         }
         self.nmi_pending = events.nmi.pending;
         self.nmi_blocked = events.nmi.masked;
-        self.blocked = false;
     }
 
     fn restore_activity(&mut self, state: &VcpuState) {
