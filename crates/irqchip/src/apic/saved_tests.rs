@@ -139,8 +139,8 @@ fn a_part_that_cannot_be_is_named() {
             "local APIC register 0x20 is 0x1: another processor's id",
         ),
         (
-            register(reg::VERSION, 0x105_0014),
-            "local APIC register 0x30 is 0x1050014: another version",
+            register(reg::VERSION, 0x6_0014),
+            "local APIC register 0x30 is 0x60014: another version",
         ),
         (
             register(reg::SVR, 0x11ff),
@@ -168,6 +168,19 @@ fn a_part_that_cannot_be_is_named() {
         assert!(error.starts_with(text), "{error}");
         assert_eq!(apic.save(0), before);
     }
+}
+
+#[test]
+fn a_chip_that_could_suppress_the_end_of_interrupts_is_taken_unless_it_does() {
+    let (_apics, apic) = apics();
+    let mut state = blank(XAPIC);
+    state.image.set_register(reg::VERSION, 0x105_0014);
+    state.image.set_register(reg::SVR, 0x1ff);
+    assert_eq!(apic.restore(&state), Ok(()));
+    assert_eq!(apic.save(0).image.register(reg::VERSION), 0x5_0014);
+    state.image.set_register(reg::SVR, 0x11ff);
+    let part = ApicPart::Register(0xf0);
+    assert_eq!(apic.restore(&state).map_err(|e| e.part), Err(part));
 }
 
 #[test]
