@@ -21,15 +21,18 @@
 mod backend;
 mod doorbell;
 mod interrupts;
+mod state;
 
 use std::sync::Arc;
 
 pub use backend::{Backend, Statistics};
 pub use doorbell::{Doorbell, DoorbellError, Doorbells};
 pub use interrupts::{EventInterrupts, EventLine, InterruptError, MsiVector};
+pub use state::{Part, StateError};
 
 use umbra_slots::Gpa;
 use umbra_x86::state::CpuState;
+use umbra_x86::vcpu::VcpuState;
 
 /// The machine around a processor, as the processor sees it: addresses and bytes.
 ///
@@ -119,6 +122,10 @@ pub enum CpuError {
         #[source]
         source: std::io::Error,
     },
+    /// A state that this processor cannot represent, or that contradicts itself. The processor has
+    /// not changed.
+    #[error("the processor cannot take this state")]
+    State(#[from] StateError),
 }
 
 /// One virtual processor. It belongs to the thread that runs it.
@@ -134,6 +141,22 @@ pub trait Vcpu: Send {
 
     /// Replaces the registers. Only between runs; what is not part of [`CpuState`] keeps its value.
     fn set_state(&mut self, state: &CpuState) -> Result<(), CpuError>;
+
+    /// Returns the whole state. Only between runs.
+    ///
+    /// What others sent to the processor and it has not acted upon is acted upon first, as far as it
+    /// is no instruction: INIT, start-up messages, a timer that is due. Other processors of the
+    /// machine may send more at any time, so all of them are stopped before the first is saved.
+    fn save(&mut self) -> Result<VcpuState, CpuError>;
+
+    /// Replaces the whole state. Only between runs, and once the machine's clock and memory are those
+    /// that belong to it.
+    ///
+    /// An MSR that is not listed gets the value that it has after power-up.
+    ///
+    /// # Errors
+    /// [`CpuError::State`] for what this backend cannot represent; nothing has then changed.
+    fn restore(&mut self, state: &VcpuState) -> Result<(), CpuError>;
 
     /// Returns the handle by which other threads interrupt [`Vcpu::run`].
     fn kick_handle(&self) -> Arc<dyn Kick>;

@@ -16,6 +16,7 @@ use umbra_cpu::{CpuError, Crash, Exit, Io, Kick, Served, Statistics, SystemEvent
 use umbra_irqchip::Pic;
 use umbra_slots::{AddressSpace, Gpa, Target};
 use umbra_x86::state::CpuState;
+use umbra_x86::vcpu::VcpuState;
 
 use crate::convert;
 use crate::irq::Irqchip;
@@ -271,6 +272,14 @@ impl Vcpu for KvmVcpu {
             .map_err(failed("KVM_SET_REGS"))
     }
 
+    fn save(&mut self) -> Result<VcpuState, CpuError> {
+        Err(no_whole_state())
+    }
+
+    fn restore(&mut self, _: &VcpuState) -> Result<(), CpuError> {
+        Err(no_whole_state())
+    }
+
     fn kick_handle(&self) -> Arc<dyn Kick> {
         self.requests.clone()
     }
@@ -286,6 +295,13 @@ impl Vcpu for KvmVcpu {
             ("ends of level interrupts", s.ends),
             ("full dirty rings", s.rings),
         ]
+    }
+}
+
+fn no_whole_state() -> CpuError {
+    CpuError::Unsupported {
+        backend: "KVM",
+        reason: "its state as a whole is not converted yet".into(),
     }
 }
 

@@ -12,8 +12,24 @@ use crate::cpu::{Cpu, Trap};
 const CR4_PAGING: u64 =
     cr4::PSE | cr4::PAE | cr4::PGE | cr4::LA57 | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::PKE;
 
+/// The bits of EFER that exist.
+pub const EFER_ALLOWED: u64 = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+
 /// CR3 bit 63: keep the translations of the new PCID.
 const NO_FLUSH: u64 = 1 << 63;
+
+/// Tells whether every byte of a page attribute table is a memory type (SDM vol. 3, 12.12.2).
+pub fn known_pat(value: u64) -> bool {
+    let known = |kind: &u8| matches!(kind, 0 | 1 | 4..=7);
+    value.to_le_bytes().iter().all(known)
+}
+
+/// Tells whether MSR_KVM_ASYNC_PF_EN asks for nothing that CPUID does not announce.
+pub fn known_async_pf(value: u64) -> bool {
+    const RESERVED: u64 = 3 << 4;
+    const UNANNOUNCED: u64 = 3 << 2;
+    value & (RESERVED | UNANNOUNCED) == 0
+}
 
 impl Cpu {
     /// MOV CR0.
@@ -58,8 +74,13 @@ impl Cpu {
     }
 
     fn load_pdptes(&mut self, cr3: u64) -> Result<(), Trap> {
+        let before = self.mmu.pdptes();
         let loaded = self.mmu.load_pdptes(cr3);
         self.drain();
+        if self.mmu.pdptes() != before {
+            // Another address space under the same CR3, of which no shadow entry was dropped.
+            self.pool.clear();
+        }
         loaded.map_err(|_| self.gp(0))
     }
 
@@ -98,7 +119,7 @@ impl Cpu {
     }
 
     /// The bits of CR4 that this model has.
-    fn cr4_allowed(&self) -> u64 {
+    pub fn cr4_allowed(&self) -> u64 {
         let one = self.cpuid.get(1, 0);
         let seven = self.cpuid.get(7, 0);
         let mut allowed = cr4::TSD
@@ -205,14 +226,9 @@ impl Cpu {
             msr::APIC_BASE | msr::TSC_DEADLINE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
                 return self.apic.read_msr(number).ok_or_else(|| self.gp(0));
             }
-            msr::BIOS_SIGN_ID => 1 << 32,
-            msr::ARCH_CAPABILITIES if self.cpuid.get(7, 0).edx >> 29 & 1 != 0 => {
-                crate::model::ARCH_CAPABILITIES
-            }
             msr::SYSENTER_CS => m.sysenter_cs,
             msr::SYSENTER_ESP => m.sysenter_esp,
             msr::SYSENTER_EIP => m.sysenter_eip,
-            msr::MCG_CAP | msr::MCG_STATUS => 0,
             msr::MISC_ENABLE => m.misc_enable,
             msr::PAT => m.pat,
             msr::EFER => self.efer,
@@ -228,14 +244,32 @@ impl Cpu {
             msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW => m.kvm_wall_clock,
             msr::KVM_ASYNC_PF_EN => m.kvm_async_pf,
             _ => {
-                tracing::debug!(
-                    msr = format_args!("{number:#x}"),
-                    rip = self.rip,
-                    "unknown MSR read"
-                );
-                return Err(self.gp(0));
+                return self
+                    .constant_msr(number)
+                    .ok_or_else(|| self.unknown_msr(number));
             }
         })
+    }
+
+    /// An MSR that reads the same at all times.
+    pub fn constant_msr(&self, number: u32) -> Option<u64> {
+        Some(match number {
+            msr::BIOS_SIGN_ID => 1 << 32,
+            msr::ARCH_CAPABILITIES if self.cpuid.get(7, 0).edx >> 29 & 1 != 0 => {
+                crate::model::ARCH_CAPABILITIES
+            }
+            msr::MCG_CAP | msr::MCG_STATUS => 0,
+            _ => return None,
+        })
+    }
+
+    fn unknown_msr(&mut self, number: u32) -> Trap {
+        tracing::debug!(
+            msr = format_args!("{number:#x}"),
+            rip = self.rip,
+            "unknown MSR read"
+        );
+        self.gp(0)
     }
 
     /// WRMSR.
@@ -305,11 +339,7 @@ impl Cpu {
     }
 
     fn set_pat(&mut self, value: u64) -> Result<(), Trap> {
-        let known = value
-            .to_le_bytes()
-            .iter()
-            .all(|t| matches!(t, 0 | 1 | 4..=7));
-        if !known {
+        if !known_pat(value) {
             return Err(self.gp(0));
         }
         self.msrs.pat = value;
@@ -317,10 +347,9 @@ impl Cpu {
     }
 
     fn set_efer(&mut self, value: u64) -> Result<(), Trap> {
-        let allowed = efer::SCE | efer::LME | efer::LMA | efer::NXE;
         let changed = value ^ self.efer;
         let paging = self.cr0 & cr0::PG != 0;
-        if value & !allowed != 0 || changed & efer::LME != 0 && paging {
+        if value & !EFER_ALLOWED != 0 || changed & efer::LME != 0 && paging {
             return Err(self.gp(0));
         }
         self.efer = value & !efer::LMA | self.efer & efer::LMA;
@@ -348,13 +377,19 @@ impl Cpu {
         self.budget = 0;
     }
 
-    /// Writes the time structure of this processor: system time is the clock, the time-stamp
-    /// counter runs at 1 GHz beside it, so multiplier and shift are those of one to one.
+    /// Writes the time structure of this processor.
     fn set_kvm_system_time(&mut self, value: u64) {
         self.msrs.kvm_system_time = value;
         if value & 1 == 0 {
             return;
         }
+        let record = self.system_time();
+        self.write_physical(Gpa(value & !1), &record);
+    }
+
+    /// The time structure: system time is the clock, the time-stamp counter runs at 1 GHz beside it,
+    /// so multiplier and shift are those of one to one.
+    pub fn system_time(&self) -> [u8; 32] {
         // version(4) pad(4) tsc_timestamp(8) system_time(8) mul(4) shift(1) flags(1) pad(2)
         let mut record = [0u8; 32];
         record[0..4].copy_from_slice(&2u32.to_le_bytes());
@@ -362,16 +397,14 @@ impl Cpu {
         record[24..28].copy_from_slice(&0x8000_0000u32.to_le_bytes());
         record[28] = 1; // ns = (ticks << 1) * 2^31 >> 32
         record[29] = 1; // PVCLOCK_TSC_STABLE_BIT
-        self.write_physical(Gpa(value & !1), &record);
+        record
     }
 
     /// Lets the host say when a page is away (Linux's `Documentation/virt/kvm/x86/msr.rst`). No page
     /// of this machine ever is, so there is nothing to say. Delivery by interrupt and to a nested
     /// hypervisor are features that CPUID does not announce.
     fn set_kvm_async_pf(&mut self, value: u64) -> Result<(), Trap> {
-        const RESERVED: u64 = 3 << 4;
-        const UNANNOUNCED: u64 = 3 << 2;
-        if value & (RESERVED | UNANNOUNCED) != 0 {
+        if !known_async_pf(value) {
             return Err(self.gp(0));
         }
         self.msrs.kvm_async_pf = value;
@@ -392,7 +425,7 @@ impl Cpu {
 
     /// Writes guest RAM by physical address, as a device would: shadow tables and decoded code, this
     /// processor's too, must hear of it. What is no RAM is left alone.
-    fn write_physical(&mut self, gpa: Gpa, data: &[u8]) {
+    pub fn write_physical(&mut self, gpa: Gpa, data: &[u8]) {
         if self.write_for_device(gpa, data).is_err() {
             tracing::warn!(%gpa, "the guest put a paravirtual clock where there is no memory");
         }

@@ -18,6 +18,7 @@ use crate::fpu::FxArea;
 use crate::native::Stubs;
 use crate::op::{Leave, Op, addr};
 use crate::regs::Regs;
+use crate::saved::Held;
 use crate::tlb::{Class, Ctx, Key, Pool};
 use crate::wake::Waker;
 
@@ -60,6 +61,17 @@ pub struct Msrs {
     pub kvm_wall_clock: u64,
     /// MSR_KVM_ASYNC_PF_EN.
     pub kvm_async_pf: u64,
+}
+
+impl Msrs {
+    /// The values after power-up (SDM vol. 3, table 10-1).
+    pub fn at_power_up() -> Self {
+        Self {
+            pat: 0x0007_0406_0007_0406,
+            misc_enable: 1,
+            ..Self::default()
+        }
+    }
 }
 
 /// Counters, for people.
@@ -182,6 +194,8 @@ pub struct Cpu {
     pub watch_hits: u64,
     /// PAUSE instructions executed, see [`pause`](crate::ops::mov::pause).
     pub pauses: u32,
+    /// What a restored state has to deliver first.
+    pub held: Held,
     /// x87, MMX and SSE registers.
     pub fx: Box<FxArea>,
     /// Other model-specific registers.
@@ -320,6 +334,7 @@ impl Cpu {
             nmi_pending: 0,
             nmi_blocked: false,
             watch_hits: 0,
+            held: Held::default(),
             pauses: 0,
             fx: Box::new(FxArea::reset()),
             msrs: Msrs::default(),
@@ -356,11 +371,7 @@ impl Cpu {
 
     /// The state after power-up.
     pub fn reset(&mut self) {
-        self.msrs = Msrs {
-            pat: 0x0007_0406_0007_0406,
-            misc_enable: 1,
-            ..Msrs::default()
-        };
+        self.msrs = Msrs::at_power_up();
         *self.fx = FxArea::reset();
         self.xcr0 = 1;
         self.pkru = 0;
@@ -485,6 +496,11 @@ impl Cpu {
     /// Protected mode, virtual-8086 not counted.
     pub fn protected(&self) -> bool {
         self.cr0 & cr0::PE != 0 && self.sys & rflags::VM == 0
+    }
+
+    /// Paging is of the PAE kind: three levels.
+    pub fn pae(&self) -> bool {
+        self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 && !self.long_mode()
     }
 
     /// Virtual-8086 mode.

@@ -36,6 +36,7 @@ impl Cpu {
         self.wake.adopt();
         self.wake.want();
         self.mmu.enter();
+        self.deliver_held();
         let exit = self.cycle();
         self.mmu.leave();
         exit
@@ -298,7 +299,8 @@ impl Cpu {
         }
     }
 
-    fn event(&mut self, event: Event) {
+    /// Acts upon what others sent.
+    pub fn event(&mut self, event: Event) {
         match event {
             Event::Nmi => {
                 // One is delivered next unless one is being handled, and one more is latched.

@@ -47,6 +47,14 @@ impl FxArea {
         &self.bytes
     }
 
+    /// The image as the guest sees it. Native stubs leave the host's mask of MXCSR in it, which may have
+    /// bits that this processor has not.
+    pub fn image(&self) -> [u8; 512] {
+        let mut image = self.bytes;
+        image[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
+        image
+    }
+
     /// The image, to change.
     pub fn bytes_mut(&mut self) -> &mut [u8; 512] {
         &mut self.bytes

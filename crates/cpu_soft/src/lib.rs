@@ -39,6 +39,7 @@ mod op;
 mod ops;
 mod raw;
 mod regs;
+mod saved;
 mod segment;
 mod state;
 mod task;
@@ -55,6 +56,7 @@ use umbra_mmu::Mmu;
 use umbra_slots::AddressSpace;
 use umbra_x86::cpuid::Table;
 use umbra_x86::state::CpuState;
+use umbra_x86::vcpu::VcpuState;
 
 pub use backend::{SoftBackend, SoftConfig};
 pub use code::CodePages;
@@ -139,6 +141,14 @@ impl Vcpu for SoftVcpu {
         self.cpu.load_state(state);
         self.cpu.activity = cpu::Activity::Running;
         Ok(())
+    }
+
+    fn save(&mut self) -> Result<VcpuState, CpuError> {
+        Ok(self.cpu.save())
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<(), CpuError> {
+        Ok(self.cpu.restore(state)?)
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {

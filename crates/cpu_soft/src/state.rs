@@ -4,6 +4,7 @@ use umbra_x86::state::{CpuState, seg};
 use umbra_x86::{cr0, rflags};
 
 use crate::cpu::Cpu;
+use crate::saved::Held;
 
 impl Cpu {
     /// The registers as a value.
@@ -53,6 +54,7 @@ impl Cpu {
         self.apic.set_tpr(state.cr8 as u8 & 15);
         self.pending = None;
         self.switched = false;
+        self.held = Held::default();
         let protected = state.cr0 & cr0::PE != 0;
         self.cpl = match (protected, state.rflags & rflags::VM != 0) {
             (true, true) => 3,

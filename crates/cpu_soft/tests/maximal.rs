@@ -146,6 +146,18 @@ fn xsave_says_what_is_in_use_and_keeps_what_was_not_asked_for() {
 }
 
 #[test]
+fn the_mask_of_mxcsr_is_this_processors_whatever_the_hosts_is() {
+    // fninit; fld1; fxsave [edi]; xsave [edi + 1024]
+    let code = [
+        0xdb, 0xe3, 0xd9, 0xe8, 0x0f, 0xae, 0x07, 0x0f, 0xae, 0xa7, 0, 4, 0, 0,
+    ];
+    let (machine, _) = run(&[&enable(), &mov_eax(X87_SSE_PKRU), &code]);
+    for at in [AREA, AREA + 1024] {
+        assert_eq!(machine.read_u32(at + 28), 0xffff, "{at:#x}");
+    }
+}
+
+#[test]
 fn xsaveopt_writes_nothing_of_what_is_initial() {
     let mut machine = machine();
     machine.write(AREA + 160, &[0xaa; 4]);

@@ -28,7 +28,7 @@ mod message;
 mod pic;
 mod pit;
 
-pub use apic::{Event, LocalApic};
+pub use apic::{ApicPart, ApicState, BadApicState, Event, LocalApic};
 pub use apics::Apics;
 pub use chipset::{Chips, Chipset};
 pub use ioapic::{IoApic, PINS, RouteListener};

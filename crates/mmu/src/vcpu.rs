@@ -17,7 +17,7 @@ use crate::rights::Access;
 use crate::roots::Roots;
 use crate::tables::Tables;
 use crate::translation::{PageFault, Translation};
-use crate::walk::{Root, Stop, Walk, read_pdptes, walk};
+use crate::walk::{Root, Stop, Walk, pdpte_allowed, read_pdptes, walk};
 
 /// After so many lost races the map is held still.
 const RACES_MAX: u32 = 4;
@@ -104,15 +104,38 @@ impl VcpuMmu {
     /// # Errors
     /// If one has a reserved bit set, or there is no RAM; nothing has then changed.
     pub fn load_pdptes(&mut self, cr3: u64) -> Result<(), BadPdpte> {
+        let pdptes = self.read_pdptes(cr3)?;
+        self.set_pdptes(pdptes);
+        Ok(())
+    }
+
+    /// Reads what [`load_pdptes`](Self::load_pdptes) would load, and loads nothing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_pdptes(&self, cr3: u64) -> Result<[u64; 4], BadPdpte> {
         let map = self.mmu.space.load();
-        let pdptes = read_pdptes(&map, cr3, self.mmu.config.phys_bits).ok_or(BadPdpte { cr3 })?;
-        drop(map);
+        read_pdptes(&map, cr3, self.mmu.config.phys_bits).ok_or(BadPdpte { cr3 })
+    }
+
+    /// Returns the four page-directory-pointer registers; they count in PAE paging only.
+    pub fn pdptes(&self) -> [u64; 4] {
+        self.roots.guest.pdptes
+    }
+
+    /// Tells whether an entry can be loaded: it is not present, or has no reserved bit set.
+    pub fn allows_pdpte(&self, pdpte: u64) -> bool {
+        pdpte_allowed(pdpte, self.mmu.config.phys_bits)
+    }
+
+    /// Sets the four registers, to entries that are allowed.
+    pub fn set_pdptes(&mut self, pdptes: [u64; 4]) {
+        debug_assert!(pdptes.iter().all(|pdpte| self.allows_pdpte(*pdpte)));
         if pdptes != self.roots.guest.pdptes {
             self.roots.forget();
             self.last.forget();
             self.roots.guest.pdptes = pdptes;
         }
-        Ok(())
     }
 
     /// Makes the shadow honour a flush by the guest: tables that the guest could write without a

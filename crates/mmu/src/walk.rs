@@ -231,15 +231,20 @@ fn set_bits(map: &Snapshot, step: &mut Step<'_>, wanted: u64) -> Result<(), Stop
 /// present has a reserved bit set.
 pub(crate) fn read_pdptes(map: &Snapshot, cr3: u64, phys_bits: u32) -> Option<[u64; 4]> {
     let base = cr3 & 0xffff_ffe0;
-    let frame_bits = pte::FRAME & ((1 << phys_bits) - 1);
-    let allowed = pte::P | pte::PWT | pte::PCD | 0xe00 | frame_bits;
     let table = TableRef::find(map, Gpa(base), 8)?;
     let mut pdptes = [0; 4];
     for (i, pdpte) in pdptes.iter_mut().enumerate() {
         *pdpte = table.entry((base & 0xfff) as usize / 8 + i).load();
-        if *pdpte & pte::P != 0 && *pdpte & !allowed != 0 {
+        if !pdpte_allowed(*pdpte, phys_bits) {
             return None;
         }
     }
     Some(pdptes)
+}
+
+/// Tells whether a page-directory-pointer entry is not present, or has no reserved bit set.
+pub(crate) fn pdpte_allowed(pdpte: u64, phys_bits: u32) -> bool {
+    let frame_bits = pte::FRAME & ((1 << phys_bits) - 1);
+    let allowed = pte::P | pte::PWT | pte::PCD | 0xe00 | frame_bits;
+    pdpte & pte::P == 0 || pdpte & !allowed == 0
 }

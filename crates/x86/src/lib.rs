@@ -5,7 +5,7 @@
 //! knows no other crate of the workspace and must stay that way: it is the vocabulary in which
 //! the others talk to each other.
 //!
-//! Start reading at [`state::CpuState`].
+//! Start reading at [`state::CpuState`], then [`vcpu::VcpuState`], which is all of a processor.
 #![forbid(unsafe_code)]
 
 pub mod control;
@@ -14,6 +14,7 @@ pub mod exception;
 pub mod msr;
 pub mod pte;
 pub mod state;
+pub mod vcpu;
 
 pub use control::{cr0, cr4, efer, rflags};
 pub use exception::{Exception, PageFaultError, vector};

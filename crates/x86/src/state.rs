@@ -1,5 +1,7 @@
 //! The architectural state of one processor, as a value that every backend can give and take.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{cr0, rflags};
 
 /// Index of a general register in [`CpuState::gpr`] (the encoding of ModRM and REX).
@@ -39,7 +41,8 @@ pub mod seg {
 }
 
 /// A segment register with its hidden part (SDM vol. 3, 3.4.3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Segment {
     /// The visible selector.
     pub selector: u16,
@@ -81,7 +84,8 @@ impl Segment {
 }
 
 /// GDTR or IDTR.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DescriptorTable {
     /// Linear address of the first byte.
     pub base: u64,
@@ -91,8 +95,10 @@ pub struct DescriptorTable {
 
 /// Registers of one processor that a boot loader sets and a debugger shows.
 ///
-/// x87 and SSE state, model-specific registers beyond EFER, and the local APIC are not here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// x87 and SSE state, model-specific registers beyond EFER, and the local APIC are not here;
+/// [`VcpuState`](crate::vcpu::VcpuState) has them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CpuState {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
     pub gpr: [u64; 16],

@@ -438,7 +438,7 @@ fn fx_len(cpu: &Cpu) -> usize {
 /// FXSAVE; `extra` is 8 for the 64-bit form.
 pub fn fxsave(cpu: &mut Cpu, op: &Op) -> Leave {
     let la = ok!(cpu, op, fx_address(cpu, op, Write));
-    let mut image = *cpu.fx.bytes();
+    let mut image = cpu.fx.image();
     if op.extra != 8 {
         // 32-bit offsets with selectors above them; the selectors are not kept (deprecated).
         image[12..16].fill(0);

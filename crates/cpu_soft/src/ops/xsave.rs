@@ -79,6 +79,11 @@ impl Cpu {
         self.xcr0 & mask
     }
 
+    /// The state components that XCR0 can enable: those that CPUID names, or x87 alone.
+    pub fn xcr0_allowed(&self) -> u64 {
+        u64::from(self.cpuid.get(0xd, 0).eax) | X87
+    }
+
     /// Bytes of XMM registers in the image.
     fn xmm_len(&self) -> usize {
         if self.long_code() { 256 } else { 128 }
@@ -86,7 +91,7 @@ impl Cpu {
 
     /// The legacy image, with its pointers as the form has them.
     fn legacy_image(&self, wide: bool) -> [u8; 512] {
-        let mut image = *self.fx.bytes();
+        let mut image = self.fx.image();
         if !wide {
             image[12..16].fill(0);
             image[20..24].fill(0);
@@ -289,11 +294,10 @@ pub fn xsetbv(cpu: &mut Cpu, op: &Op) -> Leave {
         return super::system::undefined(cpu, op);
     }
     let value = cpu.regs.get::<4>(offset(0)) | cpu.regs.get::<4>(offset(2)) << 32;
-    let known = cpu.cpuid.get(0xd, 0).eax;
     let bad = cpu.cpl != 0
         || cpu.regs.get::<4>(offset(1)) != 0
         || value & X87 == 0
-        || value & !u64::from(known) != 0;
+        || value & !cpu.xcr0_allowed() != 0;
     if bad {
         cpu.gp(0);
         return cpu.fault(op);

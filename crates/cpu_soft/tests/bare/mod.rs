@@ -7,8 +7,9 @@
 mod processor;
 
 use processor::{Nothing, Processor};
+use umbra_clock::Clock;
 use umbra_cpu::{Exit, Io, Vcpu};
-use umbra_cpu_soft::model;
+use umbra_cpu_soft::{SoftVcpu, model};
 use umbra_irqchip::LocalApic;
 use umbra_x86::cpuid::Table;
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
@@ -48,6 +49,7 @@ impl End {
 
 pub struct Machine {
     processor: Processor,
+    cpuid: Table,
 }
 
 impl Machine {
@@ -56,8 +58,13 @@ impl Machine {
     }
 
     pub fn with_model(cpuid: Table) -> Self {
-        let processor = Processor::new(cpuid);
-        let machine = Self { processor };
+        Self::in_time(cpuid, Clock::start())
+    }
+
+    /// One for which it is as late as `clock` says.
+    pub fn in_time(cpuid: Table, clock: Clock) -> Self {
+        let processor = Processor::in_time(cpuid.clone(), clock);
+        let machine = Self { processor, cpuid };
         for (selector, descriptor) in [
             (CODE_0, 0x00cf_9b00_0000_ffff),
             (DATA_0, 0x00cf_9300_0000_ffff),
@@ -69,12 +76,38 @@ impl Machine {
         machine
     }
 
+    /// A machine that was never run, with the same memory and time.
+    pub fn copy(&self) -> Self {
+        self.copy_in_time(self.clock())
+    }
+
+    /// The same, for which it is as late as `clock` says.
+    pub fn copy_in_time(&self, clock: Clock) -> Self {
+        let processor = Processor::in_time(self.cpuid.clone(), clock);
+        processor.write(0, &self.memory());
+        let cpuid = self.cpuid.clone();
+        Self { processor, cpuid }
+    }
+
+    pub fn clock(&self) -> Clock {
+        self.processor.clock
+    }
+
+    pub fn vcpu(&mut self) -> &mut SoftVcpu {
+        &mut self.processor.vcpu
+    }
+
     pub fn apic(&self) -> &LocalApic {
         &self.processor.apic
     }
 
     pub fn write(&self, at: u64, bytes: &[u8]) {
         self.processor.write(at, bytes);
+    }
+
+    /// All of it.
+    pub fn memory(&self) -> Vec<u8> {
+        self.processor.memory()
     }
 
     pub fn read<const N: usize>(&self, at: u64) -> [u8; N] {
@@ -109,11 +142,17 @@ impl Machine {
     /// The same, with devices.
     pub fn run_with(&mut self, state: &CpuState, io: &dyn Io) -> End {
         self.processor.vcpu.set_state(state).expect("valid state");
+        self.go_on(io).expect("nobody kicks")
+    }
+
+    /// Goes on until an exception finds no handler; `None` when kicked.
+    pub fn go_on(&mut self, io: &dyn Io) -> Option<End> {
         match self.processor.vcpu.run(io).expect("the host allows it") {
-            Exit::Shutdown(crash) => End {
+            Exit::Shutdown(crash) => Some(End {
                 reason: crash.reason,
                 state: self.processor.vcpu.state(),
-            },
+            }),
+            Exit::Kicked => None,
             other => panic!("{other:?}"),
         }
     }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use umbra_clock::Clock;
 use umbra_cpu::{Io, Served};
 use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts};
 use umbra_irqchip::{Apics, LocalApic};
@@ -19,12 +20,18 @@ pub struct Processor {
     pub apic: Arc<LocalApic>,
     /// Where decoded code is.
     pub code: Arc<CodePages>,
+    pub clock: Clock,
     /// What carries messages, even to oneself.
     _apics: Arc<Apics>,
 }
 
 impl Processor {
     pub fn new(cpuid: Table) -> Self {
+        Self::in_time(cpuid, Clock::start())
+    }
+
+    /// One for which it is as late as `clock` says.
+    pub fn in_time(cpuid: Table, clock: Clock) -> Self {
         let space = AddressSpace::new(umbra_slots::Options::default());
         let options = RamOptions {
             len: RAM,
@@ -38,7 +45,6 @@ impl Processor {
             })
             .expect("an empty map has room");
         let _ = added.stale;
-        let clock = umbra_clock::Clock::start();
         let apics = Apics::new(1, clock);
         let apic = apics.apic(0);
         let code = Arc::new(CodePages::new());
@@ -58,8 +64,15 @@ impl Processor {
             vcpu,
             apic,
             code,
+            clock,
             _apics: apics,
         }
+    }
+
+    pub fn memory(&self) -> Vec<u8> {
+        let mut memory = vec![0; RAM as usize];
+        self.read(0, &mut memory);
+        memory
     }
 
     pub fn write(&self, at: u64, bytes: &[u8]) {

@@ -42,6 +42,7 @@ impl Random {
     }
 
     /// A value with a liking for borders.
+    #[allow(dead_code, reason = "not every test that shares this asks")]
     pub fn value(&mut self) -> u64 {
         match self.below(8) {
             0 => 0,

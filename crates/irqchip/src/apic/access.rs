@@ -5,16 +5,17 @@ use super::timer::Mode;
 use crate::message::{Delivery, Destination, Message};
 
 /// Version 0x14, six LVT entries, no suppression of EOI broadcasts.
-const VERSION: u32 = 0x14 | 5 << 16;
+pub(super) const VERSION: u32 = 0x14 | 5 << 16;
 /// Vector, APIC enable, focus-processor check.
-const SVR_WRITABLE: u32 = 0x3ff;
+pub(super) const SVR_WRITABLE: u32 = 0x3ff;
 /// Which bits of each LVT entry can be written: timer, thermal, counter, LINT0, LINT1, error.
-const LVT_WRITABLE: [u32; 6] = [0x700ff, 0x107ff, 0x107ff, 0x1a7ff, 0x1a7ff, 0x100ff];
+pub(super) const LVT_WRITABLE: [u32; 6] = [0x700ff, 0x107ff, 0x107ff, 0x1a7ff, 0x1a7ff, 0x100ff];
 /// Delivery status and remote IRR: read-only, writes are ignored in either mode.
-const LVT_READ_ONLY: u32 = 1 << 12 | 1 << 14;
+pub(super) const LVT_READ_ONLY: u32 = 1 << 12 | 1 << 14;
 /// Delivery status of the ICR, likewise.
 const ICR_READ_ONLY: u64 = 1 << 12;
-const ICR_WRITABLE: u64 = 0xcc_dfff & !ICR_READ_ONLY;
+/// What of the ICR's lower half can be written.
+pub(super) const ICR_WRITABLE: u64 = 0xcc_dfff & !ICR_READ_ONLY;
 
 /// Decodes delivery mode and vector from the lower half of an ICR; `None` with a destination
 /// shorthand, or a reserved mode.

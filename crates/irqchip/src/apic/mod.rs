@@ -6,9 +6,12 @@
 
 mod access;
 mod regs;
+mod saved;
 mod timer;
 mod vectors;
 
+#[cfg(test)]
+mod saved_tests;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +24,8 @@ use umbra_clock::Clock;
 use crate::apics::Apics;
 use crate::message::{Delivery, Destination, Message, Messages};
 use crate::pic::Pic;
+pub use saved::{ApicPart, ApicState, BadApicState};
+
 use regs::{Effect, Registers, base, error, lvt, reg};
 
 const APIC_BASE: u32 = 0x1b;
@@ -98,6 +103,11 @@ impl LocalApic {
     /// Returns the local APIC id, which is the processor's number in either mode.
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Returns IA32_APIC_BASE as it is after power-up.
+    pub fn power_up_base(&self) -> u64 {
+        Registers::new(self.id).base
     }
 
     /// Sets what is called whenever something may have become deliverable. It is called from any

@@ -52,6 +52,8 @@ pub mod base {
     pub const DEFAULT: u64 = 0xfee0_0000;
     /// The page's address, of as many bits as the processor has.
     pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    /// Every bit that can be set.
+    pub const DEFINED: u64 = BSP | X2APIC | ENABLE | ADDRESS;
 }
 
 /// Errors that the error status register reports (SDM vol. 3, 11.5.3).
@@ -148,8 +150,7 @@ impl Registers {
 
     /// Writes IA32_APIC_BASE; `None` where that is #GP (SDM vol. 3, 11.12.5, figure 11-27).
     pub fn set_base(&mut self, value: u64) -> Option<()> {
-        let defined = base::BSP | base::X2APIC | base::ENABLE | base::ADDRESS;
-        if value & !defined != 0 || value >> self.physical_bits != 0 {
+        if value & !base::DEFINED != 0 || value >> self.physical_bits != 0 {
             return None;
         }
         let mode = |v: u64| (v & base::ENABLE != 0, v & base::X2APIC != 0);

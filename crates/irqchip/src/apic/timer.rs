@@ -58,6 +58,36 @@ impl Timer {
         }
     }
 
+    /// A timer whose current count was `current` at `at`, zero if it did not run. A periodic one that
+    /// was started always runs: with a count of zero, it is about to begin its next period.
+    pub fn counting(mode: Mode, divide: u32, initial: u32, current: u32, at: u64) -> Self {
+        let mut timer = Self {
+            mode,
+            initial,
+            divide,
+            ..Self::new(0)
+        };
+        let left = match mode {
+            Mode::Deadline => 0,
+            Mode::Periodic if current == 0 => timer.period(),
+            _ => u64::from(current) * timer.divisor(),
+        };
+        timer.expires = (left != 0).then(|| at.saturating_add(left));
+        timer
+    }
+
+    /// Returns what is left of a count, rounded up: unlike the current-count register it is zero
+    /// only when the timer does not run, or has expired.
+    pub fn remaining(&self, now: u64) -> u32 {
+        match (self.mode, self.expires) {
+            (Mode::Deadline, _) | (_, None) => 0,
+            (_, Some(at)) => {
+                let left = at.saturating_sub(now).div_ceil(self.divisor());
+                u32::try_from(left).unwrap_or(u32::MAX)
+            }
+        }
+    }
+
     /// Returns when the timer fires next.
     pub fn expires(&self) -> Option<u64> {
         self.expires

@@ -5,6 +5,11 @@
 pub struct Vectors([u32; 8]);
 
 impl Vectors {
+    /// The set whose registers, 0 to 7, are `words`.
+    pub fn from_words(words: [u32; 8]) -> Self {
+        Self(words)
+    }
+
     /// Adds `vector`; tells whether it was not there.
     pub fn insert(&mut self, vector: u8) -> bool {
         let word = &mut self.0[usize::from(vector >> 5)];
