@@ -42,6 +42,9 @@ fn compare(case: &Case, expected: &Outcome, found: &Outcome) -> Option<String> {
         // before the limit of the second is looked at.
         return None;
     }
+    if faulted && forms::reads_two_strings(&case.text) && expected.rip == found.rip {
+        return None;
+    }
     if kind(expected) != kind(found) {
         return Some(format!(
             "exception {:x?}, should be {:x?}",
