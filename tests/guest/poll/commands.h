@@ -6,5 +6,6 @@
 
 void churn(const u64 *numbers);
 void dirty(const u64 *numbers);
+void hammer(const u64 *numbers);
 void interrupts(const u64 *numbers);
 void rng(const u64 *numbers);

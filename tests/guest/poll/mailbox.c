@@ -63,3 +63,27 @@ void dirty(const u64 *numbers)
     }
     say("dirty %u\n", rounds);
 }
+
+/* hammer: the same. */
+enum { COUNT = 0 };
+
+enum { READ, WRITE, PORT, AT_ONCE = 16 };
+
+void hammer(const u64 *numbers)
+{
+    u64 kind = numbers[0], address = numbers[1], mailbox = numbers[2], count = 0;
+    ensure(kind <= PORT, "hammer knows no such kind of access");
+    while (!read64(mailbox + STOP)) {
+        for (u64 n = 0; n < AT_ONCE; n++) {
+            if (kind == READ)
+                read32(address);
+            else if (kind == WRITE)
+                write32(address, 0);
+            else
+                out8(address, 0);
+        }
+        count += AT_ONCE;
+        write64(mailbox + COUNT, count);
+    }
+    say("hammer %u\n", count);
+}

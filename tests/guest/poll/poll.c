@@ -137,7 +137,7 @@ static void cpuid(const u64 *numbers)
 static const struct command COMMANDS[] = {
     {"hello", 0, hello},     {"mmio", 2, mmio},     {"port", 2, port}, {"churn", 3, churn},
     {"dirty", 3, dirty},
-    {"interrupts", 3, interrupts},     {"load", 2, load},     {"spin", 0, spin}, {"halt", 0, halt},
+    {"hammer", 3, hammer},   {"interrupts", 3, interrupts},     {"load", 2, load},     {"spin", 0, spin}, {"halt", 0, halt},
     {"rng", 2, rng},         {"triple", 0, triple}, {"tsc", 1, tsc},   {"cpuid", 0, cpuid},
     {"emulate", 0, emulate},
 };

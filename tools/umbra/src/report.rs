@@ -3,10 +3,10 @@
 use std::io::Write;
 
 use anyhow::{Error, Result};
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 use umbra_vmm::{BuildError, Crash, Ended, PlanError};
 
 use crate::status::Status;
@@ -18,7 +18,9 @@ use crate::trace;
 /// # Errors
 /// If the file for the trace cannot be created.
 pub fn observe(request: Option<&trace::Request>) -> Result<Option<trace::Ending>> {
-    let filter = EnvFilter::try_from_env("UMBRA_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    let wanted = std::env::var("UMBRA_LOG").ok();
+    let filter = wanted.and_then(|text| text.parse::<Targets>().ok());
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::ERROR));
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let (trace, ending) = request.map(trace::Request::begin).transpose()?.unzip();
     tracing_subscriber::registry()

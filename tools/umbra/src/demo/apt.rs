@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::demo::progress::Progress;
 use crate::report::BadInput;
 
 /// How many times a package may only depend on the next one.
@@ -236,7 +236,7 @@ impl Client {
             // Looking up the sizes of many would take longer than the download.
             many => (format!("{} packages", many.len()), 0),
         };
-        let bar = progress(&name, size);
+        let bar = Progress::new(&name, size);
         let mut child = self
             .command("apt-get", lists)
             .args(["-q", "download"])
@@ -247,10 +247,10 @@ impl Client {
             .spawn()
             .context("cannot start apt-get")?;
         while child.try_wait()?.is_none() {
-            bar.set_position(bytes_in(directory));
+            bar.update(bytes_in(directory));
             std::thread::sleep(Duration::from_millis(100));
         }
-        bar.finish_and_clear();
+        drop(bar);
         let output = child.wait_with_output()?;
         if !output.status.success() {
             bail!(
@@ -270,13 +270,12 @@ impl Client {
             let path = self.private.join(directory);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
-        let bar = ProgressBar::new_spinner().with_message("fetching package lists");
-        bar.enable_steady_tick(Duration::from_millis(100));
+        let bar = Progress::new("fetching package lists", 0);
         let output = self
             .command("apt-get", Lists::Private)
             .args(["-q", "update"])
             .output();
-        bar.finish_and_clear();
+        drop(bar);
         let output = output.context("cannot start apt-get")?;
         self.updated.set(true);
         if !output.status.success() {
@@ -377,18 +376,6 @@ fn parse(record: &str) -> Option<Package> {
         kernel,
         depends,
     })
-}
-
-fn progress(name: &str, size: u64) -> ProgressBar {
-    if size == 0 {
-        return ProgressBar::new_spinner().with_message(name.to_owned());
-    }
-    let bar = ProgressBar::new(size).with_message(name.to_owned());
-    let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {eta}";
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 /// How much of a download has arrived, wherever apt puts it.

@@ -7,6 +7,7 @@ pub mod apt;
 pub mod cache;
 pub mod cpio;
 mod initramfs;
+mod progress;
 
 use std::path::PathBuf;
 

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use super::{median, qemu, release_build};
+
 /// Runs of each side; the median counts.
 const ROUNDS: usize = 5;
 /// A boot that takes longer has hung.
@@ -19,10 +21,7 @@ const COMMAND_LINE: &str = "console=ttyS0 panic=-1 rdinit=/bin/busybox -- powero
 /// Kernel and initramfs to power-off, process start to process end.
 pub fn run() -> Result<()> {
     let umbra = release_build()?;
-    let qemu = "qemu-system-x86_64";
-    if Command::new(qemu).arg("--version").output().is_err() {
-        bail!("{qemu} is missing: apt-get install qemu-system-x86");
-    }
+    let qemu = qemu()?;
     let mut ratios = serde_json::Map::new();
     for (label, package) in [
         ("6.1", "linux-image-cloud-amd64"),
@@ -90,36 +89,6 @@ pub fn run() -> Result<()> {
         json!({"bench": "boot", "ratios": ratios, "targets": targets, "met": met})
     );
     Ok(())
-}
-
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
-fn release_build() -> Result<PathBuf> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let output = Command::new(cargo)
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "umbra",
-            "--message-format",
-            "json",
-        ])
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo build")?;
-    if !output.status.success() {
-        bail!("the release build failed");
-    }
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back()
-        .context("cargo build names no executable")
 }
 
 /// Has the command fetch a kernel; returns kernel and initrd.
