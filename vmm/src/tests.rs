@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::*;
 
+mod doorbell;
 mod map;
 
 /// Makes each claim a test on either backend.

@@ -29,6 +29,11 @@ impl Bus {
         }
     }
 
+    /// Returns the map that says where devices are.
+    pub fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
     /// Puts a device at a range of addresses.
     ///
     /// # Errors
