@@ -18,6 +18,7 @@ mod inspect;
 mod interrupts;
 mod pause;
 mod poll;
+mod slots;
 mod storm;
 mod support;
 mod terminal;
