@@ -9,11 +9,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use umbra_clock::{Clock, Timer};
+use umbra_cpu::Backend;
 use umbra_x86::state::CpuState;
 
 use crate::error::RunError;
 use crate::policy::{Action, Event, Outcome, Paused, State, decide};
 use crate::vcpu::VcpuThread;
+
+/// How long output may wait in the backend while no processor leaves the guest.
+const NUDGE: Duration = Duration::from_millis(20);
 
 /// How a machine ended, and what it counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +34,7 @@ pub struct Driver<'a> {
     pub events: &'a Receiver<Event>,
     pub clock: Clock,
     pub timer: Option<Arc<dyn Timer>>,
+    pub backend: &'a dyn Backend,
     pub processors: &'a [VcpuThread],
 }
 
@@ -79,6 +84,9 @@ impl Driver<'_> {
         loop {
             let next = self.timer.as_ref().and_then(|timer| timer.next_event());
             let due = next.map(|at| self.clock.instant_at(at));
+            let ports = self.backend.coalesced_ports().filter(|p| p.is_active());
+            let nudge = ports.map(|_| Instant::now() + NUDGE);
+            let due = due.into_iter().chain(nudge).min();
             let received = match due {
                 Some(due) => {
                     let wait = due.saturating_duration_since(Instant::now());
@@ -93,7 +101,12 @@ impl Driver<'_> {
             match received {
                 Ok(Event::Timer) => {}
                 Ok(event) => return event,
-                Err(RecvTimeoutError::Timeout) => self.tick(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tick();
+                    if let Some(ports) = ports {
+                        ports.nudge();
+                    }
+                }
                 // The machine itself holds a sender, so this cannot happen while it lives.
                 Err(RecvTimeoutError::Disconnected) => return Event::End(Outcome::Stopped),
             }

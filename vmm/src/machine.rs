@@ -137,6 +137,7 @@ impl Machine {
                 events: &events,
                 clock,
                 timer: backend.timer(),
+                backend: &*backend,
                 processors: &threads,
             }
             .run(end),

@@ -499,7 +499,65 @@ fn a_multiboot_kernel_gets_no_command_line_of_ours(backend: Backend) {
     assert_eq!(bench.run(), Outcome::Exit(b'y'.into()));
 }
 
+/// Output that nobody asked about afterwards: the guest sends and then never leaves the processor.
+fn output_is_heard_although_the_guest_says_nothing_more(backend: Backend) {
+    // mov dx, 0x3f8; mov ecx, 3000; again: mov al, cl; out dx, al; loop again; jmp $
+    let code = [
+        &[0x66, 0xba, 0xf8, 0x03, 0xb9, 0xb8, 0x0b, 0x00, 0x00][..],
+        &[0x88, 0xc8, 0xee, 0xe2, 0xfb],
+        &SPIN,
+    ];
+    let bench = bench(backend, &code.concat());
+    let machine = bench.build();
+    let (handle, screen) = (machine.handle(), bench.screen.clone());
+    let wanted: Vec<u8> = (1..=3000u32).rev().map(|n| n as u8).collect();
+    let length = wanted.len();
+    let watcher = std::thread::spawn(move || {
+        let start = Instant::now();
+        while screen.0.lock().len() < length && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        handle.stop();
+    });
+    let ended = machine.run().unwrap();
+    watcher.join().unwrap();
+    assert_eq!(ended.outcome, Outcome::Stopped);
+    assert!(*bench.screen.0.lock() == wanted, "in order, and all of it");
+    if backend == Backend::Kvm {
+        let exits = ended
+            .statistics
+            .iter()
+            .find(|(_, n, _)| *n == "port accesses");
+        assert!(exits.unwrap().2 < 2000, "{exits:?}: it left for every byte");
+    }
+}
+
+/// Between two bytes the guest turns the transmitter's interrupt on; later it is a polled one again.
+fn output_keeps_its_order_when_the_guest_begins_to_take_interrupts(backend: Backend) {
+    let code = [
+        out(0x3f8, b'a'),
+        out(0x3f8, b'b'),
+        out(0x3f9, 2),
+        out(0x3f8, b'c'),
+        out(0x3f9, 0),
+        out(0x3f8, b'd'),
+        // The divisor is no output: DLAB, 0x31 to both registers, and back.
+        out(0x3fb, 0x80),
+        out(0x3f8, b'1'),
+        out(0x3f9, b'1'),
+        out(0x3fb, 3),
+        out(0x3f8, b'e'),
+        out(0x600, 1 << 5 | 5 << 2),
+        SPIN.to_vec(),
+    ];
+    let bench = bench(backend, &code.concat());
+    assert_eq!(bench.run(), Outcome::PowerOff);
+    assert_eq!(*bench.screen.0.lock(), b"abcde");
+}
+
 on_both_backends! {
+    output_is_heard_although_the_guest_says_nothing_more,
+    output_keeps_its_order_when_the_guest_begins_to_take_interrupts,
     a_guest_prints_and_powers_off,
     every_way_to_reset_is_a_reset,
     a_triple_fault_is_a_crash_with_its_registers,

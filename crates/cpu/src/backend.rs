@@ -7,7 +7,7 @@ use umbra_irq::{Chip, Controller, Line, MsiTarget};
 use umbra_slots::Dma;
 use umbra_x86::state::CpuState;
 
-use crate::{CpuError, Doorbells, EventInterrupts, Vcpu};
+use crate::{CoalescedPorts, CpuError, Doorbells, EventInterrupts, Vcpu};
 
 /// Counters, named, for people to read.
 pub type Statistics = Vec<(&'static str, u64)>;
@@ -53,6 +53,11 @@ pub trait Backend: Send + Sync {
 
     /// Returns how event descriptors raise interrupts without this process, where that exists.
     fn event_interrupts(&self) -> Option<&dyn EventInterrupts> {
+        None
+    }
+
+    /// Returns how port writes wait for the next exit, where that exists.
+    fn coalesced_ports(&self) -> Option<&dyn CoalescedPorts> {
         None
     }
 

@@ -12,13 +12,14 @@
 //!
 //! A [`Backend`] is what executes the guest of one machine: it makes the processors and brings the
 //! interrupt controllers that go with them. What only some backends can do is an `Option` of a
-//! capability ([`Doorbells`], [`EventInterrupts`]); who uses one works without it, too.
+//! capability ([`Doorbells`], [`EventInterrupts`], [`CoalescedPorts`]); who uses one works without it, too.
 //!
 //! No backend lives here, and this crate must never learn what a bus or a device is.
 //! Start reading at [`Vcpu`], then [`Backend`].
 #![forbid(unsafe_code)]
 
 mod backend;
+mod coalesced;
 mod doorbell;
 mod interrupts;
 mod state;
@@ -26,6 +27,7 @@ mod state;
 use std::sync::Arc;
 
 pub use backend::{Backend, Statistics};
+pub use coalesced::CoalescedPorts;
 pub use doorbell::{Doorbell, DoorbellError, Doorbells};
 pub use interrupts::{EventInterrupts, EventLine, InterruptError, MsiVector};
 pub use state::{Part, StateError};

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use umbra_clock::{Clock, Timer};
-use umbra_cpu::{Backend, CpuError, Doorbells, EventInterrupts, Vcpu};
+use umbra_cpu::{Backend, CoalescedPorts, CpuError, Doorbells, EventInterrupts, Vcpu};
 use umbra_irq::{Chip, Controller, Line, MsiTarget};
 use umbra_slots::{AccessError, AddressSpace, Dma, Gpa, SlotError, Target};
 use umbra_x86::cpuid::Table;
 
+use crate::coalesced::Coalesced;
 use crate::cpuid;
 use crate::dirty::Rings;
 use crate::doorbell::{KvmDoorbells, Registry};
@@ -45,6 +46,7 @@ pub struct KvmBackend {
     mirror: Arc<Mirror>,
     rings: Option<Arc<Rings>>,
     doorbells: KvmDoorbells,
+    coalesced: Arc<Coalesced>,
     cpuid: Table,
     config: KvmConfig,
     /// Makes the boot processor look at the 8259 pair, once it exists.
@@ -134,6 +136,7 @@ impl KvmBackend {
         space.add_listener(mirror.clone());
         Ok(Arc::new(Self {
             cpuid: cpuid::supported(host)?,
+            coalesced: Arc::new(Coalesced::new(vm.clone())),
             doorbells: KvmDoorbells {
                 registry,
                 space: space.clone(),
@@ -242,6 +245,9 @@ impl Backend for KvmBackend {
         let mut pic = None;
         if id == 0 {
             set_virtual_wire(&fd)?;
+            self.coalesced
+                .map(crate::vm::borrow(&fd), requests.clone())
+                .map_err(failed("mmap of the ring of port writes"))?;
             pic = self.irqchip.pic();
             // Processor 0 is made once.
             let _ = self.look.set(requests.clone());
@@ -251,6 +257,7 @@ impl Backend for KvmBackend {
             irqchip: self.irqchip.clone(),
             pen: self.pen.clone(),
             mirror: self.mirror.clone(),
+            coalesced: self.coalesced.clone(),
         };
         Ok(Box::new(KvmVcpu::new(fd, machine, requests, pic)))
     }
@@ -281,6 +288,10 @@ impl Backend for KvmBackend {
 
     fn doorbells(&self) -> Option<&dyn Doorbells> {
         Some(&self.doorbells)
+    }
+
+    fn coalesced_ports(&self) -> Option<&dyn CoalescedPorts> {
+        self.coalesced.is_offered().then_some(&*self.coalesced)
     }
 
     fn event_interrupts(&self) -> Option<&dyn EventInterrupts> {

@@ -19,6 +19,7 @@
 #![deny(unsafe_code)]
 
 mod backend;
+mod coalesced;
 mod convert;
 mod cpuid;
 mod dirty;

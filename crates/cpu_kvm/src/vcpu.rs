@@ -18,6 +18,7 @@ use umbra_slots::{AddressSpace, Gpa, Target};
 use umbra_x86::state::CpuState;
 use umbra_x86::vcpu::VcpuState;
 
+use crate::coalesced::Coalesced;
 use crate::convert;
 use crate::irq::Irqchip;
 use crate::kick::{Requests, request};
@@ -34,6 +35,7 @@ pub(crate) struct Machine {
     pub irqchip: Arc<Irqchip>,
     pub pen: Arc<Pen>,
     pub mirror: Arc<Mirror>,
+    pub coalesced: Arc<Coalesced>,
 }
 
 /// Counters, for people.
@@ -111,6 +113,8 @@ impl KvmVcpu {
         let left = self.fd.run();
         self.machine.pen.leave(&self.place);
         self.unfinished = false;
+        // What was written before this exit is heard before it.
+        self.machine.coalesced.drain(io);
         match left {
             Ok(VcpuExit::MmioRead(gpa, data)) => {
                 self.stats.mmio += 1;

@@ -26,8 +26,9 @@ const LINE_CONTROL: u8 = 3;
 const MODEM_CONTROL: u8 = 4;
 const LINE_STATUS: u8 = 5;
 
-/// Interrupt enable: received data.
+/// Interrupt enable: received data, transmitter empty.
 const RECEIVE: u8 = 1;
+const TRANSMIT: u8 = 1 << 1;
 /// Line control: registers 0 and 1 are the divisor.
 const DIVISOR_ACCESS: u8 = 1 << 7;
 
@@ -42,6 +43,7 @@ const POLLS: u32 = 32;
 const QUEUE: usize = 4096;
 
 type SpaceListener = Box<dyn Fn() + Send + Sync>;
+type TransmitListener = Box<dyn FnOnce() + Send + Sync>;
 type Uart = vm_superio::Serial<Interrupt, NoEvents, Box<dyn Write + Send>>;
 
 /// The interrupt output as `vm-superio` drives it: a pulse an event.
@@ -62,6 +64,7 @@ struct Inner {
     polls: u32,
     lost: u64,
     on_space: SpaceListener,
+    on_transmit: Option<TransmitListener>,
 }
 
 /// A serial port.
@@ -90,6 +93,7 @@ impl Serial {
                 polls: 0,
                 lost: 0,
                 on_space: Box::new(|| {}),
+                on_transmit: None,
             }),
         }
     }
@@ -98,6 +102,13 @@ impl Serial {
     /// port's lock held: it may set a flag or wake a thread, and nothing else.
     pub fn on_space(&self, listener: impl Fn() + Send + Sync + 'static) {
         self.inner.lock().on_space = Box::new(listener);
+    }
+
+    /// Sets what is called, once, before the guest first enables the interrupt of an empty
+    /// transmitter: until then nobody waits for what a write to the data register does. It is called
+    /// on a processor's thread with the port's lock held.
+    pub fn on_transmit_interrupt(&self, listener: impl FnOnce() + Send + Sync + 'static) {
+        self.inner.lock().on_transmit = Some(Box::new(listener));
     }
 
     /// Takes input for the guest; returns how many bytes there was room for. Never blocks.
@@ -168,6 +179,13 @@ impl Inner {
 
     fn write(&mut self, register: u8, value: u8) {
         self.polls = 0;
+        if register == INTERRUPT_ENABLE
+            && value & TRANSMIT != 0
+            && self.uart.read(LINE_CONTROL) & DIVISOR_ACCESS == 0
+            && let Some(listener) = self.on_transmit.take()
+        {
+            listener();
+        }
         if let Err(error) = self.uart.write(register, value) {
             self.lost += 1;
             tracing::trace!(?error, "console output was refused");

@@ -76,6 +76,28 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, Build
     Ok(serial)
 }
 
+/// Lets output wait in the backend as long as the guest sends without interrupts: half of the exits of
+/// a console that is polled. A guest that takes the interrupt waits for it after every few bytes, so
+/// from then on each is heard at once.
+pub fn coalesce(backend: &Arc<dyn Backend>, serial: &Serial) {
+    let Some(ports) = backend.coalesced_ports() else {
+        return;
+    };
+    if let Err(error) = ports.add(layout::SERIAL) {
+        tracing::debug!(%error, "serial output leaves the guest byte by byte");
+        return;
+    }
+    // Weak: the port is part of what the backend's processors use.
+    let backend = Arc::downgrade(backend);
+    serial.on_transmit_interrupt(move || {
+        if let Some(backend) = backend.upgrade()
+            && let Some(ports) = backend.coalesced_ports()
+        {
+            ports.remove(layout::SERIAL);
+        }
+    });
+}
+
 /// Adds what test kernels look for, where it is wanted.
 pub fn add_for_tests(
     spec: &Spec,
