@@ -57,6 +57,7 @@ fuzz_target!(|input: &[u8]| {
     match exit.expect("the host allows it") {
         Exit::Kicked => {}
         Exit::Shutdown(crash) => assert!(!crash.reason.is_empty()),
+        other => panic!("a software processor has no {other:?}"),
     }
     check(&machine.vcpu.state());
     machine.check();

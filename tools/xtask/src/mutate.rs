@@ -15,6 +15,9 @@ use crate::places::root;
 /// A broken rule may well make a test wait for ever.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// The whole-machine tests of the command, where `tests` begins with this word.
+const MACHINE: &str = "machine";
+
 /// A rule, and how it is broken.
 #[derive(Debug, Deserialize)]
 struct Mutation {
@@ -66,7 +69,13 @@ impl Mutation {
     fn command(&self, root: &Path) -> Command {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let mut command = Command::new(cargo);
-        command.current_dir(root).args(["test", "--lib"]);
+        let machine = self.tests.starts_with(MACHINE);
+        command.current_dir(root).arg("test");
+        command.args(if machine {
+            &["--test", MACHINE][..]
+        } else {
+            &["--lib"]
+        });
         command
             .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
             .env("RUST_BACKTRACE", "0");
@@ -80,6 +89,7 @@ impl Mutation {
         } else {
             command.env("RUSTFLAGS", "-A warnings");
             command.env("CARGO_TARGET_DIR", root.join("target"));
+            let package = if machine { "umbra" } else { package };
             command.args(["--package", package, "--"]);
         }
         command.args(words);
@@ -244,14 +254,21 @@ fn warm_up(root: &Path, list: &[Mutation]) -> Result<()> {
             continue;
         }
         done.push(&mutation.tests);
+        let output = root.join("output");
         let mut command = mutation.command(root);
         command
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(std::fs::File::create(&output)?)
             .stderr(Stdio::null());
         let (ended, time) = wait(command, Duration::from_secs(1200))?;
         if ended != Some(true) {
             bail!("{}: the tests fail with nothing broken", mutation.tests);
+        }
+        let text = std::fs::read_to_string(&output)?;
+        let ran =
+            |line: &str| line.starts_with("test result: ok. ") && !line.contains(". 0 passed");
+        if !text.lines().any(ran) {
+            bail!("{}: that is no test at all", mutation.tests);
         }
         eprintln!(
             "{}: passes unbroken ({:.0} s)",
