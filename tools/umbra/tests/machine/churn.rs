@@ -4,10 +4,11 @@
 //!   guest   begun = n   write n to a cell   read it back, into the log   done = n
 //!   host    RAM comes · goes · a device comes · goes · RAM comes …
 //! ```
-//! Each owner of the page has a *reign*: accesses from the first that was not done when its arrival
-//! began, to the last that had begun when its departure was complete. An access may reach an owner
-//! only in its reign; every write reaches exactly one owner, or nobody while the page has none; and
-//! a device that was removed, and waited for, is never called again.
+//! Each owner of the page has a *reign*: from the first access that was not done just before the map
+//! that has it was published, to the last that had begun just after the map without it was. On the
+//! software processor RAM reigns until whoever removes it has waited. An access may reach an owner only
+//! in its reign; every write reaches exactly one owner, or nobody while the page has none; and a device
+//! that was removed, and waited for, is never called again.
 //!
 //! `UMBRA_CHURN_ROUNDS` says how often both come and go; a round is four changes of the map.
 
@@ -18,8 +19,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use umbra_bus::Bus;
-use umbra_slots::{AddressSpace, Flags, Gpa, GpaRange, HugePages, RamOptions, RamRegion};
-use umbra_vmm::{Console, Machine, Outcome, Plan, Spec};
+use umbra_slots::{
+    AddressSpace, Change, Flags, Gpa, GpaRange, HugePages, Listener, RamOptions, RamRegion,
+    Snapshot,
+};
+use umbra_vmm::{Backend, Console, Machine, Outcome, Plan, Spec};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
@@ -92,7 +96,31 @@ struct Reign {
     until: u64,
 }
 
+/// Looks at the mailbox just before and just after each map is published.
+#[derive(Default)]
+struct Moments {
+    /// Accesses that were done before, and that had begun after.
+    last: Mutex<(u64, u64)>,
+}
+
+impl Listener for Moments {
+    fn publish(&self, change: &Change, swap: &mut dyn FnMut()) {
+        let done = word(&change.old, MAILBOX + 8);
+        swap();
+        let begun = word(&change.new, MAILBOX);
+        *self.last.lock() = (done, begun);
+    }
+}
+
+fn word(map: &Snapshot, at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    map.read(Gpa(at), &mut bytes).unwrap();
+    u64::from_le_bytes(bytes)
+}
+
 struct Host {
+    backend: Backend,
+    moments: Arc<Moments>,
     space: Arc<AddressSpace>,
     bus: Arc<Bus>,
     region: Arc<RamRegion>,
@@ -109,9 +137,7 @@ struct Host {
 
 impl Host {
     fn word(&self, at: u64) -> u64 {
-        let mut bytes = [0; 8];
-        self.space.load().read(Gpa(at), &mut bytes).unwrap();
-        u64::from_le_bytes(bytes)
+        word(&self.space.load(), at)
     }
 
     fn set_word(&self, at: u64, value: u64) {
@@ -129,11 +155,15 @@ impl Host {
 
     /// Runs a change of the map; the reign of the last owner ends with it, and another begins.
     fn change(&mut self, owner: Owner, change: impl FnOnce(&Self)) {
-        let after = self.done();
         change(self);
-        let until = self.begun();
+        let waited = self.begun();
+        let (after, published) = *self.moments.last.lock();
         if let Some(last) = self.reigns.last_mut() {
-            last.until = until;
+            last.until = match (last.owner, self.backend) {
+                // Translations of RAM are dropped behind the publication, and waited for.
+                (Owner::Ram(_), Backend::Soft) => waited,
+                _ => published,
+            };
         }
         self.reigns.push(Reign {
             owner,
@@ -290,7 +320,12 @@ fn every_access_reaches_an_owner_of_its_moment(name: &str) {
         e.add_ram(ALIAS, alias, 0, 0x1000, Flags::default())
     });
     added.unwrap().wait();
+    let moments = Arc::new(Moments::default());
+    // Behind the backend's own listener: nearer to the swap.
+    space.add_listener(moments.clone());
     let mut host = Host {
+        backend,
+        moments,
         space,
         bus,
         region,

@@ -105,6 +105,15 @@ impl Copier {
         changed.unwrap().wait();
     }
 
+    fn move_to(&self, start: u64) {
+        let slot = self.slot;
+        let changed = self
+            .guest
+            .space
+            .update("place", |e| e.move_to(slot, Gpa(start)));
+        changed.unwrap().wait();
+    }
+
     fn resize(&self, pages: u64) {
         let slot = self.slot;
         let changed = self
@@ -147,14 +156,19 @@ fn nothing_that_is_written_is_missed(spec: Spec) {
     }
     copier.assert_copied();
 
-    // The slot grows and shrinks while it is logged: what is marked stays marked.
+    // The slot grows, is cut and moves away and back while it is logged: what is marked stays marked.
     for number in 61..=80 {
         copier.request(number);
         copier.resize(PAGES + 8 * (number % 5));
         while !copier.completed(number) {
             std::thread::yield_now();
         }
+        copier.resize(PAGES - 1 - number % 50);
         copier.resize(PAGES);
+        if number % 3 == 0 {
+            copier.move_to(START + 0x1000_0000);
+            copier.move_to(START);
+        }
     }
     copier.assert_copied();
 
