@@ -95,6 +95,17 @@ pub enum BuildError {
     /// An item cannot be added to the firmware configuration.
     #[error("the firmware configuration takes no such item")]
     ConfigItem(#[from] FileError),
+    /// The software processor has one frequency.
+    #[error(
+        "the software processor's time-stamp counter runs at {own} kHz and not at {khz}: leave the \
+         frequency out, or use --backend kvm"
+    )]
+    Frequency {
+        /// What was asked for.
+        khz: u32,
+        /// What it has.
+        own: u32,
+    },
     /// KVM was wanted, and cannot be used here.
     #[error(transparent)]
     NoKvm(#[from] HostError),

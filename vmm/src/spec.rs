@@ -25,7 +25,8 @@ pub struct KvmSpec {
     pub irqchip: IrqchipMode,
     /// Dirty pages come by rings of so many entries, a power of two; by bitmaps if there is no number.
     pub dirty_ring: Option<u32>,
-    /// Frequency of the guest's time-stamp counter in kHz; the host's if there is none.
+    /// Frequency of the guest's time-stamp counter in kHz; the host's if there is none. Where the
+    /// software processor is taken only its own, 1,000,000, is possible.
     pub tsc_khz: Option<u32>,
 }
 

@@ -1,4 +1,5 @@
-//! Every interleaving of a removal, or a move, with accesses: `cargo xtask loom` (R6, R27, R28).
+//! Every interleaving of a removal, or a move, with accesses: `cargo xtask loom` (R6, R9, R10, R27,
+//! R28).
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use umbra_slots::{AddressSpace, Gpa, GpaRange, Options};
 use vm_device::bus::{MmioAddress, MmioAddressOffset, PioAddress, PioAddressOffset};
 use vm_device::{DeviceMmio, DevicePio};
 
-use crate::{Bus, Ports};
+use crate::{Bus, LastHit, Ports};
 
 const OLD: Gpa = Gpa(0x1000);
 const NEW: Gpa = Gpa(0x2000);
@@ -175,5 +176,36 @@ fn a_window_that_is_seen_has_its_device() {
         bus.read(&map, OLD, &mut data);
         assert_eq!(data[0] == 1, !map.slots().is_empty());
         adder.join().unwrap();
+    });
+}
+
+/// A processor whose record is primed reads while the device goes and another one comes to its place.
+#[test]
+fn r9_r10_what_a_processor_remembers_of_the_bus_is_stale_with_the_map() {
+    model(|| {
+        let space = AddressSpace::new(Options::default());
+        let bus = Arc::new(Bus::new(space.clone()));
+        let device = Mortal::new();
+        let id = bus.insert(window(OLD), device.clone()).unwrap();
+        let reader = {
+            let (bus, space) = (bus.clone(), space.clone());
+            let mut last = LastHit::default();
+            last.fill(&space, &bus, &space.load_full(), OLD);
+            thread::spawn(move || {
+                // As a processor does: the record first, then the map.
+                let mut data = [0];
+                if !last.read(&space, OLD, &mut data) {
+                    let map = space.load_full();
+                    last.fill(&space, &bus, &map, OLD);
+                    bus.read(&map, OLD, &mut data);
+                }
+                assert!([1, 0xff].contains(&data[0]));
+                last
+            })
+        };
+        drop(bus.remove(id).unwrap().wait());
+        device.bury();
+        let mut last = reader.join().unwrap();
+        assert!(!last.read(&space, OLD, &mut [0]), "nobody is there");
     });
 }

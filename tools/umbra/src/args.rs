@@ -145,7 +145,7 @@ pub struct MachineArgs {
     /// kernel offers
     #[arg(long, value_enum, default_value_t = IrqchipArg::Auto)]
     pub kvm_irqchip: IrqchipArg,
-    /// Frequency of the guest's time-stamp counter on KVM [default: the host's]
+    /// Frequency of the guest's time-stamp counter [default: the host's on KVM, else 1000000]
     #[arg(long, value_name = "KHZ")]
     pub tsc_khz: Option<u32>,
     /// Let a write to PORT end the machine, and choose the exit status (QEMU's isa-debug-exit)

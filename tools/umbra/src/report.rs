@@ -75,6 +75,7 @@ fn is_bad_input(error: &Error) -> bool {
             Some(BuildError::Boot(boot)) => !is_host_failure(boot),
             Some(
                 BuildError::DebugExit { .. }
+                | BuildError::Frequency { .. }
                 | BuildError::ConfigFile { .. }
                 | BuildError::ConfigItem(_),
             ) => true,

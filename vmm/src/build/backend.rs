@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use umbra_clock::Clock;
+use umbra_clock::{Clock, TSC_HZ};
 use umbra_cpu_kvm::{Host, HostError, KvmBackend, KvmConfig};
 use umbra_cpu_soft::{Audit, MmuConfig, SoftBackend, SoftConfig, model};
 use umbra_slots::AddressSpace;
@@ -25,19 +25,19 @@ pub fn make(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Result<Chos
         fallback: None,
     };
     match spec.backend {
-        Backend::Soft => Ok(chosen(soft(spec, space, clock))),
+        Backend::Soft => Ok(chosen(soft(spec, space, clock)?)),
         Backend::Kvm => {
             let host = Host::open(&spec.kvm.device)?;
             Ok(chosen(kvm(spec, &host, space, clock)?))
         }
         // What only the software processor has was asked for.
-        Backend::Auto if spec.verify != Verify::Off => Ok(chosen(soft(spec, space, clock))),
+        Backend::Auto if spec.verify != Verify::Off => Ok(chosen(soft(spec, space, clock)?)),
         Backend::Auto => match fit(&spec.kvm.device) {
             Ok(host) => Ok(chosen(kvm(spec, &host, space, clock)?)),
             Err(reason) => {
                 tracing::info!(%reason, "the software processor is used");
                 Ok(Chosen {
-                    backend: soft(spec, space, clock),
+                    backend: soft(spec, space, clock)?,
                     fallback: Some(reason),
                 })
             }
@@ -81,7 +81,15 @@ fn kvm(
     Ok(KvmBackend::new(host, space.clone(), clock, config)?)
 }
 
-fn soft(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Arc<dyn umbra_cpu::Backend> {
+fn soft(
+    spec: &Spec,
+    space: &Arc<AddressSpace>,
+    clock: Clock,
+) -> Result<Arc<dyn umbra_cpu::Backend>, BuildError> {
+    const OWN_KHZ: u32 = (TSC_HZ / 1000) as u32;
+    if let Some(khz) = spec.kvm.tsc_khz.filter(|khz| *khz != OWN_KHZ) {
+        return Err(BuildError::Frequency { khz, own: OWN_KHZ });
+    }
     let audit = match spec.verify {
         Verify::Off => Audit::Off,
         Verify::EveryFault(faults) => Audit::EveryFault(faults),
@@ -99,5 +107,5 @@ fn soft(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Arc<dyn umbra_c
             ..MmuConfig::default()
         },
     };
-    SoftBackend::new(space.clone(), clock, config)
+    Ok(SoftBackend::new(space.clone(), clock, config))
 }

@@ -127,7 +127,7 @@ fn arguments_that_make_no_sense_are_named() {
     let kernel = image::multiboot(directory.path(), &image::SPIN);
     let kernel = kernel.to_str().unwrap();
     let long = "x".repeat(70_000);
-    let table: [(&[&str], &[&str]); 10] = [
+    let table: [(&[&str], &[&str]); 12] = [
         (&["--turbo"], &["--turbo", "umbra --help"]),
         (&["--cpus", "0"], &["0", "255"]),
         (&["--cpus", "256"], &["256", "255"]),
@@ -140,6 +140,14 @@ fn arguments_that_make_no_sense_are_named() {
         (&["--memory", "100T"], &["MiB"]),
         (&["--memory", "4097K"], &["4195328"]),
         (&["--backend", "xen"], &["xen", "soft"]),
+        (
+            &["--tsc-khz", "5", "--backend", "soft"],
+            &["1000000 kHz and not at 5"],
+        ),
+        (
+            &["--audit", "--backend", "kvm"],
+            &["verify itself", "soft or auto"],
+        ),
         (&["--cmdline", &long], &["70000 bytes", "; shorten it"]),
     ];
     for (arguments, facts) in table {

@@ -95,6 +95,12 @@ impl Umbra {
         Self { command, place }
     }
 
+    /// Lets another user run it, for which this one has to be root.
+    pub fn as_user(mut self, user: u32) -> Self {
+        self.command.uid(user);
+        self
+    }
+
     /// Runs a kernel to its end, which has to come within `limit`.
     pub fn run(arguments: &[&str], input: Input<'_>, limit: Duration) -> Ended {
         let mut running = Self::new(&[&["run"], arguments].concat(), &input).start();
