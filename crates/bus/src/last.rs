@@ -172,6 +172,13 @@ mod tests {
     }
 
     impl Bench {
+        /// Puts a new device named 7 at `start`.
+        fn insert(&self, start: u64, len: u64) -> (umbra_slots::IoId, Arc<Named>) {
+            let device = Named::new(7);
+            let id = self.bus.insert(range(start, len), device.clone()).unwrap();
+            (id, device)
+        }
+
         /// Reads as a processor does: the record first.
         fn read(&mut self, gpa: u64) -> u8 {
             let mut data = [0];
@@ -188,10 +195,7 @@ mod tests {
     #[test]
     fn r3_a_repeated_access_is_a_hit() {
         let mut bench = bench();
-        bench
-            .bus
-            .insert(range(0x1000, 0x10), Named::new(7))
-            .unwrap();
+        bench.insert(0x1000, 0x10);
         let read: Vec<u8> = [0x1000, 0x1001, 0x100f, 0x1000]
             .map(|gpa| bench.read(gpa))
             .into();
@@ -202,7 +206,7 @@ mod tests {
     #[test]
     fn r4_a_window_at_address_0_is_a_window_like_others() {
         let mut bench = bench();
-        bench.bus.insert(range(0, 0x10), Named::new(7)).unwrap();
+        bench.insert(0, 0x10);
         assert_eq!((bench.read(0), bench.read(0)), (7, 7));
         assert_eq!(bench.last.counts(), (1, 0));
     }
@@ -210,11 +214,7 @@ mod tests {
     #[test]
     fn r10_any_change_of_the_map_makes_the_record_stale() {
         let mut bench = bench();
-        let device = Named::new(7);
-        let id = bench
-            .bus
-            .insert(range(0x1000, 0x10), device.clone())
-            .unwrap();
+        let (id, device) = bench.insert(0x1000, 0x10);
         bench.read(0x1000);
         // Another device, far away.
         bench
@@ -236,11 +236,7 @@ mod tests {
     #[test]
     fn r10_ram_in_the_place_of_a_window_is_no_hit() {
         let mut bench = bench();
-        let device = Named::new(7);
-        let id = bench
-            .bus
-            .insert(range(0x1000, 0x1000), device.clone())
-            .unwrap();
+        let (_, device) = bench.insert(0x1000, 0x1000);
         bench.read(0x1000);
         let slot = bench.space.load().slot_at(Gpa(0x1000)).unwrap().id();
         let region = RamRegion::new(RamOptions {
@@ -256,17 +252,12 @@ mod tests {
         replaced.unwrap().wait();
         assert!(!bench.last.write(&bench.space, Gpa(0x1000), &[1]));
         assert_eq!(device.calls(), 1);
-        let _ = id;
     }
 
     #[test]
     fn a_lookup_that_raced_with_a_change_is_not_remembered() {
         let mut bench = bench();
-        let device = Named::new(7);
-        bench
-            .bus
-            .insert(range(0x1000, 0x10), device.clone())
-            .unwrap();
+        bench.insert(0x1000, 0x10);
         let old = bench.space.load_full();
         bench
             .bus
@@ -280,10 +271,7 @@ mod tests {
     #[test]
     fn an_access_across_the_end_of_the_window_is_no_hit() {
         let mut bench = bench();
-        bench
-            .bus
-            .insert(range(0x1000, 0x10), Named::new(7))
-            .unwrap();
+        bench.insert(0x1000, 0x10);
         bench.read(0x1000);
         assert!(!bench.last.read(&bench.space, Gpa(0x100c), &mut [0; 8]));
         assert!(bench.last.read(&bench.space, Gpa(0x1008), &mut [0; 8]));
@@ -293,11 +281,7 @@ mod tests {
     #[test]
     fn a_device_that_is_being_removed_turns_the_record_away() {
         let mut bench = bench();
-        let device = Named::new(7);
-        let id = bench
-            .bus
-            .insert(range(0x1000, 0x10), device.clone())
-            .unwrap();
+        let (id, device) = bench.insert(0x1000, 0x10);
         bench.read(0x1000);
         let entry = bench.bus.entry(id).unwrap();
         entry.gate.close();
@@ -308,11 +292,7 @@ mod tests {
     #[test]
     fn a_record_keeps_no_device_alive() {
         let mut bench = bench();
-        let device = Named::new(7);
-        let id = bench
-            .bus
-            .insert(range(0x1000, 0x10), device.clone())
-            .unwrap();
+        let (id, device) = bench.insert(0x1000, 0x10);
         bench.read(0x1000);
         drop(bench.bus.remove(id).map(Removed::wait));
         assert_eq!(Arc::strong_count(&device), 1);

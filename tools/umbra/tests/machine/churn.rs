@@ -19,24 +19,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use umbra_bus::Bus;
-use umbra_slots::{
-    AddressSpace, Change, Flags, Gpa, GpaRange, HugePages, Listener, RamOptions, RamRegion,
-    Snapshot,
-};
-use umbra_vmm::{Backend, Console, Machine, Outcome, Plan, Spec};
+use umbra_slots::{AddressSpace, Change, Flags, Gpa, GpaRange, Listener, RamRegion, Snapshot};
+use umbra_vmm::{Backend, Console, Machine, Outcome, Plan};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
 use crate::support::backend::{backend, on_each_backend};
-use crate::support::poll::poll_guest;
 use crate::support::restless::counter;
+use crate::support::watched::{MAILBOX, region, spec};
 
 /// The page.
 const PAGE: Gpa = Gpa(0xd000_0000);
 /// The same RAM once more, where the host always reaches it.
 const ALIAS: Gpa = Gpa(0x4000_0000);
 const CELLS: u64 = 512;
-const MAILBOX: u64 = 0x40_0000;
 const LOG: u64 = MAILBOX + 0x1000;
 /// Entries of the log: more accesses than any guest makes while the host looks away.
 const CAPACITY: u64 = 1 << 21;
@@ -300,21 +296,10 @@ impl Host {
 fn every_access_reaches_an_owner_of_its_moment(name: &str) {
     let backend = backend(name);
     let line = format!("churn {:#x} {CELLS} {MAILBOX:#x}", PAGE.0);
-    let spec = Spec {
-        debug_exit: Some(0xf4),
-        ..Spec::new(poll_guest())
-            .command_line(line)
-            .memory(32 << 20)
-            .backend(backend)
-    };
+    let spec = spec(&line).backend(backend);
     let machine = Machine::build(Plan::new(spec).unwrap(), Console::discarded()).unwrap();
     let (space, bus) = (machine.space().clone(), machine.bus().clone());
-    let region = RamRegion::new(RamOptions {
-        len: 0x1000,
-        huge: HugePages::No,
-        prefault: false,
-    })
-    .unwrap();
+    let region = region(0x1000);
     let alias = region.clone();
     let added = space.update("the host's view", |e| {
         e.add_ram(ALIAS, alias, 0, 0x1000, Flags::default())

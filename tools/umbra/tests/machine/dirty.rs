@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use umbra_slots::{Flags, Gpa, GpaRange, HugePages, RamOptions, RamRegion, SlotId};
+use umbra_slots::{Flags, Gpa, GpaRange, RamRegion, SlotId};
 use umbra_vmm::{Backend, IrqchipMode, KvmSpec, Outcome, Spec};
 
 use crate::support::backend::any_kvm;
-use crate::support::watched::{MAILBOX, Watched, spec};
+use crate::support::watched::{MAILBOX, Watched, region, spec};
 
 const REQUEST: u64 = MAILBOX;
 const COMPLETED: u64 = MAILBOX + 8;
@@ -35,12 +35,7 @@ struct Copier {
 
 impl Copier {
     fn start(spec: Spec) -> Self {
-        let region = RamRegion::new(RamOptions {
-            len: 2 * PAGES * PAGE,
-            huge: HugePages::No,
-            prefault: false,
-        })
-        .unwrap();
+        let region = region(2 * PAGES * PAGE);
         let (guest, slot) = Watched::start(spec, |machine| {
             let added = machine.space().update("memory to copy", |e| {
                 e.add_ram(Gpa(START), region.clone(), 0, PAGES * PAGE, LOGGED)

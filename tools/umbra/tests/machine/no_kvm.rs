@@ -78,12 +78,12 @@ fn kvm_that_is_not_permitted_says_who_to_become() {
     let directory = tempfile::tempdir().unwrap();
     let device = directory.path().join("kvm");
     std::fs::write(&device, "").unwrap();
-    std::fs::set_permissions(&device, PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&device, PermissionsExt::from_mode(0o000)).unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let arguments = ["probe", "--kvm-device", device.to_str().unwrap()];
     let mut umbra = Umbra::new(&arguments, &Input::Empty);
     if rustix::process::geteuid().is_root() {
-        umbra = umbra.as_user(NOBODY);
+        umbra = umbra.run_by(NOBODY);
     }
     let ended = umbra.start().finish(LIMIT);
     let facts = [

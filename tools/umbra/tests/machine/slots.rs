@@ -1,27 +1,16 @@
 //! RAM that changes under a guest which runs in it.
 
-use std::sync::Arc;
-
-use umbra_slots::{Flags, Gpa, HugePages, RamOptions, RamRegion, SlotError, SlotId};
+use umbra_slots::{Flags, Gpa, SlotError, SlotId};
 use umbra_vmm::{Backend, Machine, Outcome};
 
 use crate::support::backend::{any_kvm, backend, on_each_backend};
-use crate::support::watched::{MAILBOX, Watched, spec};
+use crate::support::watched::{MAILBOX, Watched, region, spec};
 
 const COUNT: u64 = MAILBOX;
 const STOP: u64 = MAILBOX + 16;
 const MIB: u64 = 1 << 20;
 /// Memory beside the guest's own.
 const EXTRA: u64 = 0x1000_0000;
-
-fn region(len: u64) -> Arc<RamRegion> {
-    RamRegion::new(RamOptions {
-        len,
-        huge: HugePages::No,
-        prefault: false,
-    })
-    .unwrap()
-}
 
 fn main_slot(machine: &Machine) -> SlotId {
     machine.space().load().slot_at(Gpa(0)).unwrap().id()
@@ -121,7 +110,13 @@ mod refusals {
             goes_on(&guest);
 
             let fits = guest.space.update("as much as fits", |e| {
-                e.add_ram(at, crate::slots::region(MIB), 0, MIB, Flags::default())
+                e.add_ram(
+                    at,
+                    crate::support::watched::region(MIB),
+                    0,
+                    MIB,
+                    Flags::default(),
+                )
             });
             fits.unwrap().wait();
             goes_on(&guest);

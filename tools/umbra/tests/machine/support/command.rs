@@ -96,7 +96,7 @@ impl Umbra {
     }
 
     /// Lets another user run it, for which this one has to be root.
-    pub fn as_user(mut self, user: u32) -> Self {
+    pub fn run_by(mut self, user: u32) -> Self {
         self.command.uid(user);
         self
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use umbra_slots::{AddressSpace, Gpa};
+use umbra_slots::{AddressSpace, Gpa, HugePages, RamOptions, RamRegion};
 use umbra_vmm::{Console, Ended, Handle, Machine, Plan, Spec};
 
 use super::poll::poll_guest;
@@ -23,6 +23,16 @@ pub fn spec(command: &str) -> Spec {
             .command_line(command)
             .memory(32 << 20)
     }
+}
+
+/// Memory for a slot of its own.
+pub fn region(len: u64) -> Arc<RamRegion> {
+    RamRegion::new(RamOptions {
+        len,
+        huge: HugePages::No,
+        prefault: false,
+    })
+    .unwrap()
 }
 
 /// The guest, running on a thread of its own; stopped when dropped.
