@@ -7,7 +7,7 @@ use kvm_ioctls::VcpuFd;
 use umbra_clock::{Clock, Timer};
 use umbra_cpu::{Backend, CpuError, Doorbells, EventInterrupts, Vcpu};
 use umbra_irq::{Chip, Controller, Line, MsiTarget};
-use umbra_slots::{AccessError, AddressSpace, Dma, Gpa, SlotError, Target};
+use umbra_slots::{AccessError, AddressSpace, Dma, Gpa, GpaRange, SlotError, Target};
 use umbra_x86::cpuid::Table;
 
 use crate::cpuid;
@@ -311,4 +311,6 @@ impl Dma for DeviceMemory {
         }
         map.write(gpa, data)
     }
+
+    fn written(&self, _: GpaRange) {}
 }
