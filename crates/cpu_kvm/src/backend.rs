@@ -44,7 +44,7 @@ pub struct KvmBackend {
     pen: Arc<Pen>,
     mirror: Arc<Mirror>,
     rings: Option<Arc<Rings>>,
-    doorbells: KvmDoorbells,
+    doorbells: Arc<KvmDoorbells>,
     cpuid: Table,
     config: KvmConfig,
     /// Makes the boot processor look at the 8259 pair, once it exists.
@@ -134,10 +134,10 @@ impl KvmBackend {
         space.add_listener(mirror.clone());
         Ok(Arc::new(Self {
             cpuid: cpuid::supported(host)?,
-            doorbells: KvmDoorbells {
+            doorbells: Arc::new(KvmDoorbells {
                 registry,
                 space: space.clone(),
-            },
+            }),
             vm,
             space,
             irqchip,
@@ -279,8 +279,8 @@ impl Backend for KvmBackend {
         self.irqchip.timer()
     }
 
-    fn doorbells(&self) -> Option<&dyn Doorbells> {
-        Some(&self.doorbells)
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        Some(self.doorbells.clone())
     }
 
     fn event_interrupts(&self) -> Option<&dyn EventInterrupts> {
