@@ -23,3 +23,4 @@ mod support;
 mod terminal;
 mod trace;
 mod userland;
+mod virtio;
