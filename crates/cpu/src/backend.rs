@@ -47,7 +47,7 @@ pub trait Backend: Send + Sync {
     fn timer(&self) -> Option<Arc<dyn Timer>>;
 
     /// Returns how notifications reach event descriptors without an exit, where that exists.
-    fn doorbells(&self) -> Option<&dyn Doorbells> {
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
         None
     }
 

@@ -20,7 +20,7 @@ pub struct Doorbell {
 /// A doorbell belongs to a window of the map, not to an address: it moves with the window and is
 /// silent as soon as the window has gone, whoever is behind its addresses then (rule R10). While a
 /// window moves a write may reach the device instead, which must do the same as the doorbell does.
-pub trait Doorbells {
+pub trait Doorbells: Send + Sync {
     /// Lets `event` be signalled by writes to the window `id` that match.
     ///
     /// # Errors

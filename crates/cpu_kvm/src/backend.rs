@@ -7,7 +7,7 @@ use kvm_ioctls::VcpuFd;
 use umbra_clock::{Clock, Timer};
 use umbra_cpu::{Backend, CoalescedPorts, CpuError, Doorbells, EventInterrupts, Vcpu};
 use umbra_irq::{Chip, Controller, Line, MsiTarget};
-use umbra_slots::{AccessError, AddressSpace, Dma, Gpa, SlotError, Target};
+use umbra_slots::{AccessError, AddressSpace, Dma, Gpa, GpaRange, SlotError, Target};
 use umbra_x86::cpuid::Table;
 
 use crate::coalesced::Coalesced;
@@ -45,7 +45,7 @@ pub struct KvmBackend {
     pen: Arc<Pen>,
     mirror: Arc<Mirror>,
     rings: Option<Arc<Rings>>,
-    doorbells: KvmDoorbells,
+    doorbells: Arc<KvmDoorbells>,
     coalesced: Arc<Coalesced>,
     cpuid: Table,
     config: KvmConfig,
@@ -137,10 +137,10 @@ impl KvmBackend {
         Ok(Arc::new(Self {
             cpuid: cpuid::supported(host)?,
             coalesced: Arc::new(Coalesced::new(vm.clone())),
-            doorbells: KvmDoorbells {
+            doorbells: Arc::new(KvmDoorbells {
                 registry,
                 space: space.clone(),
-            },
+            }),
             vm,
             space,
             irqchip,
@@ -286,8 +286,8 @@ impl Backend for KvmBackend {
         self.irqchip.timer()
     }
 
-    fn doorbells(&self) -> Option<&dyn Doorbells> {
-        Some(&self.doorbells)
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        Some(self.doorbells.clone())
     }
 
     fn coalesced_ports(&self) -> Option<&dyn CoalescedPorts> {
@@ -322,4 +322,6 @@ impl Dma for DeviceMemory {
         }
         map.write(gpa, data)
     }
+
+    fn written(&self, _: GpaRange) {}
 }

@@ -1,5 +1,5 @@
-//! The small devices of a microVM: serial port, CMOS clock, keyboard controller, ACPI registers, and
-//! what test kernels look for.
+//! The small devices of a microVM: serial port, CMOS clock, keyboard controller, ACPI registers, what
+//! test kernels look for; and the virtio devices.
 //!
 //! | device | ports | source |
 //! |---|---|---|
@@ -11,11 +11,12 @@
 //! | [`DebugExit`] | 4 | QEMU's `isa-debug-exit` |
 //! | [`FwCfg`] | 0x510 to 0x51b | QEMU's `fw_cfg` |
 //! | [`TestDevice`] | 0xe0, 0x2000 | QEMU's `pc-testdev` |
+//! | [`virtio::Rng`] | behind a transport of `umbra-virtio` | virtio 1.3, 5.4 |
 //!
-//! Each implements a trait of `vm-device` behind its own short lock, is given a clock, a wire and
-//! closures, and knows neither the bus nor the machine. One that reaches guest memory by itself does so
-//! through [`umbra_slots::Dma`]. What concerns the whole machine leaves as a
-//! [`PowerEvent`]. Start reading at [`Power`], the smallest.
+//! Each implements a trait of `vm-device` behind its own short lock, or is a device of `umbra-virtio`, is
+//! given a clock, a wire and closures, and knows neither the bus nor the machine. One that reaches
+//! guest memory by itself does so through [`umbra_slots::Dma`]. What concerns the whole machine leaves
+//! as a [`PowerEvent`]. Start reading at [`Power`], the smallest.
 #![forbid(unsafe_code)]
 
 mod cmos;
@@ -26,6 +27,7 @@ mod power;
 mod reset_control;
 mod serial;
 mod test_device;
+pub mod virtio;
 
 use std::sync::Arc;
 

@@ -21,8 +21,8 @@
 //!
 //! This crate does not know what a device is, what an instruction is, or who runs the guest.
 //! Not handled: nested paging, shadow stacks, system-management mode, memory types (PAT, MTRR).
-//! Writes to guest tables that are made from outside go through [`Mmu::write_for_device`]; one that
-//! does not is not noticed while the table is protected.
+//! Writes to guest tables that are made from outside go through [`Mmu::write_for_device`], or are
+//! reported to [`Mmu::follow_device`]; one that is not is not noticed while the table is protected.
 //!
 //! Start reading at [`VcpuMmu::translate`], then `fault`, `tables`, `mmu`.
 #![deny(unsafe_code)]

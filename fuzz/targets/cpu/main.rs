@@ -57,7 +57,8 @@ fuzz_target!(|input: &[u8]| {
     match exit.expect("the host allows it") {
         Exit::Kicked => {}
         Exit::Shutdown(crash) => assert!(!crash.reason.is_empty()),
-        other => panic!("a software processor has no {other:?}"),
+        // This processor executes everything, and has no way past all devices.
+        Exit::Stuck(_) | Exit::System(_) => panic!("a backend's own exit"),
     }
     check(&machine.vcpu.state());
     machine.check();

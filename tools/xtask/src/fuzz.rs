@@ -18,7 +18,7 @@ struct Target {
     max_len: u32,
 }
 
-const TARGETS: [Target; 3] = [
+const TARGETS: [Target; 4] = [
     Target {
         name: "mmu",
         max_len: 4096,
@@ -30,6 +30,10 @@ const TARGETS: [Target; 3] = [
     Target {
         name: "boot",
         max_len: 4096,
+    },
+    Target {
+        name: "virtio",
+        max_len: 1024,
     },
 ];
 

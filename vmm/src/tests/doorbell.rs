@@ -109,7 +109,7 @@ fn run(
     let id = machine.bus().insert(range, device.clone()).unwrap();
     device.id.set(id).unwrap();
     let doorbells = machine.backend().doorbells();
-    if let Some(doorbells) = doorbells {
+    if let Some(doorbells) = &doorbells {
         doorbells.add(id, bell(), device.event.as_fd()).unwrap();
     }
     let in_kernel = doorbells.is_some();

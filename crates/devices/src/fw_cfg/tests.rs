@@ -1,6 +1,6 @@
 //! The device through its ports, with a kilobyte of memory.
 
-use umbra_slots::{AccessError, Gpa};
+use umbra_slots::{AccessError, Gpa, GpaRange};
 
 use super::*;
 
@@ -36,6 +36,8 @@ impl Dma for Memory {
         self.0.lock()[range].copy_from_slice(data);
         Ok(())
     }
+
+    fn written(&self, _: GpaRange) {}
 }
 
 struct Bench {

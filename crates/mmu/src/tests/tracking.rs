@@ -1,6 +1,6 @@
 //! Guest tables under the shadow: trapped writes, floods, tables out of sync, recycling.
 
-use umbra_slots::{AccessError, Gpa};
+use umbra_slots::{AccessError, Gpa, GpaRange};
 use umbra_x86::{Gva, pte};
 
 use super::guest::*;
@@ -405,4 +405,27 @@ fn a_devices_write_where_there_is_no_ram_is_refused() {
     assert_eq!(nowhere, Err(AccessError::NotRam(Gpa(RAM))));
     let wraps = m.mmu.write_for_device(Gpa(u64::MAX), &[1; 8]);
     assert_eq!(wraps, Err(AccessError::NotRam(Gpa(u64::MAX))));
+}
+
+#[test]
+fn a_devices_own_store_to_a_table_is_followed_when_it_is_reported() {
+    let mut m = with_direct_map(checked());
+    let entry = m.map(AT, TARGET, PWU);
+    m.page(AT, WRITE);
+    let store = |m: &Machine, at: u64, bytes: &[u8]| {
+        m.space.load().write(Gpa(at), bytes).unwrap();
+        let range = GpaRange::new(Gpa(at), bytes.len() as u64).unwrap();
+        m.mmu.follow_device(range);
+    };
+    let moved = (TARGET + 0x1000) | PWU;
+    store(&m, entry, &moved.to_le_bytes());
+    assert_eq!(m.page(AT, READ).page, m.host(TARGET + 0x1000));
+    m.audit();
+    // From the middle of a page over more than a batch of them, with the table in the second half.
+    let table = entry & !0xfff;
+    store(&m, table - 40 * 0x1000 - 8, &vec![0; 41 * 0x1000 + 8]);
+    assert_eq!(m.error(AT, READ), 0);
+    m.audit();
+    // Where there is no RAM there is nothing to follow.
+    m.mmu.follow_device(GpaRange::new(HOLE, 0x2000).unwrap());
 }

@@ -25,3 +25,4 @@ mod support;
 mod terminal;
 mod trace;
 mod userland;
+mod virtio;

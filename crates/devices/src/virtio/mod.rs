@@ -1,0 +1,6 @@
+//! Virtio devices, a folder each: `mod.rs` is what the driver finds, `work.rs` what is done on the
+//! device's thread, `tests.rs` a driver. What they have in common is in `umbra-virtio`.
+
+pub mod rng;
+
+pub use rng::Rng;

@@ -1,0 +1,369 @@
+//! One queue: the rings of `virtio-queue`, with nothing of a driver's misbehaviour passed over.
+//!
+//! ```text
+//!   pop ──> Chain ── reader(), writer() ──> push(head, bytes written) ──> needs_interrupt
+//!     └── unpop: look at it again later
+//! ```
+//!
+//! `virtio-queue` is safe with any rings, but ends a chain in silence where it cannot go on, so that a
+//! device would take half a chain for a whole one. A chain is therefore walked once when it is taken:
+//!
+//! * it has a first descriptor, and its last one says that it is the last;
+//! * it is no longer than the queue (virtio 1.3, 2.7.5), also where descriptors are indirect;
+//! * what the device may write comes after what it may read (2.7.4.2).
+//!
+//! The guest can change descriptors after that. Then a reader or writer, which walks again, is made of
+//! other buffers; every one of them is looked up in guest memory before it is used.
+//!
+//! Addresses, sizes and rights are checked with every access, against the map that the caller brings:
+//! a queue keeps no host address.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use umbra_slots::{DmaMark, DmaMemory};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueState, QueueT, Reader, Writer};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::{Event, Features, Interrupt};
+
+/// The driver does not want to be interrupted (VIRTQ_AVAIL_F_NO_INTERRUPT, virtio 1.3, 2.7.6).
+const NO_INTERRUPT: u16 = 1;
+
+/// Reads what the driver has put into a chain.
+pub type ChainReader<'m> = Reader<'m, DmaMark<'m>>;
+/// Writes what the driver will find in a chain.
+pub type ChainWriter<'m> = Writer<'m, DmaMark<'m>>;
+
+/// What a driver has done wrong. The device cannot go on with the queue.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueueError {
+    /// The rings are wrong, or in no RAM.
+    #[error("the rings cannot be used")]
+    Rings(#[from] virtio_queue::Error),
+    /// The size, or an address.
+    #[error("a queue of {size} descriptors, 1 to {max} and a power of two, does not fit its rings")]
+    Setup {
+        /// What was asked for.
+        size: u32,
+        /// The largest.
+        max: u16,
+    },
+    /// The flags of the available ring could not be read.
+    #[error("the available ring cannot be read")]
+    Flags(#[source] GuestMemoryError),
+    /// A chain begins with a descriptor that does not exist.
+    #[error("a chain begins at descriptor {head} of {size}")]
+    Head {
+        /// Its index.
+        head: u16,
+        /// How many there are.
+        size: u16,
+    },
+    /// A chain does not end, or has more descriptors than the queue.
+    #[error("the chain at descriptor {head} loops, is too long, or leaves the table or RAM")]
+    Endless {
+        /// Where it begins.
+        head: u16,
+    },
+    /// A buffer to be read comes after one to be written.
+    #[error("the chain at descriptor {head} has a readable buffer after a writable one")]
+    Order {
+        /// Where it begins.
+        head: u16,
+    },
+    /// A buffer of a chain is not in RAM, or in RAM that may not be written.
+    #[error("a buffer of the chain at descriptor {head} is out of reach")]
+    Buffer {
+        /// Where it begins.
+        head: u16,
+        /// Why.
+        #[source]
+        source: virtio_queue::Error,
+    },
+    /// A chain has less room, or fewer bytes, than the device needs.
+    #[error("the chain at descriptor {head} is too short")]
+    Short {
+        /// Where it begins.
+        head: u16,
+    },
+}
+
+/// How a driver has set a queue up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Setup {
+    pub max: u16,
+    /// What was written, whether or not it is a size.
+    pub size: u32,
+    pub ready: bool,
+    /// Descriptor table, available ring, used ring.
+    pub addresses: [u64; 3],
+}
+
+impl Setup {
+    pub fn new(max: u16) -> Self {
+        Self {
+            max,
+            size: max.into(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A queue that a device works on.
+#[derive(Debug)]
+pub struct Queue {
+    index: u16,
+    rings: virtio_queue::Queue,
+    event: Arc<Event>,
+}
+
+impl Queue {
+    /// Makes the queue that the driver has set up, if its rings are in RAM.
+    pub(crate) fn new(
+        index: u16,
+        setup: &Setup,
+        features: Features,
+        memory: &DmaMemory,
+        event: Arc<Event>,
+    ) -> Result<Self, QueueError> {
+        let wrong = QueueError::Setup {
+            size: setup.size,
+            max: setup.max,
+        };
+        let mut rings = virtio_queue::Queue::new(setup.max)?;
+        let size = u16::try_from(setup.size).map_err(|_| wrong)?;
+        rings.try_set_size(size)?;
+        let [table, available, used] = setup.addresses.map(GuestAddress);
+        rings.try_set_desc_table_address(table)?;
+        rings.try_set_avail_ring_address(available)?;
+        rings.try_set_used_ring_address(used)?;
+        rings.set_event_idx(features.has(Features::EVENT_IDX));
+        rings.set_ready(true);
+        if !rings.is_valid(memory) {
+            return Err(QueueError::Setup {
+                size: setup.size,
+                max: setup.max,
+            });
+        }
+        Ok(Self {
+            index,
+            rings,
+            event,
+        })
+    }
+
+    /// Returns its number.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Returns what a notification of the driver signals.
+    pub fn event(&self) -> &Arc<Event> {
+        &self.event
+    }
+
+    /// Returns addresses, size and how far the device has come.
+    pub fn state(&self) -> QueueState {
+        self.rings.state()
+    }
+
+    /// Takes the next chain, `None` if there is none.
+    ///
+    /// # Errors
+    /// If the ring or the chain is wrong.
+    pub fn pop<'m>(&mut self, memory: &'m DmaMemory) -> Result<Option<Chain<'m>>, QueueError> {
+        let before = self.rings.next_avail();
+        let found = self.rings.iter(memory)?.next();
+        let Some(inner) = found else {
+            let available = self.rings.avail_idx(memory, Ordering::Acquire)?;
+            if available.0 != before && !self.is_ring_readable(memory, before) {
+                return Err(QueueError::Rings(virtio_queue::Error::FindMemoryRegion));
+            }
+            return Ok(None);
+        };
+        let chain = Chain { memory, inner };
+        chain.check(self.rings.size())?;
+        Ok(Some(chain))
+    }
+
+    /// Tells whether the entry of the available ring at `index` is in RAM.
+    fn is_ring_readable(&self, memory: &DmaMemory, index: u16) -> bool {
+        let at = 4 + 2 * u64::from(index % self.rings.size());
+        let at = self.rings.avail_ring().checked_add(at);
+        at.is_some_and(|at| memory.read_obj::<u16>(GuestAddress(at)).is_ok())
+    }
+
+    /// Gives the chain back that was taken last and not pushed: the next [`pop`](Self::pop) takes it
+    /// again.
+    pub fn unpop(&mut self) {
+        self.rings.go_to_previous_position();
+    }
+
+    /// Gives a chain to the driver, with `written` bytes in it.
+    ///
+    /// # Errors
+    /// If the used ring is no RAM any more.
+    pub fn push(&mut self, memory: &DmaMemory, head: u16, written: u32) -> Result<(), QueueError> {
+        Ok(self.rings.add_used(memory, head, written)?)
+    }
+
+    /// Tells whether the driver wants to be interrupted for what was pushed since the last call.
+    ///
+    /// # Errors
+    /// If the available ring is no RAM any more.
+    pub fn needs_interrupt(&mut self, memory: &DmaMemory) -> Result<bool, QueueError> {
+        // It has its fence between what was pushed and what the driver says now.
+        let wanted = self.rings.needs_notification(memory)?;
+        if self.rings.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        let flags = GuestAddress(self.rings.avail_ring());
+        let flags: u16 = memory
+            .load(flags, Ordering::Relaxed)
+            .map_err(QueueError::Flags)?;
+        Ok(wanted && u16::from_le(flags) & NO_INTERRUPT == 0)
+    }
+
+    /// Asks the driver to notify, or not to. Tells, when it is asked to, whether something has become
+    /// available meanwhile, for which there may be no notification.
+    ///
+    /// # Errors
+    /// If a ring is no RAM any more.
+    pub fn expect(
+        &mut self,
+        memory: &DmaMemory,
+        wanted: Notifications,
+    ) -> Result<bool, QueueError> {
+        match wanted {
+            Notifications::Wanted => Ok(self.rings.enable_notification(memory)?),
+            Notifications::Unwanted => {
+                self.rings.disable_notification(memory)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Has `each` do the work for one chain after the other, at most as many as the queue has
+    /// descriptors, gives them to the driver, and interrupts it once if it wants that. `each` returns
+    /// how many bytes it has written, or `None` to have the chain kept for later.
+    ///
+    /// # Errors
+    /// What `each` returns, or what the driver did wrong. The driver is not interrupted then.
+    pub fn serve<E: From<QueueError>>(
+        &mut self,
+        memory: &DmaMemory,
+        interrupt: &Interrupt,
+        mut each: impl FnMut(&Chain<'_>) -> Result<Option<u32>, E>,
+    ) -> Result<Served, E> {
+        let mut pushed = false;
+        let served = self.serve_some(memory, &mut pushed, &mut each)?;
+        if pushed && self.needs_interrupt(memory)? {
+            interrupt.used_buffers(self.index);
+        }
+        Ok(served)
+    }
+
+    fn serve_some<E: From<QueueError>>(
+        &mut self,
+        memory: &DmaMemory,
+        pushed: &mut bool,
+        each: &mut impl FnMut(&Chain<'_>) -> Result<Option<u32>, E>,
+    ) -> Result<Served, E> {
+        self.expect(memory, Notifications::Unwanted)?;
+        for _ in 0..self.rings.size() {
+            let Some(chain) = self.pop(memory)? else {
+                if self.expect(memory, Notifications::Wanted)? {
+                    return Ok(Served::More);
+                }
+                return Ok(Served::All);
+            };
+            let Some(written) = each(&chain)? else {
+                self.unpop();
+                return Ok(Served::Kept);
+            };
+            self.push(memory, chain.head(), written)?;
+            *pushed = true;
+        }
+        Ok(Served::More)
+    }
+}
+
+/// Whether a driver shall notify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notifications {
+    /// It shall.
+    Wanted,
+    /// It need not: the device looks by itself.
+    Unwanted,
+}
+
+/// How far [`Queue::serve`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Served {
+    /// Nothing is left, and the driver will notify.
+    All,
+    /// There may be more, and no notification for it.
+    More,
+    /// A chain was kept, and there may be no notification for it.
+    Kept,
+}
+
+/// A chain of buffers that the driver has made available.
+#[derive(Debug)]
+pub struct Chain<'m> {
+    memory: &'m DmaMemory,
+    inner: DescriptorChain<&'m DmaMemory>,
+}
+
+impl<'m> Chain<'m> {
+    fn check(&self, size: u16) -> Result<(), QueueError> {
+        let head = self.head();
+        if head >= size {
+            return Err(QueueError::Head { head, size });
+        }
+        let (mut ended, mut writable) = (false, false);
+        for descriptor in self.inner.clone().take(size.into()) {
+            if writable && !descriptor.is_write_only() {
+                return Err(QueueError::Order { head });
+            }
+            writable = descriptor.is_write_only();
+            ended = !descriptor.has_next();
+        }
+        ended.then_some(()).ok_or(QueueError::Endless { head })
+    }
+
+    /// Returns its first descriptor, by which it is pushed.
+    pub fn head(&self) -> u16 {
+        self.inner.head_index()
+    }
+
+    /// Returns a reader over the buffers that the driver has filled.
+    ///
+    /// # Errors
+    /// If one is not in RAM.
+    pub fn reader(&self) -> Result<ChainReader<'m>, QueueError> {
+        Reader::new(self.memory, self.inner.clone()).map_err(|source| self.out_of_reach(source))
+    }
+
+    /// Returns a writer over the buffers that the device may fill.
+    ///
+    /// # Errors
+    /// If one is not in RAM, or in RAM that may not be written.
+    pub fn writer(&self) -> Result<ChainWriter<'m>, QueueError> {
+        Writer::new(self.memory, self.inner.clone()).map_err(|source| self.out_of_reach(source))
+    }
+
+    fn out_of_reach(&self, source: virtio_queue::Error) -> QueueError {
+        QueueError::Buffer {
+            head: self.head(),
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;
