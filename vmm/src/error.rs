@@ -2,6 +2,7 @@
 
 use umbra_bus::{BusError, PortsError};
 use umbra_cpu::CpuError;
+use umbra_cpu::template::TemplateError;
 use umbra_cpu_kvm::{HostError, KvmError};
 use umbra_devices::fw_cfg::FileError;
 use umbra_slots::{RamError, SlotError};
@@ -95,6 +96,9 @@ pub enum BuildError {
     /// An item cannot be added to the firmware configuration.
     #[error("the firmware configuration takes no such item")]
     ConfigItem(#[from] FileError),
+    /// The CPU template is none, or needs what is not there.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// The software processor has one frequency.
     #[error(
         "the software processor's time-stamp counter runs at {own} kHz and not at {khz}: leave the \

@@ -111,8 +111,11 @@ pub struct Spec {
     pub backend: Backend,
     /// How KVM is used, if it is.
     pub kvm: KvmSpec,
-    /// What the processor claims to be.
+    /// What the software processor claims to be.
     pub cpu_model: CpuModel,
+    /// What CPUID shows less, on either backend: the name of a template, or else the path of a file
+    /// ([`umbra_cpu::template`]).
+    pub cpu_template: Option<String>,
     /// Width of the generation tag in MMIO entries, 2 to 19; narrow ones are for tests.
     pub tag_bits: u32,
     /// The number of the first map; tests start near a wrap of the tag.
@@ -146,6 +149,7 @@ impl Spec {
             backend: Backend::Auto,
             kvm: KvmSpec::default(),
             cpu_model: CpuModel::Stock,
+            cpu_template: None,
             tag_bits: 19,
             first_generation: 0,
             verify: Verify::Off,

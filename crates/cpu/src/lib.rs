@@ -23,6 +23,7 @@ mod coalesced;
 mod doorbell;
 mod interrupts;
 mod state;
+pub mod template;
 
 use std::sync::Arc;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use umbra_clock::{Clock, Timer};
+use umbra_cpu::template::{Template, TemplateError};
 use umbra_cpu::{Backend, CoalescedPorts, CpuError, Doorbells, EventInterrupts, Vcpu};
 use umbra_irq::{Chip, Controller, Line, MsiTarget};
 use umbra_slots::{AccessError, AddressSpace, Dma, Gpa, GpaRange, SlotError, Target};
@@ -24,7 +25,7 @@ use crate::vcpu::{KvmVcpu, Machine};
 use crate::vm::{Vm, failed};
 
 /// How to make a [`KvmBackend`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct KvmConfig {
     /// Number of processors.
     pub cpus: u32,
@@ -35,6 +36,8 @@ pub struct KvmConfig {
     pub dirty_ring: Option<u32>,
     /// Frequency of the guest's time-stamp counter in kHz; the host's if there is none.
     pub tsc_khz: Option<u32>,
+    /// What CPUID shows less, and what model-specific registers hold instead.
+    pub template: Option<Template>,
 }
 
 /// A machine on KVM.
@@ -71,6 +74,9 @@ pub enum KvmError {
         /// The most.
         max: u32,
     },
+    /// The CPU template needs what this host does not have.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// No such frequency here.
     #[error(
         "the guest's time-stamp counter cannot run at {wanted} kHz: this host's runs at {host} kHz and \
@@ -108,6 +114,10 @@ impl KvmBackend {
             let cpus = config.cpus;
             return Err(KvmError::Cpus { cpus, max });
         }
+        let mut cpuid = cpuid::supported(host)?;
+        if let Some(template) = &config.template {
+            cpuid = template.apply(&cpuid)?;
+        }
         let vm = Arc::new(Vm::new(host)?);
         let rings = match config.dirty_ring {
             Some(entries) => Some(Self::rings(&vm, entries)?),
@@ -135,7 +145,7 @@ impl KvmBackend {
         mirror.adopt(&space.load_full())?;
         space.add_listener(mirror.clone());
         Ok(Arc::new(Self {
-            cpuid: cpuid::supported(host)?,
+            cpuid,
             coalesced: Arc::new(Coalesced::new(vm.clone())),
             doorbells: Arc::new(KvmDoorbells {
                 registry,
@@ -207,6 +217,38 @@ fn set_first_msrs(vcpu: &VcpuFd) -> Result<(), CpuError> {
     Ok(())
 }
 
+/// Changes model-specific registers as a template says.
+fn change_msrs(vcpu: &VcpuFd, template: &Template) -> Result<(), CpuError> {
+    for change in template.msrs() {
+        let refused = || CpuError::Unsupported {
+            backend: "KVM",
+            reason: format!(
+                "the CPU template {:?} changes MSR {:#x}, which this host's KVM does not let it",
+                template.name(),
+                change.msr
+            ),
+        };
+        let entry = |data| {
+            let entry = kvm_msr_entry {
+                index: change.msr,
+                data,
+                ..Default::default()
+            };
+            Msrs::from_entries(&[entry]).expect("one entry fits")
+        };
+        let mut now = entry(0);
+        let read = vcpu.get_msrs(&mut now).map_err(failed("KVM_GET_MSRS"))?;
+        let [old] = now.as_slice() else {
+            return Err(refused());
+        };
+        let wanted = entry(change.apply(old.data));
+        if read != 1 || vcpu.set_msrs(&wanted).map_err(failed("KVM_SET_MSRS"))? != 1 {
+            return Err(refused());
+        }
+    }
+    Ok(())
+}
+
 /// Sets the boot processor's local APIC up as firmware leaves it for a kernel that knows nothing of
 /// APICs: LINT0 for the 8259 pair, LINT1 for NMI (MultiProcessor Specification 1.4, 3.6.2.2).
 fn set_virtual_wire(vcpu: &VcpuFd) -> Result<(), CpuError> {
@@ -240,6 +282,9 @@ impl Backend for KvmBackend {
         fd.set_cpuid2(&cpuid::to_kvm(&table)?)
             .map_err(failed("KVM_SET_CPUID2"))?;
         set_first_msrs(&fd)?;
+        if let Some(template) = &self.config.template {
+            change_msrs(&fd, template)?;
+        }
         let page = RunPage::map(crate::vm::borrow(&fd)).map_err(failed("mmap of kvm_run"))?;
         let requests = Arc::new(Requests::new(page));
         let mut pic = None;

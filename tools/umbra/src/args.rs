@@ -167,6 +167,9 @@ pub struct MachineArgs {
     /// What the software processor claims to be
     #[arg(long, value_enum, default_value_t = CpuArg::Stock)]
     pub cpu: CpuArg,
+    /// Hide processor features: x86-64-v2, x86-64-v3, x86-64-v4, or a file in Firecracker's format
+    #[arg(long, value_name = "NAME|FILE")]
+    pub cpu_template: Option<String>,
     /// Answer `ptdump` on this unix socket
     #[arg(long, value_name = "SOCKET")]
     pub inspect: Option<PathBuf>,
@@ -243,6 +246,7 @@ impl MachineArgs {
                 CpuArg::Stock => CpuModel::Stock,
                 CpuArg::Max => CpuModel::Maximal,
             },
+            cpu_template: self.cpu_template.clone(),
             tag_bits: self.tag_bits,
             first_generation: self.first_generation,
             verify: self.audit.map_or(Verify::Off, Verify::EveryFault),

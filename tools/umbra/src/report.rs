@@ -76,6 +76,8 @@ fn is_bad_input(error: &Error) -> bool {
             Some(
                 BuildError::DebugExit { .. }
                 | BuildError::Frequency { .. }
+                | BuildError::Template(_)
+                | BuildError::Kvm(umbra_vmm::KvmError::Template(_))
                 | BuildError::ConfigFile { .. }
                 | BuildError::ConfigItem(_),
             ) => true,

@@ -4,12 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use umbra_clock::{Clock, TSC_HZ};
+use umbra_cpu::template::{Template, TemplateError};
 use umbra_cpu_kvm::{Host, HostError, KvmBackend, KvmConfig};
 use umbra_cpu_soft::{Audit, MmuConfig, SoftBackend, SoftConfig, model};
 use umbra_slots::AddressSpace;
 
 use crate::error::BuildError;
 use crate::spec::{Backend, CpuModel, Spec, Verify};
+
+/// Reads the CPU template, if one is wanted.
+fn template(spec: &Spec) -> Result<Option<Template>, TemplateError> {
+    spec.cpu_template.as_deref().map(Template::load).transpose()
+}
 
 /// What executes the guest, and why nothing better does.
 pub struct Chosen {
@@ -77,6 +83,7 @@ fn kvm(
         irqchip: spec.kvm.irqchip,
         dirty_ring: spec.kvm.dirty_ring,
         tsc_khz: spec.kvm.tsc_khz,
+        template: template(spec)?,
     };
     Ok(KvmBackend::new(host, space.clone(), clock, config)?)
 }
@@ -94,13 +101,29 @@ fn soft(
         Verify::Off => Audit::Off,
         Verify::EveryFault(faults) => Audit::EveryFault(faults),
     };
-    let cpuid = |id| match spec.cpu_model {
-        CpuModel::Stock => model::x86_64_v2(id, spec.cpus),
-        CpuModel::Maximal => model::maximal(id, spec.cpus),
+    let template = template(spec)?;
+    if let Some(template) = &template
+        && let Some(change) = template.msrs().first()
+    {
+        return Err(BuildError::Template(TemplateError::Msr {
+            name: template.name().to_owned(),
+            msr: change.msr,
+            backend: "soft",
+        }));
+    }
+    let cpuid = |id| {
+        let table = match spec.cpu_model {
+            CpuModel::Stock => model::x86_64_v2(id, spec.cpus),
+            CpuModel::Maximal => model::maximal(id, spec.cpus),
+        };
+        match &template {
+            Some(template) => template.apply(&table),
+            None => Ok(table),
+        }
     };
     let config = SoftConfig {
         cpus: spec.cpus,
-        cpuid: (0..spec.cpus).map(cpuid).collect(),
+        cpuid: (0..spec.cpus).map(cpuid).collect::<Result<_, _>>()?,
         mmu: MmuConfig {
             tag_bits: spec.tag_bits,
             audit,

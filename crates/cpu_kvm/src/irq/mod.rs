@@ -83,6 +83,8 @@ impl Irqchip {
     pub fn pin(&self, number: u32) -> Option<Arc<dyn Line>> {
         match &self.chips {
             Chips::Split(split) => split.pin(number),
+            // Below 16 a wire leads to the 8259 pair, too.
+            Chips::Full(full) if number >= 16 => full.line(number),
             Chips::Full(_) => None,
         }
     }

@@ -130,6 +130,100 @@ fn sigterm_ends_a_guest_that_never_ends(backend: &str) {
     }
 }
 
+/// CPUID as the guest sees it: leaf, subleaf, and the four registers.
+fn cpuid(backend: &str, more: &[&str]) -> Vec<(String, Vec<u32>)> {
+    let image = poll_guest();
+    let base = [
+        "--kernel",
+        image.to_str().unwrap(),
+        "--backend",
+        backend,
+        "--memory",
+        "16M",
+        "--debug-exit",
+        "--cmdline",
+        "cpuid",
+    ];
+    let ended = Umbra::run(&[&base, more].concat(), Input::Empty, LIMIT);
+    assert_eq!(ended.status, Some(1), "{ended}");
+    let hex = |word: &str| u32::from_str_radix(word.trim_start_matches("0x"), 16).unwrap();
+    let line = |line: &str| {
+        let words: Vec<&str> = line.strip_prefix("cpuid ")?.split(' ').collect();
+        let registers = words[2..].iter().map(|word| hex(word)).collect();
+        Some((format!("{}.{}", words[0], words[1]), registers))
+    };
+    ended.stdout.lines().filter_map(line).collect()
+}
+
+fn registers(table: &[(String, Vec<u32>)], place: &str) -> Vec<u32> {
+    let found = table.iter().find(|(name, _)| name == place);
+    found.map_or(vec![0; 4], |(_, registers)| registers.clone())
+}
+
+/// A KVM without hardware help has less than the lowest level.
+fn a_level_hides_what_is_beyond_it(backend: &str) {
+    let plain = cpuid(backend, &[]);
+    let masked = cpuid(backend, &["--cpu-template", "x86-64-v2"]);
+    let (before, after) = (registers(&plain, "0x1.0x0"), registers(&masked, "0x1.0x0"));
+    let beyond = 1 << 1 | 1 << 22 | 1 << 25 | 1 << 28; // PCLMULQDQ MOVBE AES AVX
+    assert_ne!(before[2] & beyond, 0, "{before:x?}");
+    assert_eq!(after[2] & beyond, 0, "{after:x?}");
+    assert_eq!(after[0], before[0], "family, model and stepping stay");
+    // All but SMEP, SMAP and their like.
+    assert_eq!(registers(&masked, "0x7.0x0")[1] & 0xffef_0328, 0);
+}
+
+fn a_template_of_the_users_hides_what_it_says(backend: &str) {
+    let plain = cpuid(backend, &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("mine.json");
+    // CMPXCHG16B, and 1-GiB pages.
+    let text = r#"{"cpuid_modifiers": [
+        {"leaf": "0x1", "subleaf": "0x0", "flags": 0,
+         "modifiers": [{"register": "ecx", "bitmap": "0b0x_xxxx_xxxx_xxxx"}]},
+        {"leaf": "0x80000001", "subleaf": "0x0", "flags": 0,
+         "modifiers": [{"register": "edx", "bitmap": "0b0xx_xxxx_xxxx_xxxx_xxxx_xxxx_xxxx"}]}]}"#;
+    std::fs::write(&file, text).unwrap();
+    let own = cpuid(backend, &["--cpu-template", file.to_str().unwrap()]);
+    let cut = |table: &[(String, Vec<u32>)]| {
+        [
+            registers(table, "0x1.0x0")[2],
+            registers(table, "0x80000001.0x0")[3],
+        ]
+    };
+    let (before, after) = (cut(&plain), cut(&own));
+    let masks = [1 << 13, 1 << 26];
+    assert_eq!(after, [before[0] & !masks[0], before[1] & !masks[1]]);
+    assert_ne!(after, before);
+}
+
+fn a_template_that_promises_too_much_is_refused(backend: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("mine.json");
+    // VMX: neither backend has it.
+    let text = r#"{"cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
+        "modifiers": [{"register": "ecx", "bitmap": "0b1xxxxx"}]}]}"#;
+    std::fs::write(&file, text).unwrap();
+    let image = poll_guest();
+    for (template, facts) in [
+        (file.to_str().unwrap(), "VMX (leaf 0x1.0 ECX bit 5)"),
+        ("T2", "there is no CPU template \"T2\""),
+    ] {
+        let arguments = [
+            "--kernel",
+            image.to_str().unwrap(),
+            "--backend",
+            backend,
+            "--cpu-template",
+            template,
+        ];
+        let ended = Umbra::run(&arguments, Input::Empty, LIMIT);
+        assert_eq!(ended.status, Some(2), "{ended}");
+        assert!(ended.stderr.contains(facts), "{ended}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended}");
+    }
+}
+
 fn an_undefined_instruction_without_handlers_is_a_triple_fault(backend: &str) {
     let ended = run(backend, "triple");
     assert_eq!(ended.status, Some(4), "{ended}");
@@ -206,7 +300,18 @@ fn the_guest_contains_no_vector_and_no_floating_point_instruction() {
     assert!(instruction.starts_with("xorps"), "{instruction}");
 }
 
+mod levels {
+    use super::a_level_hides_what_is_beyond_it;
+    use crate::support::backend::on_each_stock_backend;
+
+    on_each_stock_backend! {
+        a_level_hides_what_is_beyond_it,
+    }
+}
+
 on_each_backend! {
+    a_template_of_the_users_hides_what_it_says,
+    a_template_that_promises_too_much_is_refused,
     the_guest_says_hello_and_ends_with_success,
     the_smallest_guest_ends_with_success,
     accesses_where_no_device_is_take_time_and_do_nothing,
