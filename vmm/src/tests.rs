@@ -12,6 +12,7 @@ use crate::*;
 
 mod doorbell;
 mod map;
+mod state;
 
 /// Makes each claim a test on either backend.
 macro_rules! on_both_backends {

@@ -20,6 +20,7 @@ use crate::irq::{Irqchip, IrqchipMode};
 use crate::kick::{Requests, request};
 use crate::pen::Pen;
 use crate::run_page::RunPage;
+use crate::saved::{PowerUp, Saver};
 use crate::slots::Mirror;
 use crate::vcpu::{KvmVcpu, Machine};
 use crate::vm::{Vm, failed};
@@ -42,6 +43,8 @@ pub struct KvmConfig {
 
 /// A machine on KVM.
 pub struct KvmBackend {
+    host: Host,
+    clock: Clock,
     vm: Arc<Vm>,
     space: Arc<AddressSpace>,
     irqchip: Arc<Irqchip>,
@@ -104,7 +107,7 @@ impl KvmBackend {
     /// # Errors
     /// If the host refuses something.
     pub fn new(
-        host: &Host,
+        host: Host,
         space: Arc<AddressSpace>,
         clock: Clock,
         config: KvmConfig,
@@ -114,11 +117,11 @@ impl KvmBackend {
             let cpus = config.cpus;
             return Err(KvmError::Cpus { cpus, max });
         }
-        let mut cpuid = cpuid::supported(host)?;
+        let mut cpuid = cpuid::supported(&host)?;
         if let Some(template) = &config.template {
             cpuid = template.apply(&cpuid)?;
         }
-        let vm = Arc::new(Vm::new(host)?);
+        let vm = Arc::new(Vm::new(&host)?);
         let rings = match config.dirty_ring {
             Some(entries) => Some(Self::rings(&vm, entries)?),
             None => {
@@ -144,7 +147,10 @@ impl KvmBackend {
         ));
         mirror.adopt(&space.load_full())?;
         space.add_listener(mirror.clone());
+        vm.set_clock(clock.now())?;
         Ok(Arc::new(Self {
+            host,
+            clock,
             cpuid,
             coalesced: Arc::new(Coalesced::new(vm.clone())),
             doorbells: Arc::new(KvmDoorbells {
@@ -304,7 +310,12 @@ impl Backend for KvmBackend {
             mirror: self.mirror.clone(),
             coalesced: self.coalesced.clone(),
         };
-        Ok(Box::new(KvmVcpu::new(fd, machine, requests, pic)))
+        let saver = Saver {
+            clock: self.clock,
+            power_up: PowerUp::read(&self.host, &fd)?,
+            cpuid: table,
+        };
+        Ok(Box::new(KvmVcpu::new(fd, machine, requests, pic, saver)))
     }
 
     fn chip(&self) -> &dyn Chip {

@@ -1,6 +1,8 @@
 //! Registers between the neutral form and KVM's.
 
-use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{
+    KVM_SREGS2_FLAGS_PDPTRS_VALID, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2,
+};
 use umbra_x86::state::{CpuState, DescriptorTable, Segment, gpr, seg};
 
 /// General registers, instruction pointer and flags.
@@ -74,6 +76,74 @@ pub fn from_kvm(regs: &kvm_regs, sregs: &kvm_sregs) -> CpuState {
         cr8: sregs.cr8,
         efer: sregs.efer,
     }
+}
+
+/// The same with the newer structure; `pdptes` are registers of their own where PAE paging is on.
+pub fn to_sregs2(state: &CpuState, apic_base: u64, pdptes: Option<[u64; 4]>) -> kvm_sregs2 {
+    let s = |index: usize| to_segment(&state.seg[index]);
+    kvm_sregs2 {
+        es: s(seg::ES),
+        cs: s(seg::CS),
+        ss: s(seg::SS),
+        ds: s(seg::DS),
+        fs: s(seg::FS),
+        gs: s(seg::GS),
+        tr: to_segment(&state.tr),
+        ldt: to_segment(&state.ldtr),
+        gdt: to_table(&state.gdtr),
+        idt: to_table(&state.idtr),
+        cr0: state.cr0,
+        cr2: state.cr2,
+        cr3: state.cr3,
+        cr4: state.cr4,
+        cr8: state.cr8,
+        efer: state.efer,
+        apic_base,
+        flags: pdptes.map_or(0, |_| KVM_SREGS2_FLAGS_PDPTRS_VALID.into()),
+        pdptrs: pdptes.unwrap_or_default(),
+    }
+}
+
+/// The neutral form of the newer structure.
+pub fn from_kvm2(regs: &kvm_regs, sregs: &kvm_sregs2) -> CpuState {
+    from_kvm(regs, &downgrade(sregs))
+}
+
+/// The older structure, without page-directory pointers.
+pub fn downgrade(sregs: &kvm_sregs2) -> kvm_sregs {
+    let s = sregs;
+    kvm_sregs {
+        es: s.es,
+        cs: s.cs,
+        ss: s.ss,
+        ds: s.ds,
+        fs: s.fs,
+        gs: s.gs,
+        tr: s.tr,
+        ldt: s.ldt,
+        gdt: s.gdt,
+        idt: s.idt,
+        cr0: s.cr0,
+        cr2: s.cr2,
+        cr3: s.cr3,
+        cr4: s.cr4,
+        cr8: s.cr8,
+        efer: s.efer,
+        apic_base: s.apic_base,
+        ..Default::default()
+    }
+}
+
+/// The newer structure.
+pub fn upgrade(sregs: &kvm_sregs) -> kvm_sregs2 {
+    let state = from_kvm(&kvm_regs::default(), sregs);
+    to_sregs2(&state, sregs.apic_base, None)
+}
+
+/// The page-directory pointers, where they are registers.
+pub fn pdptes(sregs: &kvm_sregs2) -> Option<[u64; 4]> {
+    let valid = sregs.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
+    valid.then_some(sregs.pdptrs)
 }
 
 fn to_segment(segment: &Segment) -> kvm_segment {

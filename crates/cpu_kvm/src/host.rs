@@ -41,6 +41,7 @@ const NEEDED: &[(Cap, &str, &str)] = &[
     (Cap::Xcrs, "KVM_GET_XCRS", "2.6.36"),
     (Cap::SignalMsi, "KVM_SIGNAL_MSI", "3.5"),
     (Cap::ReadonlyMem, "read-only memory slots", "3.7"),
+    (Cap::AdjustClock, "KVM_SET_CLOCK", "2.6.33"),
     (Cap::CheckExtensionVm, "KVM_CHECK_EXTENSION of a VM", "3.17"),
     (Cap::ImmediateExit, "immediate_exit", "4.13"),
 ];

@@ -32,6 +32,7 @@ pub mod probe;
 mod raw;
 mod report;
 mod run_page;
+mod saved;
 mod signal;
 mod slots;
 mod vcpu;

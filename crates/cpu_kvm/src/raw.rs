@@ -8,11 +8,15 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use kvm_bindings::{
-    KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, KVMIO, kvm_clear_dirty_log,
-    kvm_clear_dirty_log__bindgen_ty_1, kvm_ioeventfd, kvm_irqfd,
+    KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET,
+    KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_device_attr, kvm_ioeventfd,
+    kvm_irqfd, kvm_sregs2, kvm_xsave,
 };
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
-use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
+
+use crate::convert;
 
 /// `struct kvm_signal_mask` with the eight bytes that the kernel asks for on x86.
 #[repr(C)]
@@ -155,4 +159,71 @@ pub fn clear_dirty_log(
 pub fn reset_dirty_rings(vm: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: there is no argument.
     check(unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) }).map(drop)
+}
+
+ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
+ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+
+/// Reads segment, control and page-directory-pointer registers; without the last where the kernel is older
+/// than 5.14.
+pub fn get_sregs2(vcpu: &VcpuFd) -> io::Result<kvm_sregs2> {
+    let mut registers = kvm_sregs2::default();
+    // SAFETY: the kernel writes this structure.
+    match check(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_SREGS2(), &mut registers) }) {
+        Err(error) if is_unknown(&error) => Ok(convert::upgrade(&vcpu.get_sregs()?)),
+        result => result.map(|_| registers),
+    }
+}
+
+/// Writes them, the same way.
+pub fn set_sregs2(vcpu: &VcpuFd, registers: &kvm_sregs2) -> io::Result<()> {
+    // SAFETY: the kernel reads this structure.
+    match check(unsafe { ioctl_with_ref(vcpu, KVM_SET_SREGS2(), registers) }) {
+        Err(error) if is_unknown(&error) => vcpu
+            .set_sregs(&convert::downgrade(registers))
+            .map_err(Into::into),
+        result => result.map(drop),
+    }
+}
+
+/// The kernel knows no such call.
+fn is_unknown(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOTTY)
+}
+
+/// Reads the offset of a processor's time-stamp counter from the host's; `None` where the kernel is older
+/// than 5.16.
+pub fn tsc_offset(vcpu: &VcpuFd) -> io::Result<Option<u64>> {
+    let mut offset = 0u64;
+    let attribute = tsc_attribute(&raw mut offset);
+    // SAFETY: the kernel reads the structure and writes eight bytes at `addr`, which is `offset`.
+    match check(unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attribute) }) {
+        Err(error) if is_unknown(&error) || error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        result => result.map(|_| Some(offset)),
+    }
+}
+
+/// Sets it.
+pub fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> io::Result<()> {
+    let attribute = tsc_attribute(&raw mut offset);
+    // SAFETY: the kernel reads the structure, and eight bytes at `addr`, which is `offset`.
+    check(unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attribute) }).map(drop)
+}
+
+fn tsc_attribute(word: *mut u64) -> kvm_device_attr {
+    kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: word as u64,
+        ..Default::default()
+    }
+}
+
+/// Writes the XSAVE area.
+pub fn set_xsave(vcpu: &VcpuFd, area: &kvm_xsave) -> io::Result<()> {
+    // SAFETY: the kernel reads 4096 bytes, which the area has: no guest was granted larger state
+    // (`arch_prctl`), so it asks for no more.
+    unsafe { vcpu.set_xsave(area) }.map_err(Into::into)
 }

@@ -8,8 +8,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_EXIT_DIRTY_RING_FULL, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
-    KVM_SYSTEM_EVENT_SHUTDOWN,
+    KVM_EXIT_DIRTY_RING_FULL, KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_CRASH,
+    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_mp_state,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use umbra_cpu::{CpuError, Crash, Exit, Io, Kick, Served, Statistics, SystemEvent, Vcpu};
@@ -25,6 +25,7 @@ use crate::kick::{Requests, request};
 use crate::pen::{Pen, Place};
 use crate::raw;
 use crate::report::{self, InternalError};
+use crate::saved::Saver;
 use crate::signal;
 use crate::slots::Mirror;
 use crate::vm::failed;
@@ -60,6 +61,7 @@ pub(crate) struct KvmVcpu {
     pic: Option<Arc<Pic>>,
     /// The last access was served, and KVM has not completed it.
     unfinished: bool,
+    saver: Saver,
     stats: Stats,
 }
 
@@ -75,6 +77,7 @@ impl KvmVcpu {
         machine: Machine,
         requests: Arc<Requests>,
         pic: Option<Arc<Pic>>,
+        saver: Saver,
     ) -> Self {
         let place = machine.pen.add(requests.clone());
         Self {
@@ -84,6 +87,7 @@ impl KvmVcpu {
             place,
             pic,
             unfinished: false,
+            saver,
             stats: Stats::default(),
         }
     }
@@ -273,15 +277,22 @@ impl Vcpu for KvmVcpu {
             .map_err(failed("KVM_SET_SREGS"))?;
         self.fd
             .set_regs(&convert::to_regs(state))
-            .map_err(failed("KVM_SET_REGS"))
+            .map_err(failed("KVM_SET_REGS"))?;
+        let running = kvm_mp_state {
+            mp_state: KVM_MP_STATE_RUNNABLE,
+        };
+        self.fd
+            .set_mp_state(running)
+            .map_err(failed("KVM_SET_MP_STATE"))
     }
 
     fn save(&mut self) -> Result<VcpuState, CpuError> {
-        Err(no_whole_state())
+        debug_assert!(!self.unfinished, "a run ends with nothing half done");
+        self.saver.save(&self.fd)
     }
 
-    fn restore(&mut self, _: &VcpuState) -> Result<(), CpuError> {
-        Err(no_whole_state())
+    fn restore(&mut self, state: &VcpuState) -> Result<(), CpuError> {
+        self.saver.restore(&self.fd, state)
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {
@@ -299,13 +310,6 @@ impl Vcpu for KvmVcpu {
             ("ends of level interrupts", s.ends),
             ("full dirty rings", s.rings),
         ]
-    }
-}
-
-fn no_whole_state() -> CpuError {
-    CpuError::Unsupported {
-        backend: "KVM",
-        reason: "its state as a whole is not converted yet".into(),
     }
 }
 

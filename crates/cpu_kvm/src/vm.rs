@@ -4,7 +4,8 @@ use std::io;
 
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_EXIT_ON_EMULATION_FAILURE,
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_enable_cap,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_clock_data, kvm_enable_cap,
     kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use kvm_ioctls::{Cap, VmFd};
@@ -88,7 +89,19 @@ impl Vm {
         if raw_has(&vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE) {
             vm.enable(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)?;
         }
+        if raw_has(&vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT) {
+            vm.enable(KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1)?;
+        }
         Ok(vm)
+    }
+
+    /// Sets kvmclock, so that it reads what the machine's clock does.
+    pub fn set_clock(&self, nanoseconds: u64) -> Result<(), CpuError> {
+        let clock = kvm_clock_data {
+            clock: nanoseconds,
+            ..Default::default()
+        };
+        self.fd.set_clock(&clock).map_err(failed("KVM_SET_CLOCK"))
     }
 
     pub fn fd(&self) -> &VmFd {

@@ -34,12 +34,12 @@ pub fn make(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Result<Chos
         Backend::Soft => Ok(chosen(soft(spec, space, clock)?)),
         Backend::Kvm => {
             let host = Host::open(&spec.kvm.device)?;
-            Ok(chosen(kvm(spec, &host, space, clock)?))
+            Ok(chosen(kvm(spec, host, space, clock)?))
         }
         // What only the software processor has was asked for.
         Backend::Auto if spec.verify != Verify::Off => Ok(chosen(soft(spec, space, clock)?)),
         Backend::Auto => match fit(&spec.kvm.device) {
-            Ok(host) => Ok(chosen(kvm(spec, &host, space, clock)?)),
+            Ok(host) => Ok(chosen(kvm(spec, host, space, clock)?)),
             Err(reason) => {
                 tracing::info!(%reason, "the software processor is used");
                 Ok(Chosen {
@@ -74,7 +74,7 @@ fn fit(device: &Path) -> Result<Host, String> {
 
 fn kvm(
     spec: &Spec,
-    host: &Host,
+    host: Host,
     space: &Arc<AddressSpace>,
     clock: Clock,
 ) -> Result<Arc<dyn umbra_cpu::Backend>, BuildError> {
