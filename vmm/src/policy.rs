@@ -49,7 +49,7 @@ pub enum Event {
     Failed(RunError),
     /// A processor's thread has left its loop.
     Left,
-    /// The 8254 was programmed: its next event has changed.
+    /// What the driver waits for has changed: the 8254 was programmed, or output began to wait in the backend.
     Timer,
     /// Somebody wants all processors to stand still, and their registers. Where the machine is
     /// ending there is no answer: the sender is dropped.

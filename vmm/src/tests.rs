@@ -535,7 +535,12 @@ fn output_is_heard_although_the_guest_says_nothing_more(backend: Backend) {
 
 /// Between two bytes the guest turns the transmitter's interrupt on; later it is a polled one again.
 fn output_keeps_its_order_when_the_guest_begins_to_take_interrupts(backend: Backend) {
+    // mov dx, 0x3f8; mov ecx, 100; mov al, '.'; again: out dx, al; loop again
+    let many = [
+        0x66, 0xba, 0xf8, 0x03, 0xb9, 100, 0, 0, 0, 0xb0, b'.', 0xee, 0xe2, 0xfd,
+    ];
     let code = [
+        many.to_vec(),
         out(0x3f8, b'a'),
         out(0x3f8, b'b'),
         out(0x3f9, 2),
@@ -553,7 +558,8 @@ fn output_keeps_its_order_when_the_guest_begins_to_take_interrupts(backend: Back
     ];
     let bench = bench(backend, &code.concat());
     assert_eq!(bench.run(), Outcome::PowerOff);
-    assert_eq!(*bench.screen.0.lock(), b"abcde");
+    let wanted = [&[b'.'; 100][..], b"abcde"].concat();
+    assert_eq!(*bench.screen.0.lock(), wanted);
 }
 
 on_both_backends! {

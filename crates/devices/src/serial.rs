@@ -39,11 +39,14 @@ const OUT2: u8 = 1 << 3;
 /// driver that sends or initialises reads it once or twice and then does something else.
 const POLLS: u32 = 32;
 
+/// Bytes sent without an interrupt that mean "I send by polling".
+const SENT: u32 = 64;
+
 /// How many bytes of input wait for the guest.
 const QUEUE: usize = 4096;
 
 type SpaceListener = Box<dyn Fn() + Send + Sync>;
-type TransmitListener = Box<dyn FnOnce() + Send + Sync>;
+type OutputListener = Box<dyn FnOnce() + Send + Sync>;
 type Uart = vm_superio::Serial<Interrupt, NoEvents, Box<dyn Write + Send>>;
 
 /// The interrupt output as `vm-superio` drives it: a pulse an event.
@@ -64,7 +67,17 @@ struct Inner {
     polls: u32,
     lost: u64,
     on_space: SpaceListener,
-    on_transmit: Option<TransmitListener>,
+    polled: Option<Polled>,
+}
+
+/// Who hears how the guest sends.
+struct Polled {
+    /// Bytes that were sent without the transmitter's interrupt.
+    sent: u32,
+    /// Hears when they are many; then `None`.
+    begins: Option<OutputListener>,
+    /// Hears when the guest takes the interrupt after all.
+    ends: OutputListener,
 }
 
 /// A serial port.
@@ -93,7 +106,7 @@ impl Serial {
                 polls: 0,
                 lost: 0,
                 on_space: Box::new(|| {}),
-                on_transmit: None,
+                polled: None,
             }),
         }
     }
@@ -104,11 +117,20 @@ impl Serial {
         self.inner.lock().on_space = Box::new(listener);
     }
 
-    /// Sets what is called, once, before the guest first enables the interrupt of an empty
-    /// transmitter: until then nobody waits for what a write to the data register does. It is called
-    /// on a processor's thread with the port's lock held.
-    pub fn on_transmit_interrupt(&self, listener: impl FnOnce() + Send + Sync + 'static) {
-        self.inner.lock().on_transmit = Some(Box::new(listener));
+    /// Sets what is called, once each: when the guest has sent many bytes without the transmitter's
+    /// interrupt, so that nobody waits for what a write to the data register does; and before it
+    /// enables that interrupt after all. Both are called on a processor's thread with the port's lock
+    /// held.
+    pub fn on_polled_output(
+        &self,
+        begins: impl FnOnce() + Send + Sync + 'static,
+        ends: impl FnOnce() + Send + Sync + 'static,
+    ) {
+        self.inner.lock().polled = Some(Polled {
+            sent: 0,
+            begins: Some(Box::new(begins)),
+            ends: Box::new(ends),
+        });
     }
 
     /// Takes input for the guest; returns how many bytes there was room for. Never blocks.
@@ -177,14 +199,34 @@ impl Inner {
         value
     }
 
+    /// Notices how the guest sends.
+    fn watch_output(&mut self, register: u8, value: u8) {
+        match (register, &mut self.polled) {
+            (DATA, Some(polled)) => {
+                polled.sent = polled.sent.saturating_add(1);
+                if polled.sent == SENT
+                    && let Some(begins) = polled.begins.take()
+                {
+                    begins();
+                }
+            }
+            (INTERRUPT_ENABLE, polled) if value & TRANSMIT != 0 => {
+                // Who never heard of a beginning hears of no end.
+                if let Some(Polled {
+                    begins: None, ends, ..
+                }) = polled.take()
+                {
+                    ends();
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn write(&mut self, register: u8, value: u8) {
         self.polls = 0;
-        if register == INTERRUPT_ENABLE
-            && value & TRANSMIT != 0
-            && self.uart.read(LINE_CONTROL) & DIVISOR_ACCESS == 0
-            && let Some(listener) = self.on_transmit.take()
-        {
-            listener();
+        if self.polled.is_some() && self.uart.read(LINE_CONTROL) & DIVISOR_ACCESS == 0 {
+            self.watch_output(register, value);
         }
         if let Err(error) = self.uart.write(register, value) {
             self.lost += 1;

@@ -76,26 +76,41 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, Build
     Ok(serial)
 }
 
-/// Lets output wait in the backend as long as the guest sends without interrupts: half of the exits of
-/// a console that is polled. A guest that takes the interrupt waits for it after every few bytes, so
-/// from then on each is heard at once.
-pub fn coalesce(backend: &Arc<dyn Backend>, serial: &Serial) {
-    let Some(ports) = backend.coalesced_ports() else {
-        return;
-    };
-    if let Err(error) = ports.add(layout::SERIAL) {
-        tracing::debug!(%error, "serial output leaves the guest byte by byte");
+/// Lets output wait in the backend as long as the guest sends much and without interrupts: half of the
+/// exits of a console that is polled. A guest that takes the interrupt waits for it after every few bytes,
+/// so from then on each is heard at once. Not from the start: a machine whose bus in the kernel was ever
+/// changed takes some ten milliseconds longer to go. The driver, which collects what a guest that falls
+/// silent leaves behind, may be asleep without a time by then: it is woken.
+pub fn coalesce(backend: &Arc<dyn Backend>, serial: &Serial, to_driver: Sender<Event>) {
+    if backend.coalesced_ports().is_none() {
         return;
     }
     // Weak: the port is part of what the backend's processors use.
-    let backend = Arc::downgrade(backend);
-    serial.on_transmit_interrupt(move || {
-        if let Some(backend) = backend.upgrade()
-            && let Some(ports) = backend.coalesced_ports()
-        {
-            ports.remove(layout::SERIAL);
-        }
-    });
+    let (begins, ends) = (Arc::downgrade(backend), Arc::downgrade(backend));
+    serial.on_polled_output(
+        move || {
+            let backend = begins.upgrade();
+            let ports = backend.as_ref().and_then(|b| b.coalesced_ports());
+            match ports.map(|ports| ports.add(layout::SERIAL)) {
+                Some(Ok(())) => {
+                    // A driver that has gone has nothing to collect.
+                    let _ = to_driver.send(Event::Timer);
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "serial output leaves the guest byte by byte");
+                }
+                None => {}
+            }
+        },
+        move || {
+            let backend = ends.upgrade();
+            if let Some(ports) = backend.as_ref().and_then(|b| b.coalesced_ports())
+                && ports.is_active()
+            {
+                ports.remove(layout::SERIAL);
+            }
+        },
+    );
 }
 
 /// Adds what test kernels look for, where it is wanted.

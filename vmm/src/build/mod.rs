@@ -65,7 +65,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
     };
     let power = devices::listener(to_driver.clone());
     let serial = devices::add(parts, &power)?;
-    devices::coalesce(&backend, &serial);
+    devices::coalesce(&backend, &serial, to_driver.clone());
     devices::add_for_tests(&spec, &*backend, &bus, &ports, &power)?;
     if let Some(files) = &spec.fw_cfg {
         let line = &images.command_line;

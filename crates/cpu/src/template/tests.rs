@@ -1,3 +1,5 @@
+//! What templates may say, and what becomes of a table.
+
 use super::*;
 
 fn leaf(eax: u32, ebx: u32, ecx: u32, edx: u32) -> Leaf {
