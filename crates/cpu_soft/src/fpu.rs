@@ -23,8 +23,12 @@ pub mod mxcsr {
     pub const FLAGS: u32 = 0x3f;
     /// Invalid operation, denormal operand, division by zero: what operands alone raise.
     pub const OPERANDS: u32 = 7;
+    /// Overflow.
+    pub const OE: u32 = 1 << 3;
     /// Underflow.
     pub const UE: u32 = 1 << 4;
+    /// Loss of precision.
+    pub const PE: u32 = 1 << 5;
     /// Tiny results are flushed to zero.
     pub const FZ: u32 = 1 << 15;
 }

@@ -165,6 +165,8 @@ impl Drop for Area {
 pub struct Stubs {
     areas: Vec<Area>,
     known: FxHashMap<Vec<u8>, Stub>,
+    /// What the stub at an address is made of; only those that may raise SIMD exceptions.
+    floats: FxHashMap<usize, Instruction>,
     info: InstructionInfoFactory,
 }
 
@@ -175,6 +177,7 @@ impl Stubs {
         Ok(Self {
             areas: vec![Area::new()?],
             known,
+            floats: FxHashMap::default(),
             info: InstructionInfoFactory::new(),
         })
     }
@@ -187,8 +190,14 @@ impl Stubs {
     /// Drops all stubs. No decoded block may refer to one.
     pub fn clear(&mut self) {
         self.known.clear();
+        self.floats.clear();
         self.areas.truncate(1);
         self.areas.iter_mut().for_each(|a| a.used = 0);
+    }
+
+    /// The instruction of a stub that [`Plan::float`] is set for.
+    pub fn instruction(&self, stub: Stub) -> Option<&Instruction> {
+        self.floats.get(&(stub as usize))
     }
 
     /// Makes a stub for `insn`, or finds one.
@@ -201,6 +210,9 @@ impl Stubs {
             Some(stub) => *stub,
             None => self.add(code)?,
         };
+        if float {
+            self.floats.insert(stub as usize, shape.insn);
+        }
         let memory = if shape.memory.is_some() {
             insn.memory_size().size()
         } else {

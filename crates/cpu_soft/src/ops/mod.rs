@@ -14,6 +14,7 @@ pub mod mov;
 pub mod muldiv;
 pub mod shift;
 pub mod simd;
+mod simd_exceptions;
 pub mod stack;
 pub mod string;
 pub mod system;

@@ -3,7 +3,7 @@
 use umbra_mmu::AccessKind::{Read, Write};
 use umbra_x86::{Exception, vector};
 
-use super::ok;
+use super::{ok, simd_exceptions};
 use crate::cpu::{Cpu, Trap};
 use crate::fpu::{FxArea, MXCSR_DEFAULT, MXCSR_MASK, mxcsr};
 use crate::native::{Frame, Plan, Stub, Unit};
@@ -211,11 +211,10 @@ fn finish(cpu: &mut Cpu, op: &Op, frame: &Frame) {
 }
 
 /// [`float_call`] where some exceptions are not masked: the stub runs with all masked, and what it
-/// leaves in MXCSR tells what would have been raised (SDM vol. 1, 11.5.2 and 11.5.3).
+/// leaves in MXCSR tells whether anything is raised (SDM vol. 1, 11.5.2 and 11.5.3).
 ///
 /// An underflow that is not masked needs no loss of precision, and knows no flushing to zero
-/// (10.2.3.3). Flushing reports just that: each tiny result. How precise it was, a second call
-/// without it tells.
+/// (10.2.3.3). Flushing reports just that: each tiny result.
 #[cold]
 fn float_call_unmasked(
     cpu: &mut Cpu,
@@ -225,34 +224,30 @@ fn float_call_unmasked(
 ) -> Result<(), Trap> {
     let mxcsr = cpu.fx.mxcsr();
     let (fx, regs) = (FxArea::clone(&cpu.fx), cpu.regs.clone());
-    let underflow = unmasked & mxcsr::UE != 0;
-    let flushing = if underflow {
+    let mut operand = [0; 16];
+    operand.copy_from_slice(&memory.0[..16]);
+    let flushing = if unmasked & mxcsr::UE != 0 {
         mxcsr::FZ
     } else {
-        mxcsr & mxcsr::FZ
+        0
     };
-    let mut first = frame(cpu, mxcsr | flushing);
-    cpu.call(stub_of(op), memory, &mut first);
-    let mut raised = first.mxcsr & mxcsr::FLAGS;
+    let mut frame = frame(cpu, mxcsr | flushing);
+    let control = frame.mxcsr;
+    cpu.call(stub_of(op), memory, &mut frame);
+    let mut raised = frame.mxcsr & mxcsr::FLAGS;
     if raised & unmasked == 0 {
         cpu.fx.set_mxcsr(mxcsr | raised);
-        finish(cpu, op, &first);
+        finish(cpu, op, &frame);
         return Ok(());
     }
     // The destination keeps its value, the flags say why.
-    *cpu.fx = fx.clone();
-    cpu.regs = regs.clone();
-    if underflow && raised & mxcsr::UE != 0 {
-        let mut again = frame(cpu, mxcsr & !mxcsr::FZ);
-        cpu.call(stub_of(op), memory, &mut again);
-        *cpu.fx = fx;
-        cpu.regs = regs;
-        raised = again.mxcsr & mxcsr::FLAGS | mxcsr::UE;
-    }
-    if raised & unmasked & mxcsr::OPERANDS != 0 {
-        // Found before anything is computed.
-        raised &= mxcsr::OPERANDS;
-    }
+    *cpu.fx = fx;
+    cpu.regs = regs;
+    let exact = |insn| simd_exceptions::raised(insn, &cpu.fx, &operand, control, unmasked);
+    raised = match cpu.stubs.instruction(stub_of(op)).and_then(exact) {
+        Some(exact) => exact,
+        None => simd_exceptions::of_one_step(raised, unmasked),
+    };
     cpu.fx.set_mxcsr(mxcsr | raised);
     let vector = if cpu.cr4 & umbra_x86::cr4::OSXMMEXCPT != 0 {
         vector::XM
