@@ -104,7 +104,7 @@ pub enum HostError {
     )]
     CreateVm(#[source] io::Error),
     /// It works, but not for stock systems.
-    #[error("{0}")]
+    #[error(transparent)]
     Unfit(#[from] crate::probe::Unfit),
 }
 

@@ -44,6 +44,9 @@ fn out(port: u16, value: u8) -> Vec<u8> {
 fn run(kernel: &Path, more: &[&str], input: &[u8]) -> Output {
     let mut arguments = vec![
         "run",
+        // The other one says why it was not taken.
+        "--backend",
+        "soft",
         "--memory",
         "16M",
         "--kernel",
@@ -69,6 +72,29 @@ fn the_status_says_how_the_guest_ended() {
             "{output:?}"
         );
     }
+}
+
+/// Which of the two this host has depends on the host: nothing is said, or why not, once.
+#[test]
+fn what_is_not_used_is_told_on_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = guest(&dir, &out(0x600, 0x34));
+    let arguments = [
+        "run",
+        "--memory",
+        "16M",
+        "--kernel",
+        kernel.to_str().unwrap(),
+    ];
+    let output = umbra(&arguments, b"");
+    assert_eq!(output.status.code(), Some(0));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.lines().count() <= 1, "{told}");
+    let mut sentences: Vec<&str> = told.split(": ").map(str::trim).collect();
+    let count = sentences.len();
+    sentences.sort_unstable();
+    sentences.dedup();
+    assert_eq!(sentences.len(), count, "{told}");
 }
 
 #[test]
