@@ -2,7 +2,8 @@
 //!
 //! The ring is one a machine, and every processor's descriptor maps it. Whoever has left the guest
 //! empties it before anything else is done, under one lock, so that devices hear all accesses in the
-//! order in which they were made.
+//! order in which they were made. An entry stays in the ring until its device has heard it: whoever finds
+//! the ring empty may go on, and everything that was made before has arrived.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -28,10 +29,11 @@ const COUNT: u32 = ((PAGE - ENTRIES) / size_of::<kvm_coalesced_mmio>()) as u32;
 /// The mapped ring: `struct kvm_coalesced_mmio_ring`.
 struct Ring {
     start: NonNull<u8>,
+    taking: Mutex<()>,
 }
 
-// SAFETY: the indices are atomics; entries are read under the lock of `Coalesced` only, between the
-// indices, where the kernel does not write.
+// SAFETY: the indices are atomics; entries are read under the lock only, between the indices, where the
+// kernel does not write.
 unsafe impl Send for Ring {}
 // SAFETY: the same.
 unsafe impl Sync for Ring {}
@@ -51,7 +53,10 @@ impl Ring {
             )?
         };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { start })
+        Ok(Self {
+            start,
+            taking: Mutex::new(()),
+        })
     }
 
     /// Index of the first entry that was not read, and of the one behind the last.
@@ -64,8 +69,8 @@ impl Ring {
         self.index(0).load(Ordering::Relaxed) == self.index(1).load(Ordering::Acquire)
     }
 
-    /// Takes the next entry. The caller is the only one who takes.
-    fn take(&self) -> Option<kvm_coalesced_mmio> {
+    /// The next entry, which stays where it is. The caller is the only one who takes.
+    fn peek(&self) -> Option<kvm_coalesced_mmio> {
         if self.is_empty() {
             return None;
         }
@@ -80,8 +85,27 @@ impl Ring {
                 .cast::<kvm_coalesced_mmio>()
                 .read()
         };
-        self.index(0).store((first + 1) % COUNT, Ordering::Release);
         Some(entry)
+    }
+
+    /// Takes the entry that was looked at.
+    fn advance(&self) {
+        let first = self.index(0).load(Ordering::Relaxed) % COUNT;
+        self.index(0).store((first + 1) % COUNT, Ordering::Release);
+    }
+
+    /// Lets devices hear of all that waits.
+    fn drain(&self, io: &dyn Io) {
+        if self.is_empty() {
+            return;
+        }
+        let _only = self.taking.lock();
+        while let Some(entry) = self.peek() {
+            let len = (entry.len as usize).min(entry.data.len());
+            // Only ports are registered.
+            io.port_write(entry.phys_addr as u16, &entry.data[..len]);
+            self.advance();
+        }
     }
 }
 
@@ -96,7 +120,6 @@ impl Drop for Ring {
 pub(crate) struct Coalesced {
     vm: Arc<Vm>,
     ring: OnceLock<(Ring, Arc<Requests>)>,
-    taking: Mutex<()>,
     ports: AtomicUsize,
 }
 
@@ -105,7 +128,6 @@ impl Coalesced {
         Self {
             vm,
             ring: OnceLock::new(),
-            taking: Mutex::new(()),
             ports: AtomicUsize::new(0),
         }
     }
@@ -125,17 +147,8 @@ impl Coalesced {
 
     /// Lets devices hear of all writes that wait. One load where there are none.
     pub fn drain(&self, io: &dyn Io) {
-        let Some((ring, _)) = self.ring.get() else {
-            return;
-        };
-        if ring.is_empty() {
-            return;
-        }
-        let _only = self.taking.lock();
-        while let Some(entry) = ring.take() {
-            let len = (entry.len as usize).min(entry.data.len());
-            // Only ports are registered.
-            io.port_write(entry.phys_addr as u16, &entry.data[..len]);
+        if let Some((ring, _)) = self.ring.get() {
+            ring.drain(io);
         }
     }
 }
@@ -166,5 +179,85 @@ impl CoalescedPorts for Coalesced {
         {
             requests.ask(request::LOOK);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use umbra_cpu::Served;
+    use umbra_slots::Gpa;
+
+    use super::*;
+
+    /// A ring in a file, with writes of one byte to port 0x3f8 in it.
+    fn ring(bytes: &[u8]) -> Ring {
+        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+        let pages = u64::from(KVM_COALESCED_MMIO_PAGE_OFFSET) + 1;
+        let file = memfd_create("ring", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, pages * PAGE as u64).unwrap();
+        let start = (pages - 1) * PAGE as u64;
+        rustix::io::pwrite(&file, &(bytes.len() as u32).to_le_bytes(), start + 4).unwrap();
+        for (i, byte) in bytes.iter().enumerate() {
+            // Address, length, whether it is a port, eight bytes of data.
+            let entry = [
+                &0x3f8u64.to_le_bytes()[..],
+                &[1, 0, 0, 0, 1, 0, 0, 0, *byte],
+            ]
+            .concat();
+            let at = ENTRIES + i * size_of::<kvm_coalesced_mmio>();
+            rustix::io::pwrite(&file, &entry, start + at as u64).unwrap();
+        }
+        Ring::map(&file).unwrap()
+    }
+
+    /// Hears writes, and how many were in the ring meanwhile.
+    struct Ear<'a> {
+        ring: &'a Ring,
+        heard: Mutex<Vec<(u16, u8, bool)>>,
+    }
+
+    impl Io for Ear<'_> {
+        fn port_read(&self, _: u16, _: &mut [u8]) {}
+
+        fn port_write(&self, port: u16, data: &[u8]) {
+            let heard = (port, data[0], self.ring.is_empty());
+            self.heard.lock().push(heard);
+        }
+
+        fn mmio_read(&self, _: Gpa, _: &mut [u8]) -> Served {
+            Served::Done
+        }
+
+        fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
+            Served::Done
+        }
+    }
+
+    #[test]
+    fn the_ring_is_empty_only_when_devices_have_heard_all() {
+        let ring = ring(b"ab");
+        let ear = Ear {
+            ring: &ring,
+            heard: Mutex::default(),
+        };
+        ring.drain(&ear);
+        assert!(ring.is_empty());
+        // Another processor may find the ring empty, and go on to the same port.
+        let wanted = [(0x3f8, b'a', false), (0x3f8, b'b', false)];
+        assert_eq!(*ear.heard.lock(), wanted);
+    }
+
+    #[test]
+    fn the_indices_go_round() {
+        let ring = ring(&[b'x'; COUNT as usize]);
+        ring.index(0).store(COUNT - 2, Ordering::Relaxed);
+        ring.index(1).store(1, Ordering::Relaxed);
+        let ear = Ear {
+            ring: &ring,
+            heard: Mutex::default(),
+        };
+        ring.drain(&ear);
+        assert_eq!(ear.heard.lock().len(), 3);
+        assert_eq!(ring.index(0).load(Ordering::Relaxed), 1);
     }
 }
