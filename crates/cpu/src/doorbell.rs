@@ -24,7 +24,9 @@ pub trait Doorbells: Send + Sync {
     /// Lets `event` be signalled by writes to the window `id` that match.
     ///
     /// # Errors
-    /// If such a doorbell is there already, or the host refuses; nothing has changed then.
+    /// If such a doorbell is there already, it does not lie in its window, or the host refuses; nothing
+    /// has changed then. A window that is not in the map yet, or comes back smaller, leaves a doorbell
+    /// that does not fit silent.
     fn add(&self, id: IoId, doorbell: Doorbell, event: BorrowedFd<'_>)
     -> Result<(), DoorbellError>;
 
@@ -52,6 +54,21 @@ pub enum DoorbellError {
     Width {
         /// What was asked for.
         len: u32,
+    },
+    /// It would ring for somebody else.
+    #[error(
+        "a doorbell of {len} bytes at offset {offset:#x} does not lie in window {id} of {window:#x} bytes",
+        id = id.0
+    )]
+    Outside {
+        /// The window.
+        id: IoId,
+        /// Where in it.
+        offset: u64,
+        /// Width.
+        len: u32,
+        /// Size of the window in bytes.
+        window: u64,
     },
     /// The host refused.
     #[error("the host refused a doorbell at offset {offset:#x} of window {id}", id = id.0)]

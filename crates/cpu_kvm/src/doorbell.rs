@@ -8,13 +8,12 @@
 //! **Locks**: the map's writer lock comes before the registry's.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use umbra_cpu::{Doorbell, DoorbellError, Doorbells};
-use umbra_slots::{AddressSpace, Backing, Change, IoId, Snapshot};
+use umbra_slots::{AddressSpace, Backing, Change, GpaRange, IoId, Snapshot};
 
 use crate::raw::{self, IoEvent};
 use crate::vm::Vm;
@@ -47,7 +46,7 @@ impl Registry {
             return;
         }
         for (id, bells) in bells.iter_mut() {
-            if start(&change.old, *id) != start(&change.new, *id) {
+            if window(&change.old, *id) != window(&change.new, *id) {
                 bells.iter_mut().for_each(|bell| self.silence(bell));
             }
         }
@@ -57,26 +56,40 @@ impl Registry {
     pub fn after(&self, change: &Change) {
         let mut bells = self.bells.lock();
         for (id, bells) in bells.iter_mut() {
-            let Some(base) = start(&change.new, *id) else {
+            let Some(window) = window(&change.new, *id) else {
                 continue;
             };
             for bell in bells.iter_mut().filter(|bell| bell.at.is_none()) {
-                if let Err(error) = self.arm(bell, base) {
+                if let Err(error) = self.arm(bell, *id, window) {
                     // The device gets these writes itself: slower, and not wrong.
-                    tracing::warn!(window = id.0, %error, "a doorbell is not in the kernel");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a doorbell is not in the kernel"
+                    );
                 }
             }
         }
     }
 
-    fn arm(&self, bell: &mut Bell, base: u64) -> io::Result<()> {
+    fn arm(&self, bell: &mut Bell, id: IoId, window: GpaRange) -> Result<(), DoorbellError> {
         let Doorbell { offset, len, value } = bell.doorbell;
+        let end = offset.checked_add(len.max(1).into());
+        if end.is_none_or(|end| end > window.len()) {
+            let window = window.len();
+            return Err(DoorbellError::Outside {
+                id,
+                offset,
+                len,
+                window,
+            });
+        }
         let at = IoEvent {
-            address: base + offset,
+            address: window.start().0 + offset,
             len,
             value,
         };
-        raw::io_event(self.vm.fd(), at, bell.event.as_raw_fd(), true)?;
+        raw::io_event(self.vm.fd(), at, bell.event.as_raw_fd(), true)
+            .map_err(|source| DoorbellError::Host { id, offset, source })?;
         bell.at = Some(at);
         Ok(())
     }
@@ -90,11 +103,11 @@ impl Registry {
     }
 }
 
-/// Where a window begins.
-fn start(map: &Snapshot, id: IoId) -> Option<u64> {
+/// Where a window is.
+fn window(map: &Snapshot, id: IoId) -> Option<GpaRange> {
     let is = |backing: &Backing| matches!(backing, Backing::Io(other) if *other == id);
     let slot = map.slots().iter().find(|slot| is(slot.backing()))?;
-    Some(slot.range().start().0)
+    Some(slot.range())
 }
 
 /// The registry, and the map that says where windows are.
@@ -131,8 +144,8 @@ impl Doorbells for KvmDoorbells {
             event,
             at: None,
         };
-        if let Some(base) = start(&map, id) {
-            self.registry.arm(&mut bell, base).map_err(host)?;
+        if let Some(window) = window(&map, id) {
+            self.registry.arm(&mut bell, id, window)?;
         }
         list.push(bell);
         Ok(())

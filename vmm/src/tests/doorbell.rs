@@ -69,6 +69,15 @@ impl DeviceMmio for Device {
     }
 }
 
+/// A device of which only the place matters.
+struct Nobody;
+
+impl DeviceMmio for Nobody {
+    fn mmio_read(&self, _: MmioAddress, _: MmioAddressOffset, _: &mut [u8]) {}
+
+    fn mmio_write(&self, _: MmioAddress, _: MmioAddressOffset, _: &[u8]) {}
+}
+
 /// `mov eax, [at]`.
 fn load(at: u32) -> Vec<u8> {
     [&[0xa1][..], &at.to_le_bytes()].concat()
@@ -267,6 +276,18 @@ mod in_the_kernel {
             let wide = Doorbell { len: 3, ..bell() };
             let refused = doorbells.add(id, wide, event.as_fd()).unwrap_err();
             assert!(refused.to_string().contains("not 3"), "{refused}");
+            let range = GpaRange::new(Gpa(HERE.into()), 0x10).unwrap();
+            let small = machine.bus().insert(range, Arc::new(Nobody)).unwrap();
+            for offset in [0xd, 0x10, u64::MAX] {
+                let outside = Doorbell { offset, ..bell() };
+                let refused = doorbells.add(small, outside, event.as_fd());
+                assert!(matches!(refused, Err(DoorbellError::Outside { .. })));
+            }
+            let last = Doorbell {
+                offset: 0xc,
+                ..bell()
+            };
+            doorbells.add(small, last, event.as_fd()).unwrap();
             for round in 0..2 {
                 match round {
                     0 => doorbells.remove(id, bell()),
