@@ -12,7 +12,7 @@ use umbra_devices::virtio::Rng;
 use umbra_slots::{
     AddressSpace, DmaSpace, Flags, Gpa, GpaRange, HugePages, Options, RamOptions, RamRegion,
 };
-use umbra_virtio::MmioTransport;
+use umbra_virtio::{MmioTransport, Transport};
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
 use umbra_x86::{cr0, cr4, efer, rflags};
 

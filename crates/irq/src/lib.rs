@@ -4,7 +4,7 @@
 //! processor is behind it. This crate must not know any of them either.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_device::{DeviceMmio, DevicePio};
 
@@ -45,6 +45,57 @@ impl Line for Unconnected {
     fn set(&self, _high: bool) {}
 }
 
+/// A level-triggered line that several devices drive: high while any of them holds it so.
+pub struct SharedLine {
+    line: Arc<dyn Line>,
+    /// How many hold it high. Held while the line is set, so that its level is that of the last change.
+    high: Mutex<u32>,
+}
+
+impl SharedLine {
+    /// Shares a line, which nobody else may drive from now on.
+    pub fn new(line: Arc<dyn Line>) -> Arc<Self> {
+        Arc::new(Self {
+            line,
+            high: Mutex::new(0),
+        })
+    }
+
+    /// Returns one more end, for one more device. Lets go of the line when it is dropped.
+    pub fn end(self: &Arc<Self>) -> Arc<dyn Line> {
+        Arc::new(SharedEnd {
+            shared: self.clone(),
+            high: Mutex::new(false),
+        })
+    }
+
+    fn change(&self, to_high: bool) {
+        let mut high = self.high.lock().unwrap_or_else(PoisonError::into_inner);
+        *high = if to_high { *high + 1 } else { *high - 1 };
+        self.line.set(*high != 0);
+    }
+}
+
+struct SharedEnd {
+    shared: Arc<SharedLine>,
+    high: Mutex<bool>,
+}
+
+impl Line for SharedEnd {
+    fn set(&self, high: bool) {
+        let mut was = self.high.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *was, high) != high {
+            self.shared.change(high);
+        }
+    }
+}
+
+impl Drop for SharedEnd {
+    fn drop(&mut self) {
+        self.set(false);
+    }
+}
+
 /// A chip with numbered inputs.
 pub trait Chip: Send + Sync {
     /// Returns input `number`, or `None` where the chip has no such input.
@@ -71,4 +122,41 @@ pub enum Controller {
         /// The device.
         device: Arc<dyn DevicePio + Send + Sync>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[derive(Default)]
+    struct Level(AtomicBool);
+
+    impl Line for Level {
+        fn set(&self, high: bool) {
+            self.0.store(high, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_shared_line_is_high_while_any_end_is() {
+        let level = Arc::new(Level::default());
+        let shared = SharedLine::new(level.clone());
+        let (a, b) = (shared.end(), shared.end());
+        let table = [
+            (&a, true, true),
+            (&b, true, true),
+            (&a, false, true),
+            (&a, false, true),
+            (&b, true, true),
+            (&b, false, false),
+            (&a, true, true),
+        ];
+        for (end, high, expected) in table {
+            end.set(high);
+            assert_eq!(level.0.load(Ordering::Relaxed), expected);
+        }
+        drop(a);
+        assert!(!level.0.load(Ordering::Relaxed), "who is gone asks nothing");
+    }
 }

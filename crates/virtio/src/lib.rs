@@ -48,6 +48,7 @@ mod session;
 mod status;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod transport;
 mod worker;
 
 pub use device::{ActivateError, Activation, Device, read_config};
@@ -58,4 +59,5 @@ pub use mmio::MmioTransport;
 pub use queue::{Chain, ChainReader, ChainWriter, Notifications, Queue, QueueError, Served};
 pub use queue_worker::{Fault, Handler, Next, QueueWorker};
 pub use status::Status;
+pub use transport::Transport;
 pub use worker::Worker;

@@ -48,6 +48,8 @@ pub(crate) struct Session {
     /// What notifications signal, by queue; none but while the device is active.
     events: Vec<Option<Arc<Event>>>,
     active: bool,
+    /// The queues of a device that was active and stands still.
+    held: Option<Vec<Queue>>,
 }
 
 impl Session {
@@ -67,6 +69,7 @@ impl Session {
             events: vec![None; queues.len()],
             queues,
             active: false,
+            held: None,
         }
     }
 
@@ -185,6 +188,10 @@ impl Session {
     }
 
     fn run(&mut self, queues: Vec<Queue>) -> Result<(), ActivateError> {
+        if self.interrupt.is_reset_needed() {
+            // Then it does nothing else.
+            return Ok(());
+        }
         self.device.activate(Activation {
             features: self.accepted,
             queues,
@@ -202,8 +209,25 @@ impl Session {
         self.device.deactivate()
     }
 
+    /// Makes an active device stand still.
+    pub fn pause(&mut self) {
+        if self.active {
+            self.held = Some(self.halt());
+        }
+    }
+
+    /// Lets it go on from where it was.
+    pub fn resume(&mut self) {
+        if let Some(queues) = self.held.take()
+            && let Err(error) = self.run(queues)
+        {
+            self.lost(&error);
+        }
+    }
+
     /// Makes everything as it was at the beginning. When this returns the device has stopped.
     pub fn reset(&mut self) {
+        self.held = None;
         drop(self.halt());
         self.device.reset();
         self.interrupt.clear();
@@ -256,6 +280,10 @@ impl Session {
             return;
         };
         let was = std::mem::take(&mut setup.ready);
+        if let Some(held) = &mut self.held {
+            self.events[index as usize] = None;
+            held.retain(|queue| u32::from(queue.index()) != index);
+        }
         if was && self.active {
             self.events[index as usize] = None;
             let mut left = self.halt();

@@ -13,7 +13,7 @@
 //! **Hand-over.** The bus names a window when the transport is put there, and a doorbell belongs to a
 //! window. So the machine makes the transport, inserts it, and then [attaches](MmioTransport::attach)
 //! it; until then, and without doorbells, notifications come through the register. To take a device
-//! out: remove it from the bus, wait, then [`MmioTransport::shut_down`] or drop it.
+//! out: remove it from the bus, wait, then [`shut_down`](Transport::shut_down) or drop it.
 
 mod bells;
 mod pin;
@@ -29,7 +29,7 @@ use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
 use crate::session::{Part, Session, Step};
-use crate::{Device, Interrupt};
+use crate::{Device, Interrupt, Transport};
 use bells::Bells;
 use pin::Pin;
 use registers::{CONFIG, Half, MAGIC, Register, VENDOR, VERSION};
@@ -78,14 +78,6 @@ impl MmioTransport {
         let mut bells = Bells::new(id, doorbells);
         bells.hang(state.session.events());
         state.bells = Some(bells);
-    }
-
-    /// Resets the device, and takes its doorbells away. When this returns it works no more.
-    pub fn shut_down(&self) {
-        let mut state = self.state.lock();
-        state.bells = None;
-        state.session.reset();
-        self.pin.clear();
     }
 
     fn read(&self, register: Register) -> u32 {
@@ -190,6 +182,27 @@ impl State {
             1 => self.session.set_queue_ready(self.queue_select, true),
             _ => {}
         }
+    }
+}
+
+impl Transport for MmioTransport {
+    fn device_id(&self) -> u32 {
+        self.state.lock().session.device().id()
+    }
+
+    fn pause(&self) {
+        self.state.lock().session.pause();
+    }
+
+    fn resume(&self) {
+        self.state.lock().session.resume();
+    }
+
+    fn shut_down(&self) {
+        let mut state = self.state.lock();
+        state.bells = None;
+        state.session.reset();
+        self.pin.clear();
     }
 }
 

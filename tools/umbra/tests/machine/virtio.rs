@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use umbra_devices::virtio::Rng;
 use umbra_slots::{DmaSpace, Gpa, GpaRange};
-use umbra_virtio::MmioTransport;
+use umbra_virtio::{MmioTransport, Transport};
 use umbra_vmm::{Backend, Console, Machine, Outcome, Plan, Spec};
 
 use crate::support::backend::on_each_backend;

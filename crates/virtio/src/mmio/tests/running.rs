@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use umbra_slots::IoId;
 
 use super::echo::echo;
-use crate::Features;
 use crate::testing::{Bells, Driver, INDIRECT, NEXT, RINGS, WRITE};
+use crate::{Features, Transport};
 
 const FROM: u64 = 0x2000;
 const TO: u64 = 0x3000;
@@ -274,4 +274,52 @@ fn a_worker_that_panics_asks_for_a_reset_and_can_be_reset() {
     driver.start(Features::NONE);
     driver.offer(0);
     driver.wait(|d| d.used_in(0) == 1);
+}
+
+#[test]
+fn a_device_that_is_paused_stands_still_and_then_goes_on() {
+    let (mut driver, _) = echo();
+    driver.start(Features::NONE);
+    for round in 0..20u16 {
+        driver.memory.put(FROM, &round.to_le_bytes());
+        copy(&driver, 2);
+        driver.transport.pause();
+        driver.offer(0);
+        assert_eq!(driver.used_in(0), round);
+        driver.transport.resume();
+        driver.wait(|d| d.used_in(0) == round + 1);
+        assert_eq!(driver.memory.get_u16(TO), round);
+    }
+    driver.transport.resume();
+    assert_eq!(driver.status(), 15, "it went on already");
+}
+
+#[test]
+fn a_device_that_needs_a_reset_does_not_go_on_by_a_pause() {
+    let (mut driver, _) = echo();
+    driver.start(Features::NONE);
+    driver.describe(0, (FROM, 4, NEXT, 0));
+    driver.offer(0);
+    driver.wait(Driver::needs_reset);
+    driver.transport.pause();
+    driver.transport.resume();
+    copy(&driver, 4);
+    driver.offer(0);
+    driver.transport.pause();
+    assert_eq!(driver.used_in(0), 0);
+    assert!(driver.needs_reset());
+}
+
+#[test]
+fn a_reset_during_a_pause_is_one() {
+    let (mut driver, _) = echo();
+    driver.start(Features::NONE);
+    driver.transport.pause();
+    driver.write(0x70, 0);
+    driver.transport.resume();
+    assert_eq!(driver.status(), 0);
+    copy(&driver, 4);
+    driver.offer(0);
+    driver.transport.pause();
+    assert_eq!(driver.used_in(0), 0);
 }
