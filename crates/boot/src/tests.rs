@@ -27,6 +27,7 @@ fn platform() -> Platform {
         ioapic: 0xfec0_0000,
         serial: None,
         cmos: None,
+        virtio_mmio: Vec::new(),
         sleep_control: 0x600,
         timer: 0x608,
         reset: (0x602, 1),

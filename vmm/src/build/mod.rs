@@ -116,6 +116,7 @@ fn platform(spec: &Spec) -> Platform {
         ioapic: layout::IOAPIC,
         serial: Some((layout::SERIAL, layout::SERIAL_INTERRUPT)),
         cmos: Some(layout::CMOS),
+        virtio_mmio: Vec::new(),
         sleep_control: layout::POWER + Power::SLEEP_CONTROL,
         timer: layout::POWER + Power::TIMER,
         reset: (layout::POWER + Power::RESET, Power::RESET_VALUE),

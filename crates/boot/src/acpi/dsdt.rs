@@ -2,11 +2,12 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate,
+    ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{OEM, OEM_REVISION, OEM_TABLE, Platform};
+use super::{OEM, OEM_REVISION, OEM_TABLE, Platform, VirtioMmio};
 
 /// What the guest writes into the sleep control register to power off (SLP_TYPx).
 pub const SLEEP_TYPE_OFF: u8 = 5;
@@ -22,6 +23,9 @@ pub fn table(platform: &Platform) -> Sdt {
     }
     if let Some(port) = platform.cmos {
         clock(port, &mut code);
+    }
+    for (number, device) in (0..).zip(&platform.virtio_mmio) {
+        virtio(number, device, &mut code);
     }
     let mut table = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&code);
@@ -52,6 +56,26 @@ fn clock(port: u16, code: &mut Vec<u8>) {
         Path::new("_SB_.RTC0"),
         vec![
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0B00")),
+            &Name::new(Path::new("_CRS"), &resources),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// A virtio device behind memory: `LNRO0005` is what Linux and others know it by. The device sees
+/// memory as processors do (_CCA).
+fn virtio(number: u32, device: &VirtioMmio, code: &mut Vec<u8>) {
+    let memory = Memory32Fixed::new(true, device.address, device.len);
+    let interrupt = Interrupt::new(true, false, false, true, device.interrupt);
+    let resources = ResourceTemplate::new(vec![&memory, &interrupt]);
+    // A name has four characters.
+    let name = format!("_SB_.V{:03X}", number & 0xfff);
+    Device::new(
+        Path::new(&name),
+        vec![
+            &Name::new(Path::new("_HID"), &"LNRO0005"),
+            &Name::new(Path::new("_UID"), &number),
+            &Name::new(Path::new("_CCA"), &ONE),
             &Name::new(Path::new("_CRS"), &resources),
         ],
     )

@@ -36,12 +36,26 @@ pub struct Platform {
     pub serial: Option<(u16, u32)>,
     /// Index port of a CMOS clock; its data port is the next one.
     pub cmos: Option<u16>,
+    /// Virtio devices behind memory.
+    pub virtio_mmio: Vec<VirtioMmio>,
     /// Port of the sleep control register; the sleep status register is the next one.
     pub sleep_control: u16,
     /// First of the four ports of the power-management timer.
     pub timer: u16,
     /// Port of the reset register, and the value that resets.
     pub reset: (u16, u8),
+}
+
+/// Where the registers of a virtio device are (virtio 1.3, 4.2), and its interrupt, which is
+/// level-triggered, active-high, and may be shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioMmio {
+    /// First address.
+    pub address: u32,
+    /// Number of bytes.
+    pub len: u32,
+    /// Interrupt.
+    pub interrupt: u32,
 }
 
 /// Bytes of the RSDP, and the room that it takes before the first table.
@@ -156,6 +170,11 @@ pub mod tests {
             ioapic: 0xfec0_0000,
             serial: Some((0x3f8, 4)),
             cmos: Some(0x70),
+            virtio_mmio: vec![VirtioMmio {
+                address: 0xfeb1_2000,
+                len: 0x1000,
+                interrupt: 0x13,
+            }],
             sleep_control: 0x600,
             timer: 0x608,
             reset: (0x602, 1),
@@ -250,6 +269,18 @@ pub mod tests {
         assert_eq!(&fadt[116..129], &[1, 8, 0, 1, 2, 6, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(&fadt[244..256], &[1, 8, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&fadt[256..268], &[1, 8, 0, 1, 1, 6, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_dsdt_says_where_virtio_devices_are() {
+        let dsdt = table(1, "DSDT");
+        let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|w| w == bytes);
+        assert!(has(b"_SB_V000") && has(b"LNRO0005\0"));
+        // A fixed range, writable (ACPI 6.5, 6.4.3.4), and an interrupt: consumer, level, high, shared
+        // (6.4.3.6).
+        assert!(has(&[
+            0x86, 9, 0, 1, 0, 0x20, 0xb1, 0xfe, 0, 0x10, 0, 0, 0x89, 6, 0, 0b1001, 1, 0x13, 0, 0, 0
+        ]));
     }
 
     #[test]
