@@ -12,6 +12,7 @@ use umbra_clock::{Clock, Timer};
 use umbra_cpu::Backend;
 use umbra_x86::state::CpuState;
 
+use crate::build::Attached;
 use crate::error::RunError;
 use crate::policy::{Action, Event, Outcome, Paused, State, decide};
 use crate::vcpu::VcpuThread;
@@ -36,6 +37,7 @@ pub struct Driver<'a> {
     pub timer: Option<Arc<dyn Timer>>,
     pub backend: &'a dyn Backend,
     pub processors: &'a [VcpuThread],
+    pub virtio: &'a [Attached],
 }
 
 impl Driver<'_> {
@@ -52,7 +54,7 @@ impl Driver<'_> {
                     // Somebody who no longer waits resumes nothing either: that is their affair.
                     let _ = reply.send(Paused { states, already });
                 }
-                Action::Resume => self.processors.iter().for_each(VcpuThread::go_on),
+                Action::Resume => self.go_on(),
                 Action::Kick => {
                     kick();
                     let State::Ending(result) = next else {
@@ -65,12 +67,24 @@ impl Driver<'_> {
         }
     }
 
-    /// Makes all processors stand still; returns their registers. One that has ended has said so,
-    /// or will, and the machine ends then.
+    /// Makes all processors stand still, and then the devices, which nobody tells anything any more;
+    /// returns the processors' registers. One that has ended has said so, or will, and the machine ends
+    /// then.
     fn hold(&self) -> Vec<CpuState> {
         self.processors.iter().for_each(VcpuThread::hold);
         let held = self.processors.iter().filter_map(VcpuThread::wait_held);
-        held.collect()
+        let held = held.collect();
+        for Attached { transport } in self.virtio {
+            transport.pause();
+        }
+        held
+    }
+
+    fn go_on(&self) {
+        for Attached { transport } in self.virtio {
+            transport.resume();
+        }
+        self.processors.iter().for_each(VcpuThread::go_on);
     }
 
     fn tick(&self) {

@@ -40,6 +40,28 @@ pub enum PlanError {
     /// What is to be verified is not there.
     #[error("only the software processor's MMU can verify itself; use backend soft or auto")]
     NothingToVerify,
+    /// More devices than there is room for.
+    #[error("a machine has {max} virtio devices at most, not {count}; leave some out")]
+    TooManyVirtio {
+        /// What was asked for.
+        count: usize,
+        /// The most.
+        max: usize,
+    },
+    /// No such name.
+    #[error(
+        "{id:?} cannot be a device's name; take 1 to 64 letters, digits, dots, dashes and underscores"
+    )]
+    Id {
+        /// What was asked for.
+        id: String,
+    },
+    /// Two devices of one name.
+    #[error("two devices are named {id:?}; rename one")]
+    SameId {
+        /// The name.
+        id: String,
+    },
     /// The width of the generation tag is out of range.
     #[error("a generation tag has 2 to 19 bits, not {bits}; choose a width in between")]
     TagBits {

@@ -16,6 +16,26 @@ pub const SERIAL_INTERRUPT: u32 = 4;
 pub const POWER: u16 = 0x600;
 /// Index port of the CMOS clock.
 pub const CMOS: u16 = 0x70;
+/// Where the windows of virtio devices begin, one behind the other, a page each.
+pub const VIRTIO: u32 = 0xfeb0_0000;
+/// How many fit.
+pub const VIRTIO_MAX: usize = 64;
+/// Interrupts of virtio devices: pins that no other device of a PC has, then those that nobody has
+/// here. More devices than these share the first ones.
+const VIRTIO_INTERRUPTS: [u32; 17] = [
+    16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 13, 14, 15,
+];
+
+/// Returns the first address of virtio window `number`, which is below [`VIRTIO_MAX`].
+pub fn virtio_address(number: usize) -> u32 {
+    VIRTIO + (number % VIRTIO_MAX) as u32 * 0x1000
+}
+
+/// Returns its interrupt.
+pub fn virtio_interrupt(number: usize) -> u32 {
+    VIRTIO_INTERRUPTS[number % VIRTIO_INTERRUPTS.len()]
+}
+
 /// A range of guest-physical RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ram {
@@ -85,8 +105,19 @@ mod tests {
 
     #[test]
     fn devices_lie_in_the_hole() {
-        for page in [LOCAL_APIC, IOAPIC] {
+        for page in [LOCAL_APIC, IOAPIC, VIRTIO] {
             assert!((HOLE..HOLE_END).contains(&u64::from(page)));
         }
+    }
+
+    #[test]
+    fn virtio_windows_end_before_the_ioapic_and_their_interrupts_are_nobody_elses() {
+        assert!(virtio_address(VIRTIO_MAX - 1) + 0x1000 <= IOAPIC);
+        let own: std::collections::BTreeSet<_> = (0..17).map(virtio_interrupt).collect();
+        assert_eq!(own.len(), 17);
+        for taken in [0, 1, 2, SERIAL_INTERRUPT, 8, 9] {
+            assert!(!own.contains(&taken), "{taken}");
+        }
+        assert_eq!(virtio_interrupt(17), virtio_interrupt(0));
     }
 }

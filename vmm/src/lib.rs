@@ -54,7 +54,8 @@ pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::{Outcome, Paused};
 pub use spec::{
-    Backend, ConfigFile, Content, CpuModel, IrqchipMode, KvmSpec, Module, Spec, Verify,
+    Backend, ConfigFile, Content, CpuModel, IrqchipMode, KvmSpec, Module, Spec, Verify, VirtioKind,
+    VirtioSpec,
 };
 
 pub use build::probe;

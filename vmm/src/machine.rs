@@ -10,7 +10,7 @@ use umbra_cpu::{Backend, Vcpu};
 use umbra_devices::Serial;
 use umbra_slots::AddressSpace;
 
-use crate::build;
+use crate::build::{self, Attached};
 use crate::console::{Console, Writer};
 use crate::driver::{Driver, Ended};
 use crate::error::{BuildError, RunError};
@@ -30,6 +30,7 @@ pub struct Machine {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) fallback: Option<String>,
     pub(crate) serial: Arc<Serial>,
+    pub(crate) virtio: Vec<Attached>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) space: Arc<AddressSpace>,
@@ -101,6 +102,7 @@ impl Machine {
             vcpus,
             backend,
             serial,
+            virtio,
             bus,
             ports,
             space,
@@ -139,6 +141,7 @@ impl Machine {
                 timer: backend.timer(),
                 backend: &*backend,
                 processors: &threads,
+                virtio: &virtio,
             }
             .run(end),
             Err(error) => {
@@ -149,6 +152,9 @@ impl Machine {
         let mut statistics = Vec::new();
         for (id, thread) in threads.into_iter().enumerate() {
             add(&mut statistics, &format!("vcpu {id}"), thread.join());
+        }
+        for Attached { transport } in &virtio {
+            transport.shut_down();
         }
         add(&mut statistics, backend.name(), backend.statistics());
         let machine = vec![

@@ -1,14 +1,20 @@
 //! A specification that was checked. Pure: nothing is opened or allocated.
 
+use std::collections::BTreeSet;
+
 use umbra_boot::layout::MIN_RAM;
 
 use crate::error::PlanError;
-use crate::spec::{Backend, Spec, Verify};
+use crate::layout;
+use crate::spec::{Backend, Spec, Verify, VirtioSpec};
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
 const MAX_CPUS: u32 = 255;
 /// Half a TiB: with the hole it stays far below the 46 address bits that the processor shows.
 const MAX_MEMORY: u64 = 1 << 39;
+
+/// Bytes of a device's name.
+const MAX_ID: usize = 64;
 
 /// A generation is never reset or used again: there must be room above the first one.
 const MAX_FIRST_GENERATION: u64 = 1 << 62;
@@ -48,6 +54,7 @@ impl Plan {
         if spec.backend == Backend::Kvm && spec.verify != Verify::Off {
             return Err(PlanError::NothingToVerify);
         }
+        check_virtio(&spec.virtio)?;
         Ok(Self { spec })
     }
 
@@ -72,9 +79,31 @@ fn check_memory(bytes: u64) -> Result<(), PlanError> {
     Ok(())
 }
 
+fn check_virtio(devices: &[VirtioSpec]) -> Result<(), PlanError> {
+    if devices.len() > layout::VIRTIO_MAX {
+        return Err(PlanError::TooManyVirtio {
+            count: devices.len(),
+            max: layout::VIRTIO_MAX,
+        });
+    }
+    let mut ids = BTreeSet::new();
+    for device in devices {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        let id = &device.id;
+        if id.is_empty() || id.len() > MAX_ID || !id.chars().all(good) {
+            return Err(PlanError::Id { id: id.clone() });
+        }
+        if !ids.insert(id) {
+            return Err(PlanError::SameId { id: id.clone() });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::VirtioKind;
 
     #[test]
     fn the_default_machine_can_be_planned() {
@@ -120,6 +149,26 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn devices_have_names_of_their_own() {
+        let with = |ids: &[&str]| {
+            let add = |spec: Spec, id: &&str| spec.virtio(*id, VirtioKind::Rng);
+            Plan::new(ids.iter().fold(Spec::new("kernel"), add))
+        };
+        assert!(with(&["rng0", "A-b_c.d"]).is_ok());
+        let same = PlanError::SameId { id: "a".into() };
+        assert_eq!(with(&["a", "b", "a"]), Err(same));
+        let long = "x".repeat(65);
+        for id in ["", "a b", "a/b", "\u{e4}", &long] {
+            assert_eq!(with(&[id]), Err(PlanError::Id { id: id.into() }));
+        }
+        let many: Vec<String> = (0..65).map(|n| n.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(|id| &**id).collect();
+        assert!(with(&many[..64]).is_ok());
+        let refused = PlanError::TooManyVirtio { count: 65, max: 64 };
+        assert_eq!(with(&many), Err(refused));
     }
 
     #[test]

@@ -90,6 +90,32 @@ pub struct ConfigFile {
     pub content: Content,
 }
 
+/// What a virtio device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VirtioKind {
+    /// Gives the host's random bytes.
+    Rng,
+}
+
+impl VirtioKind {
+    /// Its name, as in `virtio-NAME`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Rng => "rng",
+        }
+    }
+}
+
+/// A virtio device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtioSpec {
+    /// What it is called from outside; no two have the same.
+    pub id: String,
+    /// What it is.
+    pub kind: VirtioKind,
+}
+
 /// A machine as it is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
@@ -122,6 +148,12 @@ pub struct Spec {
     pub first_generation: u64,
     /// Self-verification.
     pub verify: Verify,
+    /// Virtio devices. The first ones have interrupts of their own.
+    pub virtio: Vec<VirtioSpec>,
+    /// The kernel's command line names them, besides the ACPI tables: for kernels that are built with
+    /// `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES` and without ACPI. One with both takes each device once, and
+    /// complains.
+    pub virtio_on_command_line: bool,
     /// First of four ports whose write ends the machine with
     /// [`Outcome::Exit`](crate::Outcome::Exit) (QEMU's `isa-debug-exit`).
     pub debug_exit: Option<u16>,
@@ -153,6 +185,8 @@ impl Spec {
             tag_bits: 19,
             first_generation: 0,
             verify: Verify::Off,
+            virtio: Vec::new(),
+            virtio_on_command_line: false,
             debug_exit: None,
             test_device: false,
             fw_cfg: None,
@@ -186,6 +220,12 @@ impl Spec {
     /// Sets the processor.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.backend = backend;
+        self
+    }
+    /// Adds a virtio device.
+    pub fn virtio(mut self, id: impl Into<String>, kind: VirtioKind) -> Self {
+        let id = id.into();
+        self.virtio.push(VirtioSpec { id, kind });
         self
     }
 }

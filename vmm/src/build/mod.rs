@@ -5,6 +5,7 @@ mod devices;
 mod fw_cfg;
 mod images;
 mod memory;
+mod virtio;
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -27,12 +28,16 @@ use crate::plan::Plan;
 use crate::spec::Spec;
 
 pub use backend::probe;
+pub use virtio::Attached;
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
     let spec = plan.spec;
     // Files first: what the user most likely got wrong costs nothing yet.
-    let images = images::open(&spec)?;
+    let mut images = images::open(&spec)?;
+    if spec.virtio_on_command_line {
+        images.command_line = virtio::announce(&images.command_line, &virtio::places(&spec));
+    }
 
     let clock = Clock::start();
     let space = AddressSpace::new(Options {
@@ -72,6 +77,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         let items = fw_cfg::items(&spec, files, &loaded, line, &platform, &space)?;
         devices::add_fw_cfg(&ports, FwCfg::new(items, backend.dma()))?;
     }
+    let virtio = virtio::add(&spec, &backend, &bus, &space)?;
     let input = ConsoleInput::new(serial.clone());
     let vcpus = processors(&*backend, spec.cpus, &loaded.state)?;
     Ok(Machine {
@@ -80,6 +86,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         backend,
         fallback,
         serial,
+        virtio,
         bus,
         ports,
         space,
@@ -116,7 +123,7 @@ fn platform(spec: &Spec) -> Platform {
         ioapic: layout::IOAPIC,
         serial: Some((layout::SERIAL, layout::SERIAL_INTERRUPT)),
         cmos: Some(layout::CMOS),
-        virtio_mmio: Vec::new(),
+        virtio_mmio: virtio::places(spec),
         sleep_control: layout::POWER + Power::SLEEP_CONTROL,
         timer: layout::POWER + Power::TIMER,
         reset: (layout::POWER + Power::RESET, Power::RESET_VALUE),

@@ -1,0 +1,128 @@
+//! The virtio devices: each behind its transport, at its place, on its wire.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use umbra_boot::VirtioMmio;
+use umbra_bus::Bus;
+use umbra_cpu::Backend;
+use umbra_devices::virtio::Rng;
+use umbra_irq::{Line, SharedLine, Unconnected};
+use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
+use umbra_virtio::{Device, MmioTransport, Transport};
+
+use crate::error::BuildError;
+use crate::layout;
+use crate::spec::{Spec, VirtioKind};
+
+/// A virtio device of a machine.
+pub struct Attached {
+    /// Its transport.
+    pub transport: Arc<dyn Transport>,
+}
+
+/// Says where the devices will be.
+pub fn places(spec: &Spec) -> Vec<VirtioMmio> {
+    (0..spec.virtio.len())
+        .map(|number| VirtioMmio {
+            address: layout::virtio_address(number),
+            len: MmioTransport::LEN as u32,
+            interrupt: layout::virtio_interrupt(number),
+        })
+        .collect()
+}
+
+/// Adds to the command line where the devices are (Linux, `virtio_mmio.device=`), before what is only
+/// for the first process.
+pub fn announce(command_line: &str, places: &[VirtioMmio]) -> String {
+    let announced = places.iter().map(|place| {
+        let VirtioMmio {
+            address,
+            len,
+            interrupt,
+        } = place;
+        format!(" virtio_mmio.device={len:#x}@{address:#x}:{interrupt}")
+    });
+    let announced: String = announced.collect();
+    match command_line.split_once(" -- ") {
+        Some((kernel, init)) => format!("{kernel}{announced} -- {init}"),
+        None => format!("{command_line}{announced}"),
+    }
+}
+
+/// Makes the devices.
+pub fn add(
+    spec: &Spec,
+    backend: &Arc<dyn Backend>,
+    bus: &Bus,
+    space: &Arc<AddressSpace>,
+) -> Result<Vec<Attached>, BuildError> {
+    let mut lines = Lines {
+        backend: &**backend,
+        shared: HashMap::new(),
+    };
+    let mut attached = Vec::new();
+    for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
+        let device: Box<dyn Device> = match wanted.kind {
+            VirtioKind::Rng => Box::new(Rng::new()),
+        };
+        let memory = DmaSpace::new(space.clone(), backend.dma());
+        let line = lines.end(place.interrupt);
+        let transport = MmioTransport::new(device, memory, line);
+        let range = GpaRange::new(Gpa(place.address.into()), MmioTransport::LEN)
+            .expect("a page of the layout");
+        let id = bus.insert(range, transport.clone())?;
+        if let Some(doorbells) = backend.doorbells() {
+            transport.attach(id, doorbells);
+        }
+        tracing::debug!(
+            number,
+            id = wanted.id,
+            kind = wanted.kind.name(),
+            %range,
+            interrupt = place.interrupt,
+            "a virtio device"
+        );
+        attached.push(Attached { transport });
+    }
+    Ok(attached)
+}
+
+/// The wires of the interrupt controller, shared where there are more devices than pins.
+struct Lines<'a> {
+    backend: &'a dyn Backend,
+    shared: HashMap<u32, Arc<SharedLine>>,
+}
+
+impl Lines<'_> {
+    /// Returns one more end of a line.
+    fn end(&mut self, number: u32) -> Arc<dyn Line> {
+        let backend = self.backend;
+        let shared = self.shared.entry(number).or_insert_with(|| {
+            let line = backend.pin(number).or_else(|| backend.chip().line(number));
+            SharedLine::new(line.unwrap_or_else(|| Arc::new(Unconnected)))
+        });
+        shared.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_names_devices_before_what_is_for_init() {
+        let spec = Spec::new("kernel")
+            .virtio("a", VirtioKind::Rng)
+            .virtio("b", VirtioKind::Rng);
+        let names =
+            "virtio_mmio.device=0x1000@0xfeb00000:16 virtio_mmio.device=0x1000@0xfeb01000:17";
+        let table = [
+            ("quiet", format!("quiet {names}")),
+            ("quiet -- shell", format!("quiet {names} -- shell")),
+        ];
+        for (line, expected) in table {
+            assert_eq!(announce(line, &places(&spec)), expected);
+        }
+    }
+}
