@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use umbra_vmm::{Backend, CpuModel, IrqchipMode, KvmSpec, Module, Spec, Verify};
+use umbra_vmm::{
+    Backend, CpuModel, IrqchipMode, KvmSpec, Module, Spec, Verify, VirtioKind, VirtioSpec,
+};
 
 use crate::size;
 use crate::status::{HELP, Status};
@@ -148,6 +150,12 @@ pub struct MachineArgs {
     /// Frequency of the guest's time-stamp counter [default: the host's on KVM, else 1000000]
     #[arg(long, value_name = "KHZ")]
     pub tsc_khz: Option<u32>,
+    /// Add an entropy device (virtio-rng)
+    #[arg(long)]
+    pub rng: bool,
+    /// Name virtio devices on the kernel's command line too, for kernels without ACPI
+    #[arg(long)]
+    pub virtio_cmdline: bool,
     /// Let a write to PORT end the machine, and choose the exit status (QEMU's isa-debug-exit)
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4",
           value_parser = port::parse)]
@@ -249,6 +257,8 @@ impl MachineArgs {
             cpu_template: self.cpu_template.clone(),
             tag_bits: self.tag_bits,
             first_generation: self.first_generation,
+            virtio: self.virtio(),
+            virtio_on_command_line: self.virtio_cmdline,
             verify: self.audit.map_or(Verify::Off, Verify::EveryFault),
             debug_exit: self.debug_exit,
             test_device: self.test_device,
@@ -258,6 +268,16 @@ impl MachineArgs {
                 .map(|items| items.iter().filter_map(|item| item.0.clone()).collect()),
             ..Spec::new(kernel)
         }
+    }
+}
+
+impl MachineArgs {
+    fn virtio(&self) -> Vec<VirtioSpec> {
+        let rng = self.rng.then(|| VirtioSpec {
+            id: "rng".into(),
+            kind: VirtioKind::Rng,
+        });
+        rng.into_iter().collect()
     }
 }
 

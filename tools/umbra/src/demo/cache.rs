@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use tempfile::{NamedTempFile, TempDir};
 use crate::report::BadInput;
 
 /// Changes when the initramfs is built otherwise, so that an old one is not taken.
-const INITRAMFS_VERSION: u32 = 1;
+const INITRAMFS_VERSION: u32 = 2;
 
 /// `$XDG_CACHE_HOME/umbra`, or `~/.cache/umbra`.
 pub struct Cache {
@@ -39,17 +40,14 @@ impl Cache {
 
     /// Returns where the kernel of a package is, or goes. Names are checked before they come here.
     pub fn kernel(&self, package: &str) -> PathBuf {
-        let safe: String = package
-            .chars()
-            .filter(|c| c.is_ascii_alphanumeric() || "+-.".contains(*c))
-            .collect();
-        self.root.join(format!("vmlinuz-{safe}"))
+        self.root.join(format!("vmlinuz-{}", safe(package)))
     }
 
-    /// Returns where the initramfs is, or goes; `suffix` tells those of other architectures apart.
-    pub fn initrd(&self, suffix: &str) -> PathBuf {
+    /// Returns where the initramfs for a kernel is, or goes.
+    pub fn initrd(&self, package: &str) -> PathBuf {
+        let package = safe(package);
         self.root
-            .join(format!("initramfs-{INITRAMFS_VERSION}{suffix}.cpio"))
+            .join(format!("initramfs-{INITRAMFS_VERSION}-{package}.cpio"))
     }
 
     /// Returns where something else is, or goes: a plain name of one's own.
@@ -72,14 +70,30 @@ impl Cache {
 
     /// Stores a file: whole or not at all, whoever else does the same.
     pub fn store(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.store_as(path, bytes, 0o600)
+    }
+
+    /// Stores a program that can be started.
+    pub fn store_program(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.store_as(path, bytes, 0o700)
+    }
+
+    fn store_as(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         let store = || -> std::io::Result<()> {
             let mut file = NamedTempFile::new_in(&self.root)?;
             file.write_all(bytes)?;
+            file.as_file()
+                .set_permissions(fs::Permissions::from_mode(mode))?;
             file.persist(path)?;
             Ok(())
         };
         store().with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+fn safe(package: &str) -> String {
+    let good = |c: &char| c.is_ascii_alphanumeric() || "+-.".contains(*c);
+    package.chars().filter(good).collect()
 }
 
 fn root(cache_home: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {

@@ -1,6 +1,11 @@
-//! The root file system of the demonstration: one static busybox and a script.
+//! The root file system of the demonstration: one static busybox, the modules of virtio devices, and a
+//! script.
+
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::cpio::Archive;
+use super::modules::Modules;
 
 /// Runs first. `exec`s nothing: when the shell ends the machine is switched off.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -10,6 +15,10 @@ export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
+# Modules for what is there: transports first, then the devices behind them.
+cat /sys/bus/acpi/devices/*/modalias /sys/bus/pci/devices/*/modalias 2>/dev/null |
+  sort -u | xargs -r modprobe -abq
+cat /sys/bus/virtio/devices/*/modalias 2>/dev/null | sort -u | xargs -r modprobe -abq
 echo
 echo "Linux $(uname -r), $(nproc) processor(s), $(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo) MiB."
 echo "This is a shell inside the machine; 'poweroff -f' switches it off."
@@ -20,7 +29,7 @@ poweroff -f
 "#;
 
 /// Makes the archive.
-pub fn archive(busybox: &[u8]) -> Vec<u8> {
+pub fn archive(busybox: &[u8], modules: &Modules) -> Vec<u8> {
     let mut archive = Archive::default();
     archive
         .directory("bin")
@@ -30,5 +39,32 @@ pub fn archive(busybox: &[u8]) -> Vec<u8> {
         .executable("bin/busybox", busybox)
         .symlink("bin/sh", "busybox")
         .executable("init", INIT.as_bytes());
+    add(&mut archive, modules);
     archive.finish()
+}
+
+fn add(archive: &mut Archive, modules: &Modules) {
+    if modules.modules.is_empty() {
+        return;
+    }
+    let root = format!("lib/modules/{}", modules.release);
+    let mut directories = BTreeSet::new();
+    let mut files = vec![
+        ("modules.dep", modules.dependencies().into_bytes()),
+        ("modules.alias", modules.aliases().into_bytes()),
+    ];
+    for module in modules.modules.values() {
+        files.push((&module.path, module.content.clone()));
+    }
+    for (name, _) in &files {
+        let path = Path::new(&root).join(name);
+        let above = path.ancestors().skip(1);
+        directories.extend(above.map(|path| path.to_string_lossy().into_owned()));
+    }
+    for directory in directories.iter().filter(|directory| !directory.is_empty()) {
+        archive.directory(directory);
+    }
+    for (name, content) in files {
+        archive.file(&format!("{root}/{name}"), &content);
+    }
 }

@@ -7,9 +7,10 @@ pub mod apt;
 pub mod cache;
 pub mod cpio;
 mod initramfs;
+mod modules;
 mod progress;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -17,6 +18,7 @@ use crate::args;
 use crate::run;
 use crate::status::Status;
 use cache::Cache;
+use modules::Modules;
 
 const BUSYBOX: &str = "busybox-static";
 
@@ -86,38 +88,45 @@ fn prepare(arguments: &args::Fetch) -> Result<Guest> {
         Some(name) => vec![name],
         None => arguments.arch.kernels().to_vec(),
     };
-    let arch = arguments.arch;
-    let found = wanted
-        .iter()
-        .map(|name| cache.kernel(name))
-        .find(|path| path.exists());
-    let kernel = match found {
-        Some(kernel) if !arguments.refresh => kernel,
-        _ => fetch_kernel(&cache, arch, &wanted)?,
+    let guest = |name: &str| Guest {
+        kernel: cache.kernel(name),
+        initrd: cache.initrd(name),
     };
-    let initrd = cache.initrd(arch.suffix());
-    if arguments.refresh || !initrd.exists() {
-        let busybox = fetch_busybox(&cache, arch)?;
-        cache.store(&initrd, &initramfs::archive(&busybox))?;
+    let mut found = wanted.iter().map(|name| guest(name));
+    let complete = |guest: &Guest| guest.kernel.exists() && guest.initrd.exists();
+    match found.find(complete) {
+        Some(guest) if !arguments.refresh => Ok(guest),
+        _ => fetch_guest(&cache, arguments, &wanted).map(guest),
     }
-    Ok(Guest { kernel, initrd })
 }
 
-fn fetch_kernel(cache: &Cache, arch: args::Arch, wanted: &[&str]) -> Result<PathBuf> {
+/// Fetches a kernel with its modules, and builds its initramfs; returns the package's name.
+fn fetch_guest<'a>(cache: &Cache, arguments: &args::Fetch, wanted: &[&'a str]) -> Result<&'a str> {
+    let arch = arguments.arch;
+    let busybox = cache.other(&format!("busybox{}", arch.suffix()));
+    if arguments.refresh || !busybox.exists() {
+        fetch_busybox(cache, arch, &busybox)?;
+    }
     let work = cache.work_directory()?;
     let apt = arch.client(cache)?;
     let (name, package) = apt.resolve(wanted)?;
     let files = apt.unpack(std::slice::from_ref(&package), work.path())?;
     let image = cache::first_file(&files.join("boot"), "vmlinuz-")
         .with_context(|| format!("the package {package} holds no boot/vmlinuz-*"))?;
-    let bytes =
-        std::fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
-    let kernel = cache.kernel(name);
-    cache.store(&kernel, &bytes)?;
-    Ok(kernel)
+    // The guest's busybox runs here, too.
+    let xz = [busybox.as_path(), Path::new("xzcat")];
+    let modules = Modules::collect(&files, &xz)?;
+    cache.store(&cache.kernel(name), &read(&image)?)?;
+    let archive = initramfs::archive(&read(&busybox)?, &modules);
+    cache.store(&cache.initrd(name), &archive)?;
+    Ok(name)
 }
 
-fn fetch_busybox(cache: &Cache, arch: args::Arch) -> Result<Vec<u8>> {
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn fetch_busybox(cache: &Cache, arch: args::Arch, to: &Path) -> Result<()> {
     let work = cache.work_directory()?;
     let apt = arch.client(cache)?;
     let (_, package) = apt.resolve(&[BUSYBOX])?;
@@ -128,7 +137,7 @@ fn fetch_busybox(cache: &Cache, arch: args::Arch) -> Result<Vec<u8>> {
         .map(|place| files.join(place))
         .find(|path| path.is_file());
     let binary = binary.with_context(|| format!("the package {package} holds no busybox"))?;
-    std::fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))
+    cache.store_program(to, &read(&binary)?)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod no_kvm;
 mod pause;
 mod poll;
 mod slots;
+mod stock_drivers;
 mod storm;
 mod support;
 mod terminal;

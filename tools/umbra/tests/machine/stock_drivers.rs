@@ -1,0 +1,80 @@
+//! Virtio devices, driven by a stock Debian kernel with the modules of its own package.
+
+use std::time::Duration;
+
+use crate::support::backend::on_each_stock_backend;
+use crate::support::guest::{Guest, LINUX_6_1, LINUX_6_12, LINUX_686, command_line};
+use crate::support::{Ended, Input, Umbra};
+
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Boots a kernel with more arguments, has the shell of its initramfs run commands, and ends.
+fn run(backend: &str, package: &str, more: &[&str], commands: &str) -> Option<Ended> {
+    let guest = Guest::fetch(package)?;
+    let mut arguments = vec![
+        "--kernel",
+        guest.kernel(),
+        "--initrd",
+        guest.initrd(),
+        "--cmdline",
+        command_line(package),
+        "--backend",
+        backend,
+    ];
+    arguments.extend(more);
+    let input = format!("{commands}\npoweroff -f\n");
+    let ended = Umbra::run(&arguments, Input::Pipe(&input), LIMIT);
+    assert_eq!(ended.status, Some(0), "{ended}");
+    assert_eq!(ended.stderr, "", "{ended}");
+    Some(ended)
+}
+
+/// What a command printed behind a word that no terminal's echo of the command begins a line with.
+fn answer<'a>(ended: &'a Ended, word: &str) -> &'a str {
+    let line = ended
+        .stdout
+        .lines()
+        .find_map(|line| line.strip_prefix(word));
+    line.unwrap_or_else(|| panic!("no line {word:?}: {ended}"))
+        .trim()
+}
+
+/// Bytes from `/dev/hwrng`, twice; the interrupts of the device; and that nothing is wrong.
+const ENTROPY: &str = r#"
+echo "source: $(cat /sys/class/misc/hw_random/rng_current)"
+for n in 1 2; do echo "sum$n: $(dd if=/dev/hwrng bs=4096 count=64 iflag=fullblock 2>/dev/null | sha256sum)"; done
+echo "size: $(dd if=/dev/hwrng bs=65536 count=4 iflag=fullblock 2>/dev/null | wc -c)"
+echo "interrupts: $(awk '/virtio/ { n += $2 } END { print n + 0 }' /proc/interrupts)"
+echo "complaints: $(dmesg | grep -ciE 'virtio.*(error|fail|wrong|broken)')"
+"#;
+
+fn gives_entropy(backend: &str, package: &str) {
+    let Some(ended) = run(backend, package, &["--rng"], ENTROPY) else {
+        return;
+    };
+    assert_eq!(answer(&ended, "source: "), "virtio_rng.0", "{ended}");
+    let (first, second) = (answer(&ended, "sum1: "), answer(&ended, "sum2: "));
+    assert!(first != second && first.len() == second.len(), "{ended}");
+    assert_eq!(answer(&ended, "size: "), "262144");
+    let interrupts: u64 = answer(&ended, "interrupts: ").parse().unwrap();
+    assert!(interrupts >= 8, "{ended}");
+    assert_eq!(answer(&ended, "complaints: "), "0", "{ended}");
+}
+
+fn linux_6_1_takes_entropy(backend: &str) {
+    gives_entropy(backend, LINUX_6_1);
+}
+
+fn linux_6_12_takes_entropy(backend: &str) {
+    gives_entropy(backend, LINUX_6_12);
+}
+
+fn linux_686_takes_entropy(backend: &str) {
+    gives_entropy(backend, LINUX_686);
+}
+
+on_each_stock_backend! {
+    linux_6_1_takes_entropy,
+    linux_6_12_takes_entropy,
+    linux_686_takes_entropy,
+}
