@@ -18,8 +18,9 @@
 //! Addresses, sizes and rights are checked with every access, against the map that the caller brings:
 //! a queue keeps no host address.
 
+use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use umbra_slots::{DmaMark, DmaMemory};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueState, QueueT, Reader, Writer};
@@ -117,6 +118,8 @@ pub struct Queue {
     index: u16,
     rings: virtio_queue::Queue,
     event: Arc<Event>,
+    /// How many chains were given to the driver since it was last asked whether it wants to hear.
+    pushed: Wrapping<u16>,
 }
 
 impl Queue {
@@ -151,6 +154,7 @@ impl Queue {
             index,
             rings,
             event,
+            pushed: Wrapping(0),
         })
     }
 
@@ -196,7 +200,7 @@ impl Queue {
     }
 
     /// Gives the chain back that was taken last and not pushed: the next [`pop`](Self::pop) takes it
-    /// again.
+    /// again. Several that were taken are given back by as many calls.
     pub fn unpop(&mut self) {
         self.rings.go_to_previous_position();
     }
@@ -206,24 +210,65 @@ impl Queue {
     /// # Errors
     /// If the used ring is no RAM any more.
     pub fn push(&mut self, memory: &DmaMemory, head: u16, written: u32) -> Result<(), QueueError> {
-        Ok(self.rings.add_used(memory, head, written)?)
+        self.push_all(memory, &[(head, written)])
     }
 
-    /// Tells whether the driver wants to be interrupted for what was pushed since the last call.
+    /// Gives several chains to the driver in one step: it sees all of them or none. Each with the bytes
+    /// that are in it; no more than the queue has descriptors.
+    ///
+    /// # Errors
+    /// If the used ring is no RAM any more.
+    pub fn push_all(&mut self, memory: &DmaMemory, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some(((last, last_written), before)) = used.split_last() else {
+            return Ok(());
+        };
+        let next = Wrapping(self.rings.next_used());
+        let mut at = next;
+        for (head, written) in before {
+            let place = 4 + 8 * u64::from(at.0 % self.rings.size());
+            let place = self.rings.used_ring().checked_add(place);
+            let place = place.ok_or(virtio_queue::Error::AddressOverflow)?;
+            let element = [u32::from(*head).to_le(), written.to_le()];
+            memory
+                .write_obj(element, GuestAddress(place))
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            at += 1;
+        }
+        // The index is stored with the last one, and with it all become visible.
+        self.rings.set_next_used(at.0);
+        if let Err(error) = self.rings.add_used(memory, *last, *last_written) {
+            self.rings.set_next_used(next.0);
+            return Err(error.into());
+        }
+        self.pushed += used.len() as u16;
+        Ok(())
+    }
+
+    /// Tells whether the driver wants to be interrupted for what was pushed since the last call (virtio
+    /// 1.3, 2.7.7).
     ///
     /// # Errors
     /// If the available ring is no RAM any more.
     pub fn needs_interrupt(&mut self, memory: &DmaMemory) -> Result<bool, QueueError> {
-        // It has its fence between what was pushed and what the driver says now.
-        let wanted = self.rings.needs_notification(memory)?;
-        if self.rings.event_idx_enabled() {
-            return Ok(wanted);
-        }
-        let flags = GuestAddress(self.rings.avail_ring());
-        let flags: u16 = memory
-            .load(flags, Ordering::Relaxed)
+        // What was pushed comes before what the driver says now.
+        fence(Ordering::SeqCst);
+        let event_idx = self.rings.event_idx_enabled();
+        let offset = match event_idx {
+            true => 4 + 2 * u64::from(self.rings.size()),
+            false => 0,
+        };
+        let place = self.rings.avail_ring().checked_add(offset);
+        let place = place.ok_or(virtio_queue::Error::AddressOverflow)?;
+        let said: u16 = memory
+            .load(GuestAddress(place), Ordering::Relaxed)
             .map_err(QueueError::Flags)?;
-        Ok(wanted && u16::from_le(flags) & NO_INTERRUPT == 0)
+        let (said, pushed) = (u16::from_le(said), std::mem::take(&mut self.pushed));
+        if !event_idx {
+            return Ok(said & NO_INTERRUPT == 0);
+        }
+        // The index that it waits for is among those of the last `pushed` ones.
+        let next = Wrapping(self.rings.next_used());
+        Ok(next - Wrapping(said) - Wrapping(1) < pushed)
     }
 
     /// Asks the driver to notify, or not to. Tells, when it is asked to, whether something has become

@@ -120,3 +120,49 @@ fn an_error_says_what_the_driver_did() {
     assert!(error(&[0]).starts_with("the chain at descriptor 0 loops"));
     assert_eq!(error(&[0; 5]), "the rings cannot be used");
 }
+
+#[test]
+fn several_chains_are_given_in_one_step_around_the_end_of_the_ring() {
+    let memory = Memory::new();
+    let mut queue = queue(&memory, Features::EVENT_IDX);
+    let view = memory.dma().memory();
+    queue.push_all(&view, &[]).unwrap();
+    queue.push_all(&view, &[(1, 10), (2, 20), (3, 30)]).unwrap();
+    assert_eq!(memory.get_u16(RINGS[2] + 2), 3);
+    queue.push_all(&view, &[(0, 40), (1, 50), (2, 60)]).unwrap();
+    assert_eq!(memory.get_u16(RINGS[2] + 2), 6);
+    let elements: Vec<(u32, u32)> = (0..4)
+        .map(|n| RINGS[2] + 4 + 8 * n)
+        .map(|at| (memory.get_u32(at), memory.get_u32(at + 4)))
+        .collect();
+    assert_eq!(elements, [(1, 50), (2, 60), (3, 30), (0, 40)]);
+}
+
+#[test]
+fn the_driver_hears_when_the_index_that_it_names_is_among_what_was_pushed() {
+    // What it waits for, how many are pushed at a time, and after which of these it hears.
+    let table: [(u16, &[u16], &[bool]); 5] = [
+        (0, &[1, 1], &[true, false]),
+        (2, &[1, 1, 1, 1], &[false, false, true, false]),
+        (2, &[2, 3, 1], &[false, true, false]),
+        (5, &[3, 3], &[false, true]),
+        (9, &[3, 3], &[false, false]),
+    ];
+    for (waits_for, pushes, expected) in table {
+        let memory = Memory::new();
+        let mut queue = queue(&memory, Features::EVENT_IDX);
+        let view = memory.dma().memory();
+        // Behind the four entries of the available ring.
+        memory.put(RINGS[1] + 4 + 2 * 4, &u16::to_le_bytes(waits_for));
+        let heard: Vec<bool> = pushes
+            .iter()
+            .map(|count| {
+                let used = vec![(0, 0); usize::from(*count)];
+                queue.push_all(&view, &used).unwrap();
+                queue.needs_interrupt(&view).unwrap()
+            })
+            .collect();
+        assert_eq!(heard, expected, "{waits_for} {pushes:?}");
+        assert!(!queue.needs_interrupt(&view).unwrap(), "for nothing");
+    }
+}
