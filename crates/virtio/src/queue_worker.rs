@@ -71,6 +71,17 @@ pub enum Fault {
     Host(#[from] io::Error),
 }
 
+impl Fault {
+    /// Logs it, and tells the driver that its device needs a reset.
+    pub fn tell(&self, interrupt: &Interrupt) {
+        match self {
+            Self::Driver(error) => tracing::debug!(%error, "a virtio device needs a reset"),
+            Self::Host(error) => tracing::warn!(%error, "a virtio device cannot go on"),
+        }
+        interrupt.needs_reset();
+    }
+}
+
 /// The thread. Stops when it is dropped.
 #[derive(Debug)]
 pub struct QueueWorker(Worker<Vec<Queue>>);
@@ -144,11 +155,7 @@ impl<H: Handler> Crew<H> {
     }
 
     fn fail(self, fault: &Fault) -> Vec<Queue> {
-        match fault {
-            Fault::Driver(error) => tracing::debug!(%error, "a virtio device needs a reset"),
-            Fault::Host(error) => tracing::warn!(%error, "a virtio device cannot go on"),
-        }
-        self.interrupt.needs_reset();
+        fault.tell(&self.interrupt);
         self.queues
     }
 
@@ -207,8 +214,10 @@ impl<H: Handler> Crew<H> {
     }
 }
 
-/// Tells the driver of a worker that panics: its device does nothing more.
-struct Alarm(Arc<Interrupt>);
+/// Tells the driver of a worker that panics: its device does nothing more. Kept by the worker's thread
+/// as long as it runs.
+#[derive(Debug)]
+pub struct Alarm(pub Arc<Interrupt>);
 
 impl Drop for Alarm {
     fn drop(&mut self) {

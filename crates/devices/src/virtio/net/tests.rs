@@ -1,0 +1,517 @@
+//! A driver of the network device, and what is behind its ports.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use umbra_net::{FRAME_MAX, Header, Sent, Stream};
+use umbra_virtio::Event;
+use umbra_virtio::testing::{Driver, NEXT, RINGS, WRITE};
+
+use super::*;
+
+const MAC: Mac = Mac([2, 1, 2, 3, 4, 5]);
+const RECEIVE: u64 = 0x4_0000;
+const SEND: u64 = 0x6_0000;
+/// Queues of the first pair, and of control where there is one pair.
+const RX: u32 = 0;
+const TX: u32 = 1;
+const CONTROL: u32 = 2;
+
+/// A driver whose device has one port, and the other end of that.
+struct Bench {
+    driver: Driver,
+    control: NetControl,
+    host: UnixStream,
+}
+
+fn ports(count: usize) -> (Vec<Box<dyn Port>>, Vec<UnixStream>) {
+    (0..count)
+        .map(|_| {
+            let (here, there) = UnixStream::pair().unwrap();
+            there
+                .set_read_timeout(Some(Duration::from_secs(10)))
+                .unwrap();
+            (Box::new(Stream::new(here).unwrap()) as Box<dyn Port>, there)
+        })
+        .unzip()
+}
+
+fn bench(options: NetOptions) -> Bench {
+    let (ports, mut hosts) = ports(1);
+    let (net, control) = Net::new(ports, options).unwrap();
+    Bench {
+        driver: Driver::new(Box::new(net), 8),
+        control,
+        host: hosts.remove(0),
+    }
+}
+
+const OPTIONS: NetOptions = NetOptions {
+    mac: MAC,
+    mtu: None,
+};
+
+impl Bench {
+    fn started(features: Features) -> Self {
+        let mut bench = bench(OPTIONS);
+        bench.driver.start(features);
+        bench
+    }
+
+    /// Describes a buffer of a queue: its descriptor has the number of the chain.
+    fn describe(&self, queue: u32, index: u16, at: u64, len: u32, flags: u16, next: u16) {
+        let place = RINGS[0] + 0x1_0000 * u64::from(queue) + 16 * u64::from(index);
+        self.driver.describe_at(place, (at, len, flags, next));
+    }
+
+    /// Sends a frame in two buffers.
+    fn send(&mut self, head: u16, payload: &[u8]) {
+        self.driver.memory.put(SEND, &[0; Header::LEN]);
+        self.driver.memory.put(SEND + 0x100, payload);
+        self.describe(TX, head, SEND, Header::LEN as u32, NEXT, head + 1);
+        self.describe(TX, head + 1, SEND + 0x100, payload.len() as u32, 0, 0);
+        self.offer(TX, head);
+    }
+
+    fn offer(&mut self, queue: u32, head: u16) {
+        self.driver.offer_in(queue, head);
+        self.driver.write(0x50, queue);
+    }
+
+    /// Gives the device a buffer for frames: number n is at RECEIVE + 0x1000 * n.
+    fn make_room(&mut self, head: u16, len: u32) {
+        let at = RECEIVE + 0x1000 * u64::from(head);
+        self.describe(RX, head, at, len, WRITE, 0);
+        self.offer(RX, head);
+    }
+
+    fn host_sends(&mut self, payload: &[u8]) {
+        self.host
+            .write_all(&(payload.len() as u32).to_be_bytes())
+            .unwrap();
+        self.host.write_all(payload).unwrap();
+    }
+
+    fn host_gets(&mut self) -> Vec<u8> {
+        let mut len = [0; 4];
+        self.host.read_exact(&mut len).unwrap();
+        let mut payload = vec![0; u32::from_be_bytes(len) as usize];
+        self.host.read_exact(&mut payload).unwrap();
+        payload
+    }
+
+    fn used_element(&self, queue: u32, index: u16) -> (u32, u32) {
+        let at = RINGS[2] + 0x1_0000 * u64::from(queue) + 4 + 8 * u64::from(index % 8);
+        let memory = &self.driver.memory;
+        (memory.get_u32(at), memory.get_u32(at + 4))
+    }
+
+    /// Has a command done: class, command, arguments.
+    fn command(&mut self, queue: u32, bytes: &[u8]) -> u8 {
+        let used = self.driver.used_in(queue);
+        self.driver.memory.put(SEND, bytes);
+        self.driver.memory.put(SEND + 0x80, &[0xaa]);
+        self.describe(queue, 0, SEND, bytes.len() as u32, NEXT, 1);
+        self.describe(queue, 1, SEND + 0x80, 1, WRITE, 0);
+        self.offer(queue, 0);
+        self.driver
+            .wait(|d| d.used_in(queue) == used.wrapping_add(1));
+        self.driver.memory.get::<1>(SEND + 0x80)[0]
+    }
+
+    fn link(&self) -> u32 {
+        self.driver.read(0x104) >> 16 & 1
+    }
+}
+
+#[test]
+fn the_configuration_says_what_the_device_is() {
+    let bench = bench(NetOptions {
+        mtu: Some(9000),
+        ..OPTIONS
+    });
+    let read = |at| bench.driver.read(at);
+    assert_eq!(read(0x08), 1);
+    assert_eq!(read(0x100), 0x0302_0102);
+    // The rest of the address, the link, one pair, the MTU.
+    assert_eq!((read(0x104), read(0x108)), (0x0001_0504, 9000 << 16 | 1));
+    let net = |count, mtu| {
+        let options = NetOptions { mtu, ..OPTIONS };
+        Net::new(ports(count).0, options).unwrap().0
+    };
+    assert!(!net(1, None).features().has(feature::MQ));
+    assert!(!net(1, None).features().has(feature::MTU));
+    assert!(
+        net(2, Some(100))
+            .features()
+            .has(feature::MQ.with(feature::MTU))
+    );
+    assert!(
+        !net(1, None).features().has(feature::CSUM),
+        "a socket has no offloads"
+    );
+    assert_eq!(net(3, None).queue_sizes(), [256; 7]);
+}
+
+#[test]
+fn frames_go_to_the_host_without_their_header() {
+    let mut bench = Bench::started(Features::NONE);
+    for (n, payload) in [&b"one"[..], b"another"].into_iter().enumerate() {
+        bench.send(2 * n as u16, payload);
+        assert_eq!(bench.host_gets(), payload);
+    }
+    bench
+        .driver
+        .wait(|d| d.used_in(TX) == 2 && d.line.is_high());
+    assert_eq!(bench.used_element(TX, 1), (2, 0));
+    let done = bench.control.statistics();
+    assert_eq!(
+        (done.sent_frames, done.sent_bytes, done.dropped_out),
+        (2, 10, 0)
+    );
+}
+
+#[test]
+fn frames_come_to_the_driver_in_one_buffer_each() {
+    let mut bench = Bench::started(Features::NONE);
+    bench.make_room(0, 0x200);
+    bench.make_room(1, 0x200);
+    bench.host_sends(b"first");
+    bench.host_sends(&[7; 100]);
+    bench
+        .driver
+        .wait(|d| d.used_in(RX) == 2 && d.line.is_high());
+    assert_eq!(bench.used_element(RX, 0), (0, 12 + 5));
+    assert_eq!(bench.used_element(RX, 1), (1, 12 + 100));
+    let frame: [u8; 17] = bench.driver.memory.get(RECEIVE);
+    assert_eq!(
+        frame[..12],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0],
+        "one buffer"
+    );
+    assert_eq!(&frame[12..], b"first");
+    assert_eq!(bench.control.statistics().received_bytes, 105);
+}
+
+#[test]
+fn a_frame_waits_for_buffers() {
+    let mut bench = Bench::started(Features::NONE);
+    for n in 0..20u8 {
+        bench.host_sends(&[n; 60]);
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(bench.driver.used_in(RX), 0);
+    for n in 0..20u16 {
+        bench.make_room(n % 8, 0x100);
+        bench.driver.wait(|d| d.used_in(RX) == n + 1);
+        let at = RECEIVE + 0x1000 * u64::from(n % 8);
+        assert_eq!(bench.driver.memory.get::<60>(at + 12), [n as u8; 60]);
+    }
+}
+
+#[test]
+fn a_frame_that_does_not_fit_is_dropped_and_the_buffer_stays() {
+    let mut bench = Bench::started(Features::NONE);
+    bench.make_room(0, 0x40);
+    bench.host_sends(&[1; 200]);
+    bench.host_sends(&[2; 20]);
+    bench.driver.wait(|d| d.used_in(RX) == 1);
+    assert_eq!(bench.driver.memory.get::<20>(RECEIVE + 12), [2; 20]);
+    assert_eq!(bench.control.statistics().dropped_in, 1);
+}
+
+#[test]
+fn merged_buffers_take_a_large_frame_in_one_step() {
+    let mut bench = Bench::started(feature::MRG_RXBUF);
+    let payload: Vec<u8> = (0..0x250u32).map(|n| n as u8).collect();
+    bench.make_room(0, 0x100);
+    bench.make_room(1, 0x100);
+    bench.host_sends(&payload);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(
+        bench.driver.used_in(RX),
+        0,
+        "not before there is room for all"
+    );
+    bench.make_room(2, 0x100);
+    bench.driver.wait(|d| d.used_in(RX) != 0);
+    assert_eq!(bench.driver.used_in(RX), 3);
+    let lens: Vec<_> = (0..3).map(|n| bench.used_element(RX, n)).collect();
+    assert_eq!(lens, [(0, 0x100), (1, 0x100), (2, 0x5c)]);
+    let memory = &bench.driver.memory;
+    assert_eq!(memory.get_u16(RECEIVE + 10), 3, "buffers");
+    let mut found = memory.get::<{ 0x100 - 12 }>(RECEIVE + 12).to_vec();
+    found.extend(memory.get::<0x100>(RECEIVE + 0x1000));
+    found.extend(memory.get::<0x5c>(RECEIVE + 0x2000));
+    assert_eq!(found, payload);
+    // The next one begins with the next buffer.
+    bench.make_room(3, 0x100);
+    bench.host_sends(b"small");
+    bench.driver.wait(|d| d.used_in(RX) == 4);
+    assert_eq!(
+        &bench.driver.memory.get::<5>(RECEIVE + 0x3000 + 12),
+        b"small"
+    );
+}
+
+#[test]
+fn a_port_without_room_holds_frames_back_and_none_is_lost() {
+    let mut bench = Bench::started(Features::NONE);
+    let (count, len) = (60u16, 0x8000);
+    let host = bench.host.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        let mut host = host;
+        let mut stream = vec![0; usize::from(count) * (4 + len)];
+        host.read_exact(&mut stream).unwrap();
+        stream
+    });
+    for n in 0..count {
+        bench.driver.memory.put(SEND + 0x100, &vec![n as u8; len]);
+        let head = 2 * (n % 4);
+        bench.driver.memory.put(SEND, &[0; Header::LEN]);
+        bench.describe(TX, head, SEND, Header::LEN as u32, NEXT, head + 1);
+        bench.describe(TX, head + 1, SEND + 0x100, len as u32, 0, 0);
+        bench.offer(TX, head);
+        bench.driver.wait(|d| d.used_in(TX) == n + 1);
+    }
+    let stream = reader.join().unwrap();
+    for (n, frame) in stream.chunks_exact(4 + len).enumerate() {
+        assert_eq!(frame[..4], (len as u32).to_be_bytes());
+        assert!(frame[4..].iter().all(|byte| usize::from(*byte) == n), "{n}");
+    }
+    assert_eq!(bench.control.statistics().dropped_out, 0);
+}
+
+#[test]
+fn commands_are_answered() {
+    let mut bench = Bench::started(feature::CTRL_VQ);
+    let table: [(&[u8], u8); 12] = [
+        (&[0, 0, 1], 0),
+        (&[0, 5, 0], 0),
+        (&[0, 6, 0], 1),
+        (&[0, 0], 1),
+        (&[1, 0, 0, 0, 0, 0], 0),
+        (&[1, 1, 2, 9, 9, 9, 9, 9], 0),
+        (&[1, 1, 3, 9, 9, 9, 9, 9], 1),
+        (&[1, 1, 2, 9], 1),
+        (&[4, 0, 1, 0], 0),
+        (&[4, 0, 2, 0], 1),
+        (&[4, 0, 0, 0], 1),
+        (&[9], 1),
+    ];
+    for (command, answer) in table {
+        assert_eq!(bench.command(CONTROL, command), answer, "{command:?}");
+    }
+    let set = Mac([2, 9, 9, 9, 9, 9]);
+    assert_eq!(bench.control.mac(), set);
+    assert_eq!(bench.driver.read(0x100), 0x0909_0902);
+    bench.driver.write(0x70, 0);
+    assert_eq!(bench.control.mac(), MAC, "a reset forgets it");
+}
+
+#[test]
+fn a_link_that_is_down_is_told_and_drops_frames() {
+    let mut bench = Bench::started(feature::STATUS);
+    assert_eq!(bench.link(), 1);
+    let generation = bench.driver.read(0xfc);
+    bench.control.set_link(false);
+    bench.control.set_link(false);
+    assert!(bench.driver.line.is_high() && bench.driver.read(0x60) == 2);
+    assert_eq!((bench.link(), bench.driver.read(0xfc)), (0, generation + 1));
+    bench.send(0, b"lost");
+    bench.make_room(0, 0x100);
+    bench.host_sends(b"lost, too");
+    bench.driver.wait(|d| d.used_in(TX) == 1);
+    let dropped = |bench: &Bench| {
+        let done = bench.control.statistics();
+        (done.dropped_in, done.dropped_out)
+    };
+    while dropped(&bench) != (1, 1) {
+        std::thread::yield_now();
+    }
+    bench.control.set_link(true);
+    assert_eq!(bench.link(), 1);
+    bench.send(0, b"not lost");
+    assert_eq!(bench.host_gets(), b"not lost");
+}
+
+#[test]
+fn a_host_that_goes_is_a_link_that_is_down() {
+    let mut bench = Bench::started(feature::STATUS);
+    bench.host.shutdown(std::net::Shutdown::Both).unwrap();
+    bench.driver.wait(|d| d.line.is_high());
+    assert_eq!((bench.link(), bench.control.is_up()), (0, false));
+    for n in 0..3 {
+        bench.send(0, b"nowhere");
+        bench.driver.wait(|d| d.used_in(TX) == n + 1);
+    }
+    assert!(!bench.driver.needs_reset());
+    assert_eq!(bench.control.statistics().dropped_out, 3);
+}
+
+#[test]
+fn several_pairs_are_used_when_the_driver_says_so() {
+    let (ports, hosts) = ports(3);
+    let (net, control) = Net::new(ports, OPTIONS).unwrap();
+    let mut bench = Bench {
+        driver: Driver::new(Box::new(net), 8),
+        control,
+        host: hosts[0].try_clone().unwrap(),
+    };
+    bench.driver.start(feature::MQ.with(feature::CTRL_VQ));
+    let control = 6;
+    // Frames that come by a pair that is not used wait.
+    let mut second = &hosts[1];
+    second.write_all(&[0, 0, 0, 3, b'a', b'b', b'c']).unwrap();
+    let receive = 2;
+    let at = RECEIVE + 0x8000;
+    bench.describe(receive, 0, at, 0x100, WRITE, 0);
+    bench.offer(receive, 0);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(bench.driver.used_in(receive), 0);
+    assert_eq!(bench.command(control, &[4, 0, 4, 0]), 1);
+    assert_eq!(bench.command(control, &[4, 0, 2, 0]), 0);
+    bench.driver.wait(|d| d.used_in(receive) == 1);
+    assert_eq!(&bench.driver.memory.get::<3>(at + 12), b"abc");
+}
+
+#[test]
+fn a_driver_that_breaks_the_rules_needs_a_reset_and_gets_one() {
+    type Break = fn(&mut Bench);
+    let table: [(&str, Break); 5] = [
+        ("no header", |b| {
+            b.describe(TX, 0, SEND, 11, 0, 0);
+            b.offer(TX, 0);
+        }),
+        ("no room for a header", |b| {
+            b.make_room(0, 11);
+            b.host_sends(b"x");
+        }),
+        ("a frame out of reach", |b| {
+            b.describe(TX, 0, u64::MAX - 4, 100, 0, 0);
+            b.offer(TX, 0);
+        }),
+        ("no room for an answer", |b| {
+            b.describe(CONTROL, 0, SEND, 4, 0, 0);
+            b.offer(CONTROL, 0);
+        }),
+        ("a buffer to receive that is read-only", |b| {
+            b.describe(RX, 0, umbra_virtio::testing::ROM, 0x100, WRITE, 0);
+            b.offer(RX, 0);
+            b.host_sends(b"x");
+        }),
+    ];
+    for (what, break_it) in table {
+        let mut bench = Bench::started(Features::NONE);
+        break_it(&mut bench);
+        let begin = std::time::Instant::now();
+        while !bench.driver.needs_reset() {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{what}");
+            std::thread::yield_now();
+        }
+        bench.driver.start(Features::NONE);
+        bench.send(0, b"again");
+        assert_eq!(bench.host_gets(), b"again", "{what}");
+    }
+}
+
+#[test]
+fn frames_that_are_empty_or_too_large_are_dropped() {
+    let mut bench = Bench::started(Features::NONE);
+    bench.describe(TX, 0, SEND, Header::LEN as u32, 0, 0);
+    bench.offer(TX, 0);
+    bench.describe(TX, 1, 0, FRAME_MAX as u32 + 1, 0, 0);
+    bench.offer(TX, 1);
+    bench.driver.wait(|d| d.used_in(TX) == 2);
+    assert_eq!(bench.control.statistics().dropped_out, 2);
+    bench.send(2, b"good");
+    assert_eq!(bench.host_gets(), b"good");
+}
+
+#[test]
+fn a_pause_loses_nothing_that_waits() {
+    use umbra_virtio::Transport;
+    let mut bench = Bench::started(Features::NONE);
+    // The device takes it, and has no buffer for it.
+    bench.host_sends(b"before");
+    std::thread::sleep(Duration::from_millis(20));
+    bench.driver.transport.pause();
+    bench.driver.transport.resume();
+    bench.make_room(2, 0x100);
+    bench.driver.wait(|d| d.used_in(RX) == 1);
+    let place = RECEIVE + 0x2000 + 12;
+    assert_eq!(&bench.driver.memory.get::<6>(place), b"before");
+    for n in 0..10u16 {
+        bench.driver.transport.pause();
+        bench.send(0, &[n as u8; 30]);
+        bench.host_sends(&[n as u8; 40]);
+        bench.make_room(1, 0x100);
+        bench.driver.transport.resume();
+        assert_eq!(bench.host_gets(), [n as u8; 30]);
+        bench.driver.wait(|d| d.used_in(RX) == n + 2);
+    }
+}
+
+/// A port that says what it was told.
+struct Told(Arc<Mutex<Vec<Offloads>>>, Event);
+
+impl Port for Told {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.1.as_fd()
+    }
+
+    fn can_offload(&self) -> bool {
+        true
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
+        self.0.lock().push(offloads);
+        Ok(())
+    }
+
+    fn enable(&mut self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, _: &[u8]) -> io::Result<Sent> {
+        Ok(Sent::Dropped)
+    }
+
+    fn receive(&mut self, _: &mut [u8]) -> io::Result<Option<usize>> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn a_port_may_leave_to_the_driver_what_that_accepts_and_what_stands_on_it() {
+    use feature::*;
+    let told = Arc::<Mutex<Vec<Offloads>>>::default();
+    let port = Told(told.clone(), Event::new().unwrap());
+    let (net, _) = Net::new(vec![Box::new(port)], OPTIONS).unwrap();
+    let mut driver = Driver::new(Box::new(net), 8);
+    let all = GUEST_CSUM.with(GUEST_TSO4).with(GUEST_TSO6).with(GUEST_ECN);
+    for features in [
+        Features::NONE,
+        GUEST_TSO4.with(GUEST_ECN),
+        GUEST_CSUM.with(GUEST_ECN),
+        all,
+    ] {
+        driver.start(features);
+    }
+    let none = Offloads::default();
+    let checksum = Offloads {
+        checksum: true,
+        ..none
+    };
+    let all = Offloads {
+        checksum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+    };
+    assert_eq!(*told.lock(), [none, none, checksum, all]);
+}
