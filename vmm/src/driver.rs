@@ -74,15 +74,15 @@ impl Driver<'_> {
         self.processors.iter().for_each(VcpuThread::hold);
         let held = self.processors.iter().filter_map(VcpuThread::wait_held);
         let held = held.collect();
-        for Attached { transport } in self.virtio {
-            transport.pause();
+        for device in self.virtio {
+            device.transport.pause();
         }
         held
     }
 
     fn go_on(&self) {
-        for Attached { transport } in self.virtio {
-            transport.resume();
+        for device in self.virtio {
+            device.transport.resume();
         }
         self.processors.iter().for_each(VcpuThread::go_on);
     }

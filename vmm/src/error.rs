@@ -5,6 +5,7 @@ use umbra_cpu::CpuError;
 use umbra_cpu::template::TemplateError;
 use umbra_cpu_kvm::{HostError, KvmError};
 use umbra_devices::fw_cfg::FileError;
+use umbra_net::{PasstError, StreamError, TapError};
 use umbra_slots::{RamError, SlotError};
 
 /// Why a specification cannot be a machine.
@@ -61,6 +62,26 @@ pub enum PlanError {
     SameId {
         /// The name.
         id: String,
+    },
+    /// A network device has too few queues, or too many.
+    #[error("the network device {id:?} has 1 to {max} pairs of queues, not {queues}")]
+    NetQueues {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        queues: usize,
+        /// The most.
+        max: usize,
+    },
+    /// Frames of a network device are too small.
+    #[error("the network device {id:?} has an MTU of {min} to 65535, not {mtu}")]
+    Mtu {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        mtu: u16,
+        /// The least.
+        min: u16,
     },
     /// The width of the generation tag is out of range.
     #[error("a generation tag has 2 to 19 bits, not {bits}; choose a width in between")]
@@ -141,6 +162,24 @@ pub enum BuildError {
     /// The processor cannot work here.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// A network device has no host end.
+    #[error("the network device {id:?} cannot be connected")]
+    Net {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: NetError,
+    },
+    /// The host refused what a virtio device needs.
+    #[error("the host refused what the device {id:?} needs; raise the limit of open files")]
+    Virtio {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A thread could not be started.
     #[error("cannot start a thread for {what}; raise the limit of processes")]
     Thread {
@@ -150,6 +189,21 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Why a network device has no host end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// No TAP interface.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// No user-mode networking.
+    #[error(transparent)]
+    User(#[from] PasstError),
+    /// Nobody at the socket.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
 }
 
 /// Why a machine ended that the guest did not end.

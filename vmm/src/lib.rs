@@ -48,17 +48,18 @@ mod tests;
 
 pub use console::Console;
 pub use driver::Ended;
-pub use error::{BuildError, PlanError, RunError};
+pub use error::{BuildError, NetError, PlanError, RunError};
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::{Outcome, Paused};
 pub use spec::{
-    Backend, ConfigFile, Content, CpuModel, IrqchipMode, KvmSpec, Module, Spec, Verify, VirtioKind,
-    VirtioSpec,
+    Backend, ConfigFile, Content, CpuModel, IrqchipMode, KvmSpec, Mac, Module, NetHost, NetSpec,
+    Spec, Verify, VirtioKind, VirtioSpec,
 };
 
 pub use build::probe;
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
+pub use umbra_net::MacError;

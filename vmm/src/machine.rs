@@ -153,8 +153,8 @@ impl Machine {
         for (id, thread) in threads.into_iter().enumerate() {
             add(&mut statistics, &format!("vcpu {id}"), thread.join());
         }
-        for Attached { transport } in &virtio {
-            transport.shut_down();
+        for device in &virtio {
+            device.transport.shut_down();
         }
         add(&mut statistics, backend.name(), backend.statistics());
         let machine = vec![

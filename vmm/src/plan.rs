@@ -3,15 +3,19 @@
 use std::collections::BTreeSet;
 
 use umbra_boot::layout::MIN_RAM;
+use umbra_devices::virtio::Net;
 
 use crate::error::PlanError;
 use crate::layout;
-use crate::spec::{Backend, Spec, Verify, VirtioSpec};
+use crate::spec::{Backend, NetHost, NetSpec, Spec, Verify, VirtioKind, VirtioSpec};
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
 const MAX_CPUS: u32 = 255;
 /// Half a TiB: with the hole it stays far below the 46 address bits that the processor shows.
 const MAX_MEMORY: u64 = 1 << 39;
+
+/// The smallest MTU of a network device (virtio 1.3, 5.1.4.1).
+const MIN_MTU: u16 = 68;
 
 /// Bytes of a device's name.
 const MAX_ID: usize = 64;
@@ -96,14 +100,37 @@ fn check_virtio(devices: &[VirtioSpec]) -> Result<(), PlanError> {
         if !ids.insert(id) {
             return Err(PlanError::SameId { id: id.clone() });
         }
+        if let VirtioKind::Net(net) = &device.kind {
+            check_net(id, net)?;
+        }
     }
     Ok(())
+}
+
+fn check_net(id: &str, net: &NetSpec) -> Result<(), PlanError> {
+    if let NetHost::Tap { queues, .. } = &net.host
+        && !(1..=Net::MAX_PAIRS).contains(queues)
+    {
+        return Err(PlanError::NetQueues {
+            id: id.to_owned(),
+            queues: *queues,
+            max: Net::MAX_PAIRS,
+        });
+    }
+    match net.mtu {
+        // Less than the least that IPv4 needs (RFC 791).
+        Some(mtu) if mtu < MIN_MTU => Err(PlanError::Mtu {
+            id: id.to_owned(),
+            mtu,
+            min: MIN_MTU,
+        }),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::VirtioKind;
 
     #[test]
     fn the_default_machine_can_be_planned() {
@@ -169,6 +196,31 @@ mod tests {
         assert!(with(&many[..64]).is_ok());
         let refused = PlanError::TooManyVirtio { count: 65, max: 64 };
         assert_eq!(with(&many), Err(refused));
+    }
+
+    #[test]
+    fn a_network_interface_has_some_queues_and_no_tiny_frames() {
+        let with = |queues, mtu| {
+            let net = NetSpec {
+                host: NetHost::Tap {
+                    name: "tap0".into(),
+                    queues,
+                },
+                mac: None,
+                mtu,
+            };
+            Plan::new(Spec::new("kernel").virtio("n", VirtioKind::Net(net)))
+        };
+        assert!(with(1, None).is_ok() && with(16, Some(68)).is_ok());
+        for queues in [0, 17] {
+            let (id, max) = ("n".into(), 16);
+            assert_eq!(
+                with(queues, None),
+                Err(PlanError::NetQueues { id, queues, max })
+            );
+        }
+        let (id, mtu, min) = ("n".into(), 67, 68);
+        assert_eq!(with(1, Some(67)), Err(PlanError::Mtu { id, mtu, min }));
     }
 
     #[test]

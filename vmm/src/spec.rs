@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 pub use umbra_cpu_kvm::IrqchipMode;
+pub use umbra_net::Mac;
 
 /// Which processor executes the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,6 +97,8 @@ pub struct ConfigFile {
 pub enum VirtioKind {
     /// Gives the host's random bytes.
     Rng,
+    /// A network interface.
+    Net(NetSpec),
 }
 
 impl VirtioKind {
@@ -103,6 +106,53 @@ impl VirtioKind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Rng => "rng",
+            Self::Net(_) => "net",
+        }
+    }
+}
+
+/// A network interface of the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetSpec {
+    /// Where its frames go.
+    pub host: NetHost,
+    /// Its address; a random one if there is none.
+    pub mac: Option<Mac>,
+    /// The largest frame without its Ethernet header, 68 to 65535; the guest's own idea if there is none.
+    pub mtu: Option<u16>,
+}
+
+/// The host's end of a network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NetHost {
+    /// A TAP interface of this name, with so many queues, 1 to 16.
+    Tap {
+        /// Its name.
+        name: String,
+        /// Pairs of queues.
+        queues: usize,
+    },
+    /// User-mode networking: a `passt` that is started for it, with arguments of one's own.
+    User {
+        /// The program.
+        passt: PathBuf,
+        /// More arguments, such as `-t 8022:22` for a port that is forwarded.
+        arguments: Vec<String>,
+    },
+    /// A unix socket that somebody serves: QEMU's stream protocol, as `passt --socket` speaks it.
+    Stream {
+        /// The socket.
+        path: PathBuf,
+    },
+}
+
+impl NetHost {
+    /// User-mode networking with what `passt` does by itself.
+    pub fn user() -> Self {
+        Self::User {
+            passt: umbra_net::Passt::PROGRAM.into(),
+            arguments: Vec::new(),
         }
     }
 }

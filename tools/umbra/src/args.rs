@@ -13,6 +13,8 @@ use crate::status::{HELP, Status};
 use crate::trace;
 
 mod fw_cfg;
+mod list;
+mod net;
 mod port;
 
 /// Runs microVMs anywhere, with or without KVM
@@ -150,6 +152,10 @@ pub struct MachineArgs {
     /// Frequency of the guest's time-stamp counter [default: the host's on KVM, else 1000000]
     #[arg(long, value_name = "KHZ")]
     pub tsc_khz: Option<u32>,
+    /// Add a network interface (virtio-net): user (by passt, with tcp=PORTS and udp=PORTS to forward),
+    /// tap=NAME (with queues=N) or socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME; may be repeated
+    #[arg(long, value_name = "KIND[,KEY=VALUE...]", value_parser = net::parse)]
+    pub net: Vec<net::Net>,
     /// Add an entropy device (virtio-rng)
     #[arg(long)]
     pub rng: bool,
@@ -277,7 +283,8 @@ impl MachineArgs {
             id: "rng".into(),
             kind: VirtioKind::Rng,
         });
-        rng.into_iter().collect()
+        let nets = (0..).zip(&self.net).map(|(number, net)| net.device(number));
+        nets.chain(rng).collect()
     }
 }
 

@@ -6,19 +6,23 @@ use std::sync::Arc;
 use umbra_boot::VirtioMmio;
 use umbra_bus::Bus;
 use umbra_cpu::Backend;
-use umbra_devices::virtio::Rng;
+use umbra_devices::virtio::net::NetOptions;
+use umbra_devices::virtio::{Net, Rng};
 use umbra_irq::{Line, SharedLine, Unconnected};
+use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_virtio::{Device, MmioTransport, Transport};
 
-use crate::error::BuildError;
+use crate::error::{BuildError, NetError};
 use crate::layout;
-use crate::spec::{Spec, VirtioKind};
+use crate::spec::{NetHost, NetSpec, Spec, VirtioKind};
 
-/// A virtio device of a machine.
+/// A virtio device of a machine. Fields are dropped in their order.
 pub struct Attached {
     /// Its transport.
     pub transport: Arc<dyn Transport>,
+    /// Who works for it outside.
+    _helper: Option<Passt>,
 }
 
 /// Says where the devices will be.
@@ -63,8 +67,12 @@ pub fn add(
     };
     let mut attached = Vec::new();
     for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
-        let device: Box<dyn Device> = match wanted.kind {
-            VirtioKind::Rng => Box::new(Rng::new()),
+        let (device, helper): (Box<dyn Device>, _) = match &wanted.kind {
+            VirtioKind::Rng => (Box::new(Rng::new()), None),
+            VirtioKind::Net(net) => {
+                let (device, helper) = network(&wanted.id, net)?;
+                (Box::new(device), helper)
+            }
         };
         let memory = DmaSpace::new(space.clone(), backend.dma());
         let line = lines.end(place.interrupt);
@@ -83,9 +91,47 @@ pub fn add(
             interrupt = place.interrupt,
             "a virtio device"
         );
-        attached.push(Attached { transport });
+        attached.push(Attached {
+            transport,
+            _helper: helper,
+        });
     }
     Ok(attached)
+}
+
+/// Makes a network device, and starts who speaks for it.
+fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError> {
+    let mac = spec.mac.unwrap_or_else(Mac::random);
+    let (ports, helper) = connect(&spec.host, mac).map_err(|source| BuildError::Net {
+        id: id.to_owned(),
+        source,
+    })?;
+    let options = NetOptions { mac, mtu: spec.mtu };
+    let (net, _) = Net::new(ports, options).map_err(|source| BuildError::Virtio {
+        id: id.to_owned(),
+        source,
+    })?;
+    Ok((net, helper))
+}
+
+type Ports = Vec<Box<dyn Port>>;
+
+fn connect(host: &NetHost, mac: Mac) -> Result<(Ports, Option<Passt>), NetError> {
+    let one = |stream: Stream| vec![Box::new(stream) as Box<dyn Port>];
+    Ok(match host {
+        NetHost::Tap { name, queues } => {
+            let taps = Tap::open(name, *queues)?.into_iter();
+            (
+                taps.map(|tap| Box::new(tap) as Box<dyn Port>).collect(),
+                None,
+            )
+        }
+        NetHost::User { passt, arguments } => {
+            let (passt, stream) = Passt::start(passt, arguments, mac)?;
+            (one(stream), Some(passt))
+        }
+        NetHost::Stream { path } => (one(Stream::connect(path)?), None),
+    })
 }
 
 /// The wires of the interrupt controller, shared where there are more devices than pins.

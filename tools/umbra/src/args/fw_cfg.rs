@@ -2,6 +2,8 @@
 
 use umbra_vmm::{ConfigFile, Content};
 
+use super::list::{pairs, set};
+
 /// What one `--fw-cfg` says: an item, or only that the device is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item(pub Option<ConfigFile>);
@@ -13,22 +15,15 @@ pub fn parse(text: &str) -> Result<Item, String> {
     }
     let refused = |why: &str| format!("{why}; write it like name=NAME,file=PATH or string=TEXT");
     let (mut name, mut content) = (None, None);
-    for (n, part) in text.replace(",,", "\0").split(',').enumerate() {
-        let part = part.replace('\0', ",");
-        let (key, value) = match part.split_once('=') {
-            Some((key, value)) => (key, value.to_owned()),
-            None if n == 0 => ("name", part.clone()),
-            None => return Err(refused(&format!("{part:?} says nothing"))),
-        };
-        let twice = match key {
-            "name" => name.replace(value).is_some(),
-            "file" => content.replace(Content::File(value.into())).is_some(),
-            "string" => content.replace(Content::Text(value)).is_some(),
-            _ => return Err(refused(&format!("{key:?} is unknown"))),
-        };
-        if twice {
-            return Err(refused(&format!("{key:?} is one too many")));
+    let parts = pairs(text).map_err(|part| refused(&format!("{part:?} says nothing")))?;
+    for (key, value) in parts {
+        match &*key {
+            "name" | "" => set(&mut name, "name", value),
+            "file" => set(&mut content, "file", Content::File(value.into())),
+            "string" => set(&mut content, "string", Content::Text(value)),
+            _ => Err(format!("{key:?} is unknown")),
         }
+        .map_err(|why| refused(&why))?;
     }
     match (name, content) {
         (Some(name), Some(content)) => Ok(Item(Some(ConfigFile { name, content }))),

@@ -19,6 +19,14 @@ mount -t devtmpfs dev /dev
 cat /sys/bus/acpi/devices/*/modalias /sys/bus/pci/devices/*/modalias 2>/dev/null |
   sort -u | xargs -r modprobe -abq
 cat /sys/bus/virtio/devices/*/modalias 2>/dev/null | sort -u | xargs -r modprobe -abq
+ip link set lo up
+# Addresses for what can be asked for some; who is not answered goes on asking behind the shell's back.
+for interface in /sys/class/net/e*; do
+  [ -e "$interface" ] || continue
+  interface=${interface##*/}
+  ip link set "$interface" up
+  udhcpc -i "$interface" -s /bin/lease -t 2 -T 1 -A 5 -b >/dev/null 2>&1
+done
 echo
 echo "Linux $(uname -r), $(nproc) processor(s), $(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo) MiB."
 echo "This is a shell inside the machine; 'poweroff -f' switches it off."
@@ -26,6 +34,25 @@ echo
 cd /root
 setsid cttyhack sh
 poweroff -f
+"#;
+
+/// What is done with an address that was given (udhcpc calls it).
+const LEASE: &str = r#"#!/bin/busybox sh
+case "$1" in
+  bound | renew)
+    ip addr flush dev "$interface"
+    ip addr add "$ip/${mask:-24}" dev "$interface"
+    for gateway in $router; do
+      # passt's gateway may be outside the network of the address.
+      ip route replace "$gateway" dev "$interface"
+      ip route replace default via "$gateway"
+      break
+    done
+    : > /etc/resolv.conf
+    for server in $dns; do echo "nameserver $server" >> /etc/resolv.conf; done
+    ;;
+  deconfig) ip addr flush dev "$interface" ;;
+esac
 "#;
 
 /// Makes the archive.
@@ -38,6 +65,8 @@ pub fn archive(busybox: &[u8], modules: &Modules) -> Vec<u8> {
         .character_device("dev/null", 1, 3)
         .executable("bin/busybox", busybox)
         .symlink("bin/sh", "busybox")
+        .executable("bin/lease", LEASE.as_bytes())
+        .directory("etc")
         .executable("init", INIT.as_bytes());
     add(&mut archive, modules);
     archive.finish()

@@ -1,0 +1,50 @@
+//! Options that are lists: `WORD,KEY=VALUE,KEY=VALUE`.
+
+/// Splits a list. Two commas stand for one. A first part that is a word alone has no key; any other is an
+/// error, which is returned.
+pub fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
+    let text = text.replace(",,", "\0");
+    let parts = text.split(',').map(|part| part.replace('\0', ","));
+    parts
+        .enumerate()
+        .map(|(n, part)| match part.split_once('=') {
+            Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+            None if n == 0 => Ok((String::new(), part)),
+            None => Err(part),
+        })
+        .collect()
+}
+
+/// Puts a value where there is none yet.
+pub fn set<T>(place: &mut Option<T>, key: &str, value: T) -> Result<(), String> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(format!("{key:?} is one too many")),
+    }
+}
+
+/// Reads a number.
+pub fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, String> {
+    let refused = |_| format!("{key}={value:?} is no number that it can be");
+    value.parse().map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_a_word_and_pairs() {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let table = [
+            ("", vec![pair("", "")]),
+            ("a", vec![pair("", "a")]),
+            ("a=b,c=d=e", vec![pair("a", "b"), pair("c", "d=e")]),
+            ("a,,b,k=,,", vec![pair("", "a,b"), pair("k", ",")]),
+        ];
+        for (text, expected) in table {
+            assert_eq!(pairs(text), Ok(expected), "{text}");
+        }
+        assert_eq!(pairs("a,b"), Err("b".to_owned()));
+    }
+}

@@ -1,0 +1,157 @@
+//! Network interfaces, as `--net` has them.
+
+use umbra_vmm::{Mac, MacError, NetHost, NetSpec, VirtioKind, VirtioSpec};
+
+use super::list::{number, pairs, set};
+
+/// What one `--net` says. Without a name the interface gets one by its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Net {
+    id: Option<String>,
+    spec: NetSpec,
+}
+
+impl Net {
+    /// Makes the device of interface `number`.
+    pub fn device(&self, number: usize) -> VirtioSpec {
+        VirtioSpec {
+            id: self.id.clone().unwrap_or_else(|| format!("net{number}")),
+            kind: VirtioKind::Net(self.spec.clone()),
+        }
+    }
+}
+
+/// Reads `user[,tcp=SPEC][,udp=SPEC][,passt=FILE]`, `tap=NAME[,queues=N]` or `socket=PATH`, each with
+/// `[,mac=ADDRESS][,mtu=N][,id=NAME]`. Two commas stand for one.
+pub fn parse(text: &str) -> Result<Net, String> {
+    let refused = |why: String| {
+        format!("{why}; write it like user, tap=NAME or socket=PATH, then mac=, mtu=, id=")
+    };
+    let parts = pairs(text).map_err(|part| refused(format!("{part:?} says nothing")))?;
+    read(parts).map_err(refused)
+}
+
+fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
+    let (mut id, mut mac, mut mtu, mut queues, mut passt) = (None, None, None, None, None);
+    let (mut host, mut arguments) = (None, Vec::new());
+    for (key, value) in parts {
+        match &*key {
+            "" if value == "user" => set(&mut host, "user", NetHost::user())?,
+            "" => return Err(format!("{value:?} is no kind of network")),
+            "tap" => {
+                let tap = NetHost::Tap {
+                    name: value,
+                    queues: 1,
+                };
+                set(&mut host, "tap", tap)?;
+            }
+            "socket" => {
+                let path = value.into();
+                set(&mut host, "socket", NetHost::Stream { path })?;
+            }
+            "tcp" => arguments.extend(["-t".to_owned(), value]),
+            "udp" => arguments.extend(["-u".to_owned(), value]),
+            "passt" => set(&mut passt, "passt", value)?,
+            "queues" => set(&mut queues, "queues", number("queues", &value)?)?,
+            "mtu" => set(&mut mtu, "mtu", number("mtu", &value)?)?,
+            "mac" => {
+                let read = value.parse::<Mac>();
+                let read = read.map_err(|error: MacError| error.to_string())?;
+                set(&mut mac, "mac", read)?;
+            }
+            "id" => set(&mut id, "id", value)?,
+            _ => return Err(format!("{key:?} is unknown")),
+        }
+    }
+    let host = match (host, queues, passt) {
+        (None, ..) => return Err("where frames go is not said".to_owned()),
+        (Some(NetHost::Tap { name, .. }), queues, None) if arguments.is_empty() => NetHost::Tap {
+            name,
+            queues: queues.unwrap_or(1),
+        },
+        (Some(NetHost::User { passt, .. }), None, other) => NetHost::User {
+            passt: other.map_or(passt, Into::into),
+            arguments,
+        },
+        (Some(stream @ NetHost::Stream { .. }), None, None) if arguments.is_empty() => stream,
+        _ => return Err("queues= is for tap, and tcp=, udp=, passt= are for user".to_owned()),
+    };
+    Ok(Net {
+        id,
+        spec: NetSpec { host, mac, mtu },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(host: NetHost) -> Net {
+        Net {
+            id: None,
+            spec: NetSpec {
+                host,
+                mac: None,
+                mtu: None,
+            },
+        }
+    }
+
+    fn tap(queues: usize) -> NetHost {
+        NetHost::Tap {
+            name: "t0".into(),
+            queues,
+        }
+    }
+
+    #[test]
+    fn interfaces_are_read() {
+        let user = |passt: &str, arguments: &[&str]| NetHost::User {
+            passt: passt.into(),
+            arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
+        };
+        let table = [
+            ("user", net(user("passt", &[]))),
+            ("tap=t0", net(tap(1))),
+            ("queues=4,tap=t0", net(tap(4))),
+            (
+                "user,tcp=8022:22,udp=53,passt=/bin/p",
+                net(user("/bin/p", &["-t", "8022:22", "-u", "53"])),
+            ),
+            (
+                "socket=/a,,b",
+                net(NetHost::Stream {
+                    path: "/a,b".into(),
+                }),
+            ),
+        ];
+        for (text, expected) in table {
+            assert_eq!(parse(text), Ok(expected), "{text}");
+        }
+        let all = parse("tap=t0,mac=52:54:00:00:00:07,mtu=9000,id=lan").unwrap();
+        let mac = Some(Mac([0x52, 0x54, 0, 0, 0, 7]));
+        assert_eq!((all.spec.mac, all.spec.mtu), (mac, Some(9000)));
+        assert_eq!(all.device(3).id, "lan");
+        assert_eq!(parse("user").unwrap().device(3).id, "net3");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_reason() {
+        let table = [
+            ("", "\"\" is no kind"),
+            ("usr", "\"usr\""),
+            ("mtu=9000", "not said"),
+            ("user,user=x", "\"user\" is unknown"),
+            ("user,tap=t0", "\"tap\" is one too many"),
+            ("tap=t0,tcp=1", "are for user"),
+            ("user,queues=2", "is for tap"),
+            ("tap=t0,mtu=70000", "mtu=\"70000\""),
+            ("tap=t0,mac=1:2", "52:54:00"),
+            ("tap=t0,x", "\"x\" says nothing"),
+        ];
+        for (text, why) in table {
+            let refused = parse(text).unwrap_err();
+            assert!(refused.contains(why), "{text}: {refused}");
+        }
+    }
+}
