@@ -91,6 +91,14 @@ impl Engine {
         self.0.submit(job);
     }
 
+    /// Has all that was submitted begun. Does not block.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn kick(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Returns what becomes readable when something has completed.
     pub fn event(&self) -> BorrowedFd<'_> {
         self.0.event()
