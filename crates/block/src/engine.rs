@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use crate::pool::Pool;
+use crate::uring::Uring;
 use crate::{Buffers, Disk, Extent, Unmap};
 
 /// One request.
@@ -64,8 +65,11 @@ pub struct Completion {
 /// Which engine serves a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineKind {
-    /// A few threads that call the disk.
+    /// The host's io_uring. Disks that are no plain files, and hosts that have none or refuse it, get
+    /// threads; the log says once why.
     #[default]
+    IoUring,
+    /// A few threads that call the disk.
     Threads,
 }
 
@@ -73,7 +77,13 @@ pub enum EngineKind {
 ///
 /// Dropping it waits for what is in flight.
 #[derive(Debug)]
-pub struct Engine(Pool);
+pub struct Engine(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Uring(Box<Uring>),
+    Pool(Pool),
+}
 
 impl Engine {
     /// Starts one.
@@ -81,14 +91,30 @@ impl Engine {
     /// # Errors
     /// If the host refuses what it needs.
     pub fn start(disk: Arc<dyn Disk>, kind: EngineKind) -> io::Result<Self> {
-        match kind {
-            EngineKind::Threads => Pool::new(disk).map(Self),
+        let ring = match kind {
+            EngineKind::IoUring => ring(&disk),
+            EngineKind::Threads => None,
+        };
+        Ok(Self(match ring {
+            Some(ring) => Inner::Uring(Box::new(ring)),
+            None => Inner::Pool(Pool::new(disk)?),
+        }))
+    }
+
+    /// Returns what serves, which may be another kind than was asked for.
+    pub fn kind(&self) -> EngineKind {
+        match &self.0 {
+            Inner::Uring(_) => EngineKind::IoUring,
+            Inner::Pool(_) => EngineKind::Threads,
         }
     }
 
     /// Takes a request. Does not block.
     pub fn submit(&mut self, job: Job) {
-        self.0.submit(job);
+        match &mut self.0 {
+            Inner::Uring(ring) => ring.submit(job),
+            Inner::Pool(pool) => pool.submit(job),
+        }
     }
 
     /// Has all that was submitted begun. Does not block.
@@ -96,23 +122,49 @@ impl Engine {
     /// # Errors
     /// If the host refuses.
     pub fn kick(&mut self) -> io::Result<()> {
-        Ok(())
+        match &mut self.0 {
+            Inner::Uring(ring) => ring.kick(),
+            Inner::Pool(_) => Ok(()),
+        }
     }
 
     /// Returns what becomes readable when something has completed.
     pub fn event(&self) -> BorrowedFd<'_> {
-        self.0.event()
+        match &self.0 {
+            Inner::Uring(ring) => ring.event(),
+            Inner::Pool(pool) => pool.event(),
+        }
     }
 
     /// Returns all that has completed since the last call. Does not block.
     pub fn completed(&mut self) -> Vec<Completion> {
-        self.0.completed()
+        match &mut self.0 {
+            Inner::Uring(ring) => ring.completed(),
+            Inner::Pool(pool) => pool.completed(),
+        }
     }
 
     /// Ends requests that were not begun, with an error of the kind `Interrupted`, and returns at
     /// once. Those that were begun complete when they do.
     pub fn cancel(&mut self) {
-        self.0.cancel();
+        match &mut self.0 {
+            Inner::Uring(ring) => ring.cancel(),
+            Inner::Pool(pool) => pool.cancel(),
+        }
+    }
+}
+
+/// Makes a ring, or tells the log why there is none.
+fn ring(disk: &Arc<dyn Disk>) -> Option<Uring> {
+    static TOLD: Once = Once::new();
+    match Uring::new(disk) {
+        Ok(ring) => ring,
+        Err(error) => {
+            TOLD.call_once(
+                || tracing::warn!(%error, "no io_uring here: disks are served by threads"),
+            );
+            None
+        }
     }
 }
 

@@ -4,13 +4,15 @@
 //!   open(path, options) ──> Disk      raw file or block device
 //!                             │
 //!   Job { tag, Operation } ─> Engine ──> Completion { tag, result }      in any order
+//!                             ├─ io_uring
 //!                             └─ threads that call the disk
 //!   Limiter: how long a request has to wait for its tokens
 //! ```
 //!
 //! **Who waits where.** An [`Engine`] belongs to one thread, which submits jobs, polls
 //! [`Engine::event`], and takes what has completed; it never blocks on a disk. The calls of a
-//! [`Disk`] block, and are made on the engine's threads.
+//! [`Disk`] block, and are made on threads of the engine; with io_uring, reads, writes and flushes of a
+//! plain file need none.
 //!
 //! **Memory.** A request's bytes go between host file and guest memory without a copy where the disk
 //! allows it. [`Buffers`] are the pieces of memory of one request, and keep them mapped until it has
@@ -20,8 +22,8 @@
 //! **The format of a file is said, never guessed.** A guest that may write a raw disk can write there
 //! what looks like the header of another format, which names any file of the host as its backing file.
 //!
-//! **Unsafe code** is in `memory` (pieces of memory under raw pointers) and `sys` (system calls on
-//! them).
+//! **Unsafe code** is in `memory` (pieces of memory under raw pointers), `sys` (system calls on
+//! them) and `uring` (the kernel works on them later).
 #![deny(unsafe_code)]
 
 mod disk;
@@ -35,6 +37,7 @@ mod raw;
 mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod uring;
 mod wake;
 mod zeroes;
 

@@ -213,7 +213,6 @@ impl Buffers {
     }
 
     /// The pieces. They stay where they are as long as `self` is not dropped.
-    #[cfg(test)]
     pub(crate) fn pieces(&self) -> &[libc::iovec] {
         &self.pieces
     }

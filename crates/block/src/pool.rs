@@ -84,6 +84,11 @@ impl Pool {
         self.shared.wake.as_fd()
     }
 
+    /// Signals the event, as if something had completed.
+    pub fn wake(&self) {
+        self.shared.wake.signal();
+    }
+
     pub fn completed(&mut self) -> Vec<Completion> {
         self.shared.wake.take();
         std::mem::take(&mut self.shared.state.lock().done)

@@ -668,10 +668,28 @@ fn memory_that_leaves_under_a_request_stays_until_its_end() {
 
 #[test]
 fn a_file_is_a_disk_from_one_end_to_the_other() {
-    let file = tempfile::NamedTempFile::new().unwrap();
+    for engine in [EngineKind::IoUring, EngineKind::Threads] {
+        for direct in [false, true] {
+            check_file(engine, direct);
+        }
+    }
+}
+
+fn check_file(engine: EngineKind, direct: bool) {
+    let program = std::env::current_exe().unwrap();
+    // Beside it: /tmp may be a file system without direct I/O.
+    let file = tempfile::NamedTempFile::new_in(program.parent().unwrap()).unwrap();
     file.as_file().set_len(SECTORS * SECTOR).unwrap();
-    let disk = umbra_block::open(file.path(), &DiskOptions::default()).unwrap();
-    let device = Block::new(disk, BlockOptions::default()).unwrap();
+    let options = DiskOptions {
+        direct,
+        ..DiskOptions::default()
+    };
+    let disk = umbra_block::open(file.path(), &options).unwrap();
+    let options = BlockOptions {
+        engine,
+        ..BlockOptions::default()
+    };
+    let device = Block::new(disk, options).unwrap();
     let mut rig = Rig {
         control: device.control(),
         driver: Driver::new(Box::new(device), 16),
@@ -682,11 +700,16 @@ fn a_file_is_a_disk_from_one_end_to_the_other() {
     rig.driver.memory.put(DATA, &[0x77; 4096]);
     assert_eq!(rig.run(OUT, 8, &[(DATA, 4096, 0)]).0, OK);
     assert_eq!(rig.run(FLUSH_REQUEST, 0, &[]).0, OK);
-    assert_eq!(rig.run(IN, 15, &[(DATA + 0x1000, 1024, WRITE)]).0, OK);
-    let read: [u8; 1024] = rig.driver.memory.get(DATA + 0x1000);
-    assert_eq!((read[511], read[512]), (0x77, 0));
+    // At an address without alignment.
+    assert_eq!(rig.run(IN, 15, &[(DATA + 0x1001, 1024, WRITE)]).0, OK);
+    let read: [u8; 1024] = rig.driver.memory.get(DATA + 0x1001);
+    assert_eq!((read[0], read[511], read[512]), (0x77, 0x77, 0));
+    rig.segment(0, 8, 4, 1);
+    assert_eq!(rig.run(ZEROES_REQUEST, 0, &[(DATA, 16, 0)]).0, OK);
     let bytes = std::fs::read(file.path()).unwrap();
-    assert!(bytes[8 * 512..16 * 512].iter().all(|byte| *byte == 0x77));
+    let (zeros, rest) = bytes[8 * 512..16 * 512].split_at(4 * 512);
+    assert!(zeros.iter().all(|byte| *byte == 0), "{engine:?}");
+    assert!(rest.iter().all(|byte| *byte == 0x77), "{engine:?}");
     assert_eq!(rig.control.statistics().written_bytes, 4096);
 }
 
