@@ -44,6 +44,34 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// It is no image of its format, or one that is damaged or has unknown features.
+    #[error("disk {path} cannot be used as qcow2; check its format, and it with `qemu-img check`")]
+    Image {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It needs what is not supported.
+    #[error("disk {path} needs {what}, which is not supported")]
+    Unsupported {
+        /// Which.
+        path: PathBuf,
+        /// What it needs.
+        what: String,
+    },
+    /// It has a backing file, and these are not followed.
+    #[error(
+        "disk {path} has the backing file {name:?}, and backing files are not followed; allow them if \
+         you trust whoever made the image, or make one without (`qemu-img convert`)"
+    )]
+    Backing {
+        /// Which.
+        path: PathBuf,
+        /// What its header names.
+        name: String,
+    },
     /// The host does not say how large it is.
     #[error("cannot find out the size of disk {path}")]
     Size {

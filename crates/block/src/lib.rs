@@ -1,7 +1,7 @@
 //! Disks, and what serves requests for them. Knows files and guest memory; not what a virtio device is.
 //!
 //! ```text
-//!   open(path, options) ──> Disk      raw file or block device
+//!   open(path, options) ──> Disk      raw file or block device, qcow2
 //!                             │
 //!   Job { tag, Operation } ─> Engine ──> Completion { tag, result }      in any order
 //!                             ├─ io_uring
@@ -33,6 +33,7 @@ mod limiter;
 mod memory;
 mod open;
 mod pool;
+mod qcow2;
 mod raw;
 mod sys;
 #[cfg(any(test, feature = "testing"))]
@@ -46,4 +47,4 @@ pub use engine::{Completion, Durability, Engine, EngineKind, Job, Operation};
 pub use error::OpenError;
 pub use limiter::{Bucket, Limiter, Limits};
 pub use memory::{Access, Buffers, OutOfReach};
-pub use open::{DiskOptions, Format, open};
+pub use open::{BackingFiles, DiskOptions, Format, open};

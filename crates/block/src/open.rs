@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::qcow2::Qcow2;
 use crate::raw::Raw;
 use crate::sys::{self, Sharing};
 use crate::{Disk, OpenError};
@@ -17,6 +18,19 @@ pub enum Format {
     /// They are the disk's.
     #[default]
     Raw,
+    /// QEMU's format: allocated when it is written, perhaps over a backing file.
+    Qcow2,
+}
+
+/// What is done about the backing file that an image's header names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackingFiles {
+    /// Such an image is refused.
+    #[default]
+    Refuse,
+    /// They are opened, to be read. Whoever made the image chooses which files of the host the guest
+    /// reads.
+    Follow,
 }
 
 /// How to open a disk.
@@ -28,6 +42,8 @@ pub struct DiskOptions {
     pub read_only: bool,
     /// Passes by the host's page cache (`O_DIRECT`).
     pub direct: bool,
+    /// What is done about backing files.
+    pub backing: BackingFiles,
 }
 
 /// Opens a disk, and locks its file as long as it is open: a writer alone, or any number of readers.
@@ -43,6 +59,7 @@ pub fn open(path: &Path, options: &DiskOptions) -> Result<Arc<dyn Disk>, OpenErr
             options.read_only,
             options.direct,
         )?)),
+        Format::Qcow2 => Ok(Arc::new(Qcow2::new(file, path, options)?)),
     }
 }
 
