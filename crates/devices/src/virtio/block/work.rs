@@ -30,7 +30,7 @@ use super::request::{ID_LEN, Kind, Plan, Request, Rules, Status};
 use super::{Cache, Setting, Shared};
 
 /// How long requests in flight are waited for when a device stops. Tests have less of it.
-const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 10_000 });
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 10_000 });
 
 /// Tells all queues of a device to take no more.
 #[derive(Debug, Default)]
@@ -311,6 +311,10 @@ impl Work {
             false => self.halt.deadline(),
         };
         let mut cancelled = false;
+        // A fault may have come between a request and its beginning.
+        if let Err(error) = self.engine.kick() {
+            tracing::debug!(%error, "a stopping device cannot begin its last requests");
+        }
         while !self.is_idle() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() && std::mem::replace(&mut cancelled, true) {
