@@ -92,8 +92,19 @@ pub(crate) fn open_file(path: &Path, options: &DiskOptions) -> Result<File, Open
             what,
         });
     }
+    wait_for_bytes(&file).map_err(failed)?;
     lock(&file, path, options.read_only)?;
     Ok(file)
+}
+
+/// Lets reads and writes wait, now that it is no pipe which would hold up the opening. Otherwise some
+/// file systems refuse what io_uring asks of them, and every request takes the longer way.
+fn wait_for_bytes(file: &File) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    Ok(rustix::fs::fcntl_setfl(
+        file,
+        flags - rustix::fs::OFlags::NONBLOCK,
+    )?)
 }
 
 fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
@@ -147,15 +158,35 @@ mod tests {
     fn what_is_no_disk_is_refused_with_its_name() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
+        let pipe = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).unwrap();
         let table = [
             (missing.as_path(), "missing"),
             (folder.path(), "a directory"),
             (Path::new("/dev/null"), "a character device"),
+            (pipe.as_path(), "a pipe"),
         ];
         for (path, part) in table {
             let error = open(path, &read_only()).err().unwrap().to_string();
             assert!(error.contains(part), "{error}");
             assert!(error.contains(&path.display().to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_disk_keeps_direct_i_o_and_waits_for_its_bytes() {
+        use rustix::fs::OFlags;
+        let file = crate::raw::tests::scratch();
+        for direct in [false, true] {
+            let options = DiskOptions {
+                direct,
+                ..read_only()
+            };
+            let open = open_file(file.path(), &options).unwrap();
+            let flags = rustix::fs::fcntl_getfl(&open).unwrap();
+            assert_eq!(flags.contains(OFlags::DIRECT), direct);
+            assert!(!flags.contains(OFlags::NONBLOCK));
         }
     }
 
