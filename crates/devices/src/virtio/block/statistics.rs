@@ -99,11 +99,37 @@ impl Counters {
     /// Counts a failure of the host; the log tells of the first of each kind.
     pub fn failed(&self, disk: &str, kind: Kind, error: &io::Error) {
         add(&self.errors, 1);
-        if self.told.lock().insert((kind, error.raw_os_error())) {
+        if self.is_new(kind, error) {
             tracing::warn!(
                 disk, request = ?kind, %error,
                 "a disk fails: the guest gets an I/O error; more of this kind are only counted"
             );
+        }
+    }
+
+    /// Tells whether it is the first of its kind.
+    fn is_new(&self, kind: Kind, error: &io::Error) -> bool {
+        self.told.lock().insert((kind, error.raw_os_error()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_failure_of_each_kind_is_told() {
+        let counters = Counters::default();
+        let table = [
+            (Kind::Out, libc::ENOSPC, true),
+            (Kind::Out, libc::ENOSPC, false),
+            (Kind::Out, libc::EIO, true),
+            (Kind::In, libc::EIO, true),
+            (Kind::In, libc::EIO, false),
+        ];
+        for (kind, number, new) in table {
+            let error = io::Error::from_raw_os_error(number);
+            assert_eq!(counters.is_new(kind, &error), new, "{kind:?} {error}");
         }
     }
 }
