@@ -18,6 +18,14 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The file system has no direct I/O.
+    #[error(
+        "disk {path} is on a file system without direct I/O (O_DIRECT); open it without, or move it"
+    )]
+    Direct {
+        /// Which.
+        path: PathBuf,
+    },
     /// It is no file that could be a disk.
     #[error("disk {path} is {what}; a regular file or a block device is needed")]
     Kind {

@@ -78,7 +78,12 @@ pub(crate) fn open_file(path: &Path, options: &DiskOptions) -> Result<File, Open
         .write(!options.read_only)
         .custom_flags(flags)
         .open(path)
-        .map_err(failed)?;
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) if options.direct => OpenError::Direct {
+                path: path.to_owned(),
+            },
+            _ => failed(error),
+        })?;
     let kind = file.metadata().map_err(failed)?.file_type();
     let what = match () {
         () if kind.is_file() || kind.is_block_device() => None,
@@ -172,6 +177,18 @@ mod tests {
             assert!(error.contains(part), "{error}");
             assert!(error.contains(&path.display().to_string()), "{error}");
         }
+    }
+
+    #[test]
+    fn a_file_system_without_direct_i_o_is_named_as_the_reason() {
+        let options = DiskOptions {
+            direct: true,
+            ..read_only()
+        };
+        let error = open(Path::new("/proc/self/status"), &options)
+            .err()
+            .unwrap();
+        assert!(matches!(error, OpenError::Direct { .. }), "{error}");
     }
 
     #[test]
