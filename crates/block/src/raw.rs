@@ -20,6 +20,8 @@ use crate::{Buffers, Disk, Extent, OpenError, PlainFile, SECTOR, Topology, Unmap
 
 /// Bytes of a bounce buffer, at most.
 const BOUNCE: u64 = 1 << 20;
+/// The largest logical block that a disk has for its guest.
+const LOGICAL_MAX: u32 = 4096;
 /// What direct I/O is assumed to want where the host does not say.
 const ALIGNMENT: u32 = 4096;
 
@@ -222,7 +224,8 @@ fn topology(file: &File, alignment: u32) -> Topology {
     let logical = asked(rustix::fs::ioctl_blksszget(file), SECTOR as u32).max(alignment);
     let physical = asked(rustix::fs::ioctl_blkpbszget(file), 4096).max(logical);
     Topology {
-        logical_block: logical,
+        // Guests take no block that is larger than their pages.
+        logical_block: logical.min(LOGICAL_MAX),
         physical_block: physical,
     }
 }

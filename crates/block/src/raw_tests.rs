@@ -97,6 +97,24 @@ fn the_size_is_whole_sectors_and_can_be_looked_at_again() {
 }
 
 #[test]
+fn blocks_are_those_of_direct_i_o_as_far_as_guests_take_them() {
+    let (_, file) = raw(&[0; 512], false);
+    let table = [
+        (1, 512, 4096),
+        (512, 512, 4096),
+        (4096, 4096, 4096),
+        (65536, 4096, 65536),
+    ];
+    for (alignment, logical_block, physical_block) in table {
+        let expected = Topology {
+            logical_block,
+            physical_block,
+        };
+        assert_eq!(topology(file.as_file(), alignment), expected, "{alignment}");
+    }
+}
+
+#[test]
 fn zeros_and_discards_stay_within_their_extent() {
     for unmap in [Unmap::Allowed, Unmap::Forbidden] {
         let before = pattern(16384);
