@@ -11,6 +11,7 @@
 //! | [`DebugExit`] | 4 | QEMU's `isa-debug-exit` |
 //! | [`FwCfg`] | 0x510 to 0x51b | QEMU's `fw_cfg` |
 //! | [`TestDevice`] | 0xe0, 0x2000 | QEMU's `pc-testdev` |
+//! | [`virtio::Block`] | behind a transport of `umbra-virtio` | virtio 1.3, 5.2 |
 //! | [`virtio::Rng`] | behind a transport of `umbra-virtio` | virtio 1.3, 5.4 |
 //!
 //! Each implements a trait of `vm-device` behind its own short lock, or is a device of `umbra-virtio`, is

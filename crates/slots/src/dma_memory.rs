@@ -29,7 +29,9 @@
 //! *Maps that change.* A [`DmaMemory`] is one map. Taking it is a look at the current one and two
 //! counters, so a device takes it anew for every run over its queue and drops it before it sleeps. RAM
 //! that left meanwhile stays mapped as long as the old map is held: a store then goes to memory that
-//! no longer belongs to the guest, as does one by real hardware into a module that was pulled.
+//! no longer belongs to the guest, as does one by real hardware into a module that was pulled. A
+//! request that the host works on while its device sleeps keeps the map it was made from, and gives the
+//! mark by that.
 //!
 //! *Cost.* A slice is one binary search among the slots; a store is, besides, what [`Dma::written`]
 //! costs: nothing for a backend whose processors read memory themselves, the MMU's lock and two
@@ -82,7 +84,8 @@ impl fmt::Debug for DmaSpace {
     }
 }
 
-/// Guest RAM of one map, for a device. Cheap to make and to clone; not to be kept across a wait.
+/// Guest RAM of one map, for a device. Cheap to make and to clone; not to be kept across a
+/// wait, but by what the host works on meanwhile.
 ///
 /// As a `Bitmap` it is the marks of all addresses: an offset is a guest-physical address.
 #[derive(Clone)]

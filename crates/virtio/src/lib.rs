@@ -56,7 +56,9 @@ pub use event::Event;
 pub use features::Features;
 pub use interrupt::{Interrupt, Wire};
 pub use mmio::MmioTransport;
-pub use queue::{Chain, ChainReader, ChainWriter, Notifications, Queue, QueueError, Served};
+pub use queue::{
+    Chain, ChainBuffer, ChainReader, ChainWriter, Notifications, Queue, QueueError, Served,
+};
 pub use queue_worker::{Alarm, Fault, Handler, Next, QueueWorker};
 pub use status::Status;
 pub use transport::Transport;

@@ -22,7 +22,7 @@ use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use umbra_slots::{DmaMark, DmaMemory};
+use umbra_slots::{DmaMark, DmaMemory, Gpa};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueState, QueueT, Reader, Writer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -82,6 +82,15 @@ pub enum QueueError {
         /// Why.
         #[source]
         source: virtio_queue::Error,
+    },
+    /// Memory of a chain is no RAM, or RAM that may not be written.
+    #[error("memory of the chain at descriptor {head} is out of reach")]
+    Memory {
+        /// Where it begins.
+        head: u16,
+        /// Why.
+        #[source]
+        source: GuestMemoryError,
     },
     /// A chain has less room, or fewer bytes, than the device needs.
     #[error("the chain at descriptor {head} is too short")]
@@ -187,8 +196,13 @@ impl Queue {
             }
             return Ok(None);
         };
-        let chain = Chain { memory, inner };
-        chain.check(self.rings.size())?;
+        let size = self.rings.size();
+        let chain = Chain {
+            memory,
+            inner,
+            size,
+        };
+        chain.walk(|_| ())?;
         Ok(Some(chain))
     }
 
@@ -361,11 +375,25 @@ pub enum Served {
 pub struct Chain<'m> {
     memory: &'m DmaMemory,
     inner: DescriptorChain<&'m DmaMemory>,
+    /// Of the queue.
+    size: u16,
+}
+
+/// One buffer of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainBuffer {
+    /// Where it is; anywhere.
+    pub at: Gpa,
+    /// How long it is; zero, too.
+    pub len: u32,
+    /// The device may write it, and has nothing to read there.
+    pub is_writable: bool,
 }
 
 impl<'m> Chain<'m> {
-    fn check(&self, size: u16) -> Result<(), QueueError> {
-        let head = self.head();
+    /// Goes from the first descriptor to the last, in the right order.
+    fn walk(&self, mut each: impl FnMut(ChainBuffer)) -> Result<(), QueueError> {
+        let (head, size) = (self.head(), self.size);
         if head >= size {
             return Err(QueueError::Head { head, size });
         }
@@ -376,6 +404,11 @@ impl<'m> Chain<'m> {
             }
             writable = descriptor.is_write_only();
             ended = !descriptor.has_next();
+            each(ChainBuffer {
+                at: Gpa(descriptor.addr().0),
+                len: descriptor.len(),
+                is_writable: writable,
+            });
         }
         ended.then_some(()).ok_or(QueueError::Endless { head })
     }
@@ -383,6 +416,17 @@ impl<'m> Chain<'m> {
     /// Returns its first descriptor, by which it is pushed.
     pub fn head(&self) -> u16 {
         self.inner.head_index()
+    }
+
+    /// Returns its buffers, those to read before those to write, as the descriptors are now. Whether
+    /// there is memory is not looked at.
+    ///
+    /// # Errors
+    /// If the guest has changed the chain into a wrong one.
+    pub fn buffers(&self) -> Result<Vec<ChainBuffer>, QueueError> {
+        let mut buffers = Vec::new();
+        self.walk(|buffer| buffers.push(buffer))?;
+        Ok(buffers)
     }
 
     /// Returns a reader over the buffers that the driver has filled.

@@ -24,6 +24,32 @@ fn describe(memory: &Memory, index: u64, at: u64, len: u32, flags: u16, next: u1
     memory.put(RINGS[0] + 16 * index, &bytes);
 }
 
+#[test]
+fn buffers_of_a_chain_are_those_of_now() {
+    let memory = Memory::new();
+    let mut queue = queue(&memory, Features::NONE);
+    let view = memory.dma().memory();
+    describe(&memory, 0, 0x2000, 3, NEXT, 1);
+    describe(&memory, 1, u64::MAX, 0, WRITE, 0);
+    offer(&memory, &[0]);
+    let chain = queue.pop(&view).unwrap().unwrap();
+    let buffer = |at, len, is_writable| ChainBuffer {
+        at: Gpa(at),
+        len,
+        is_writable,
+    };
+    let expected = [buffer(0x2000, 3, false), buffer(u64::MAX, 0, true)];
+    assert_eq!(chain.buffers().unwrap(), expected);
+    // The guest turns them round, then into a loop.
+    describe(&memory, 0, 0x2000, 3, NEXT | WRITE, 1);
+    describe(&memory, 1, 0x3000, 9, 0, 0);
+    let error = chain.buffers().unwrap_err();
+    assert!(matches!(error, QueueError::Order { head: 0 }), "{error}");
+    describe(&memory, 1, 0x3000, 9, NEXT | WRITE, 0);
+    let error = chain.buffers().unwrap_err();
+    assert!(matches!(error, QueueError::Endless { head: 0 }), "{error}");
+}
+
 fn offer(memory: &Memory, heads: &[u16]) {
     for (slot, head) in (0..).zip(heads) {
         memory.put(RINGS[1] + 4 + 2 * (slot % 4), &head.to_le_bytes());

@@ -4,7 +4,6 @@
 #![no_main]
 
 mod driver;
-mod machine;
 
 use libfuzzer_sys::fuzz_target;
 use umbra_fuzz::Source;

@@ -18,7 +18,7 @@ struct Target {
     max_len: u32,
 }
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 5] = [
     Target {
         name: "mmu",
         max_len: 4096,
@@ -33,6 +33,10 @@ const TARGETS: [Target; 4] = [
     },
     Target {
         name: "virtio",
+        max_len: 1024,
+    },
+    Target {
+        name: "block",
         max_len: 1024,
     },
 ];

@@ -1,18 +1,17 @@
-//! Guest memory with a pattern on both sides, and an entropy device.
+//! Guest memory with a pattern on both sides, and a virtio device.
 
-use std::io;
 use std::sync::Arc;
 
-use umbra_devices::virtio::Rng;
-use umbra_fuzz::{GUARD, Guard};
 use umbra_irq::Unconnected;
 use umbra_slots::{
     AccessError, AddressSpace, Dma, DmaSpace, Flags, Gpa, GpaRange, HugePages, Options, RamOptions,
     RamRegion, SlotId,
 };
-use umbra_virtio::MmioTransport;
+use umbra_virtio::{Device, MmioTransport};
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
+
+use crate::{GUARD, Guard};
 
 /// Guest memory, from address 0, without a gap before the next piece.
 pub const RAM: u64 = 0x4_0000;
@@ -39,6 +38,7 @@ impl Dma for Memory {
 
 /// The machine.
 pub struct Machine {
+    /// Guest memory.
     pub space: Arc<AddressSpace>,
     transport: Arc<MmioTransport>,
     more: Arc<RamRegion>,
@@ -57,19 +57,9 @@ fn region(len: u64) -> Arc<RamRegion> {
     .expect("the host has memory")
 }
 
-/// Bytes that are the same in every run; now and then there are none.
-fn bytes(to: &mut [u8]) -> io::Result<usize> {
-    let len = to.len();
-    to.fill(0x5a);
-    match len % 7 {
-        0 => Ok(len.div_ceil(2)),
-        1 if len > 1 => Err(io::ErrorKind::Interrupted.into()),
-        _ => Ok(len),
-    }
-}
-
 impl Machine {
-    pub fn new() -> Self {
+    /// Makes one with this device.
+    pub fn new(device: Box<dyn Device>) -> Self {
         let guard = GUARD as u64;
         let watched = region(RAM + 2 * guard);
         // SAFETY: 1. the region is one mapping of that length, and lives as long as the machine;
@@ -89,9 +79,8 @@ impl Machine {
             .expect("an empty map has room")
             .wait();
         let dma = DmaSpace::new(space.clone(), Arc::new(Memory(space.clone())));
-        let rng = Box::new(Rng::with_source(Arc::new(bytes)));
         Self {
-            transport: MmioTransport::new(rng, dma, Arc::new(Unconnected)),
+            transport: MmioTransport::new(device, dma, Arc::new(Unconnected)),
             space,
             more: region(MORE_LEN),
             shown: None,

@@ -1,0 +1,397 @@
+//! The block device (virtio 1.3, 5.2): a disk of the host, with one or more queues.
+//!
+//! ```text
+//!   BlockControl ── size, limits, statistics ──> Shared: disk, configuration, limiter, counters
+//!                                                   ^  ^
+//!   queue 0 ── thread: pop, plan, wait for tokens ──'  │      Engine ──> disk
+//!                      completions: status, used ring  │  <── event
+//!   queue n ── the same, with an engine of its own ────'
+//! ```
+//!
+//! **One thread per queue**, each with an engine of its own. A driver has several queues to have several
+//! processors submit without a common lock; one thread for all would be that lock again, and a queue
+//! with a large backlog would hold up the others. A thread never waits for the disk: it submits,
+//! and completes whatever the engine has done, in any order (5.2.6.2 lets it). A flush covers the
+//! writes that had completed when it was submitted, which is all that the specification asks for.
+//!
+//! **Memory of requests in flight** stays mapped until they have completed ([`umbra_block::Buffers`]), so
+//! RAM may be taken away meanwhile: the bytes then go nowhere. The rings and the status are looked up in
+//! the map as it is at the end.
+//!
+//! **Caches.** Without VIRTIO_BLK_F_FLUSH a driver expects that what was written lasts (5.2.6.2), so each
+//! write does, except with [`Cache::Unsafe`], where no flush is ever offered. With it, and
+//! VIRTIO_BLK_F_CONFIG_WCE, the driver chooses; with it alone, the option does.
+//!
+//! **The end.** A reset, or taking a queue away, waits for the requests in flight, which are completed as
+//! ever: nothing is lost if the device only pauses. A host that hangs is waited for
+//! ten seconds, for all queues together. Then the guest's requests are given up: their
+//! memory stays mapped, and a thread of its own waits for them. The device is not active again before
+//! they have ended, as they could still write into the guest's memory.
+//!
+//! **Errors.** Requests that are wrong are answered (`request`); failures of the host are
+//! VIRTIO_BLK_S_IOERR for the guest, one line a kind in the log, and a count.
+//!
+//! Not here: lifetime, secure erase, zones, geometry.
+
+mod config;
+mod ranges;
+mod request;
+mod statistics;
+mod work;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use umbra_block::{Disk, EngineKind, Limiter, Limits, SECTOR};
+use umbra_virtio::{
+    ActivateError, Activation, Device, Event, Features, Interrupt, Queue, Worker, read_config,
+};
+
+use config::Config;
+use request::ID_LEN;
+pub use statistics::Statistics;
+use work::{Halt, Work};
+
+/// What becomes of writes in the host's cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// They last after a flush of the guest.
+    #[default]
+    Writeback,
+    /// They last when they complete; the guest may choose otherwise.
+    Writethrough,
+    /// They last if the host does not lose power: no flush is offered.
+    Unsafe,
+}
+
+/// How a block device is made.
+#[derive(Clone, Debug)]
+pub struct BlockOptions {
+    /// What GET_ID returns: 20 bytes at most; an empty one is none.
+    pub serial: String,
+    /// What becomes of writes.
+    pub cache: Cache,
+    /// Number of queues, 1 to [`Block::QUEUES_MAX`].
+    pub queues: u16,
+    /// What serves the disk.
+    pub engine: EngineKind,
+    /// Limits for all queues together.
+    pub limits: Limits,
+}
+
+impl Default for BlockOptions {
+    fn default() -> Self {
+        Self {
+            serial: String::new(),
+            cache: Cache::default(),
+            queues: 1,
+            engine: EngineKind::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Options that no device can be made with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BlockError {
+    /// Too few or many queues.
+    #[error("a block device has 1 to {max} queues, not {queues}", max = Block::QUEUES_MAX)]
+    Queues {
+        /// How many were asked for.
+        queues: u16,
+    },
+    /// The serial number does not fit.
+    #[error("the serial number {serial:?} is longer than {ID_LEN} bytes; shorten it")]
+    Serial {
+        /// Which.
+        serial: String,
+    },
+}
+
+/// The device.
+pub struct Block {
+    shared: Arc<Shared>,
+    sizes: Vec<u16>,
+    cache: Cache,
+    engine: EngineKind,
+    /// What the driver accepted when it was activated last.
+    agreed: Features,
+    crew: Option<Crew>,
+}
+
+/// The threads, while the device is active.
+struct Crew {
+    halt: Arc<Halt>,
+    workers: Vec<Worker<Queue>>,
+}
+
+/// What queues and control have in common.
+struct Shared {
+    disk: Arc<dyn Disk>,
+    name: String,
+    serial: [u8; ID_LEN],
+    limiter: Limiter,
+    counters: statistics::Counters,
+    size: Mutex<Size>,
+    writeback: AtomicBool,
+    active: Mutex<Option<Active>>,
+    /// Engines that still wait for requests which were given up.
+    lost: Arc<AtomicUsize>,
+}
+
+/// The part of the configuration that changes by itself.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    sectors: u64,
+    generation: u32,
+}
+
+/// Whom to tell of changes.
+struct Active {
+    interrupt: Arc<Interrupt>,
+    events: Vec<Arc<Event>>,
+}
+
+impl Block {
+    /// Its device type.
+    pub const ID: u32 = 2;
+    /// Most queues of a device; each has a thread.
+    pub const QUEUES_MAX: u16 = 64;
+
+    /// Makes a device for a disk.
+    ///
+    /// # Errors
+    /// If the options do not fit.
+    pub fn new(disk: Arc<dyn Disk>, options: BlockOptions) -> Result<Self, BlockError> {
+        let queues = options.queues;
+        if !(1..=Self::QUEUES_MAX).contains(&queues) {
+            return Err(BlockError::Queues { queues });
+        }
+        let mut serial = [0; ID_LEN];
+        match serial.get_mut(..options.serial.len()) {
+            Some(front) => front.copy_from_slice(options.serial.as_bytes()),
+            None => {
+                return Err(BlockError::Serial {
+                    serial: options.serial,
+                });
+            }
+        }
+        let size = Size {
+            sectors: disk.len() / SECTOR,
+            generation: 0,
+        };
+        let shared = Shared {
+            name: disk.name(),
+            disk,
+            serial,
+            limiter: Limiter::new(options.limits, Instant::now()),
+            counters: statistics::Counters::default(),
+            size: Mutex::new(size),
+            writeback: AtomicBool::new(options.cache == Cache::Writeback),
+            active: Mutex::new(None),
+            lost: Arc::default(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            sizes: vec![config::QUEUE_SIZE; queues.into()],
+            cache: options.cache,
+            engine: options.engine,
+            agreed: Features::NONE,
+            crew: None,
+        })
+    }
+
+    /// Returns what the machine keeps of it when a transport owns it.
+    pub fn control(&self) -> BlockControl {
+        BlockControl(self.shared.clone())
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            capacity: self.shared.size.lock().sectors,
+            topology: self.shared.disk.topology(),
+            queues: self.sizes.len() as u16,
+            writeback: self.shared.writeback.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Sets the cache up as it is before the driver says anything else (5.2.5).
+    fn begin_cache(&self, agreed: Features) {
+        let lasts = agreed.has(config::CONFIG_WCE) && !agreed.has(config::FLUSH);
+        let writeback = self.cache == Cache::Writeback && !lasts;
+        self.shared.writeback.store(writeback, Ordering::Relaxed);
+    }
+
+    fn start(&self, queue: Queue, crew: &Crew, activation: &Setting) -> io::Result<Worker<Queue>> {
+        let name = format!("virtio-blk-{}", queue.index());
+        let work = Work::new(
+            self.shared.clone(),
+            queue,
+            self.engine,
+            crew.halt.clone(),
+            activation.clone(),
+        )?;
+        Worker::start(&name, move |stop| work.run(stop))
+    }
+}
+
+/// What all queues work with.
+#[derive(Clone)]
+struct Setting {
+    features: Features,
+    cache: Cache,
+    memory: umbra_slots::DmaSpace,
+    interrupt: Arc<Interrupt>,
+}
+
+impl Device for Block {
+    fn id(&self) -> u32 {
+        Self::ID
+    }
+
+    fn features(&self) -> Features {
+        let mut features = Features::RINGS
+            .with(config::SEG_MAX)
+            .with(config::BLK_SIZE)
+            .with(config::TOPOLOGY);
+        if self.sizes.len() > 1 {
+            features = features.with(config::MQ);
+        }
+        if self.shared.disk.is_read_only() {
+            return features.with(config::RO);
+        }
+        features = features.with(config::DISCARD).with(config::WRITE_ZEROES);
+        match self.cache {
+            Cache::Unsafe => features,
+            _ => features.with(config::FLUSH).with(config::CONFIG_WCE),
+        }
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config(&self.config().bytes(), offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let chosen = config::WRITEBACK
+            .checked_sub(offset)
+            .and_then(|at| data.get(usize::try_from(at).ok()?));
+        let free = config::FLUSH.with(config::CONFIG_WCE);
+        if let Some(value @ (0 | 1)) = chosen
+            && self.agreed.has(free)
+        {
+            self.shared.writeback.store(*value == 1, Ordering::Relaxed);
+        }
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.shared.size.lock().generation
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let refused = |what| move |source| ActivateError::Host { what, source };
+        if self.shared.lost.load(Ordering::Acquire) != 0 {
+            let source = io::ErrorKind::TimedOut.into();
+            return Err(refused("to end requests from before the last reset")(
+                source,
+            ));
+        }
+        let setting = Setting {
+            features: activation.features,
+            cache: self.cache,
+            memory: activation.memory,
+            interrupt: activation.interrupt.clone(),
+        };
+        if self.agreed != setting.features {
+            self.agreed = setting.features;
+            self.begin_cache(self.agreed);
+        }
+        let events = activation.queues.iter().map(|queue| queue.event().clone());
+        let active = Active {
+            interrupt: activation.interrupt,
+            events: events.collect(),
+        };
+        let mut crew = Crew {
+            halt: Arc::default(),
+            workers: Vec::new(),
+        };
+        for queue in activation.queues {
+            let worker = self.start(queue, &crew, &setting);
+            crew.workers.push(worker.map_err(refused("a thread"))?);
+        }
+        *self.shared.active.lock() = Some(active);
+        self.crew = Some(crew);
+        Ok(())
+    }
+
+    fn deactivate(&mut self) -> Vec<Queue> {
+        *self.shared.active.lock() = None;
+        let Some(Crew { halt, workers }) = self.crew.take() else {
+            return Vec::new();
+        };
+        halt.begin();
+        // One that panicked has nothing to give back.
+        workers.into_iter().filter_map(Worker::stop).collect()
+    }
+
+    fn reset(&mut self) {
+        self.agreed = Features::NONE;
+        self.begin_cache(Features::NONE);
+    }
+}
+
+/// A block device as the machine sees it, whoever owns the device. Any thread may use it.
+#[derive(Clone)]
+pub struct BlockControl(Arc<Shared>);
+
+impl BlockControl {
+    /// Looks how large the disk is now, and tells the driver if that has changed. Returns the bytes.
+    ///
+    /// # Errors
+    /// If the host does not say.
+    pub fn refresh_size(&self) -> io::Result<u64> {
+        let bytes = self.0.disk.refresh_len()?;
+        // Held across the notification: a deactivation waits for it.
+        let active = self.0.active.lock();
+        let changed = self.0.size.lock().set(bytes / SECTOR);
+        if let Some(active) = active.as_ref().filter(|_| changed) {
+            active.interrupt.config_changed();
+        }
+        Ok(bytes)
+    }
+
+    /// Replaces the limits. Requests that wait for the old ones are looked at again.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.limiter.replace(limits, Instant::now());
+        for event in self.0.active.lock().iter().flat_map(|a| &a.events) {
+            event.signal();
+        }
+    }
+
+    /// Returns what the device has done.
+    pub fn statistics(&self) -> Statistics {
+        self.0.counters.snapshot()
+    }
+}
+
+impl Size {
+    /// Tells whether that is another one.
+    fn set(&mut self, sectors: u64) -> bool {
+        let changed = self.sectors != sectors;
+        if changed {
+            self.sectors = sectors;
+            self.generation = self.generation.wrapping_add(1);
+        }
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,426 @@
+//! What a queue's thread does.
+//!
+//! ```text
+//!   poll(stop, queue's event, engine's event, time when tokens are there)
+//!     complete   for all that the engine has done: status, used ring
+//!     take       pop, plan, take tokens, submit: until the queue is empty, too much is in flight,
+//!                or a request has to wait for tokens; that one goes back into the queue
+//!     interrupt  once, if the driver wants it
+//! ```
+//!
+//! As many requests are in flight as the queue has descriptors; a driver that offers more, by offering
+//! a chain twice, waits.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use umbra_block::{Completion, Durability, Engine, EngineKind, Job};
+use umbra_slots::{DmaMemory, Gpa};
+use umbra_virtio::{Chain, Event, Fault, Interrupt, Notifications, Queue, QueueError};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::config::{FLUSH, QUEUE_SIZE};
+use super::request::{ID_LEN, Kind, Plan, Request, Rules, Status};
+use super::{Cache, Setting, Shared};
+
+/// How long requests in flight are waited for when a device stops. Tests have less of it.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 10_000 });
+
+/// Tells all queues of a device to take no more.
+#[derive(Debug, Default)]
+pub struct Halt {
+    deadline: OnceLock<Instant>,
+    broken: AtomicBool,
+}
+
+impl Halt {
+    /// The device stops.
+    pub fn begin(&self) {
+        self.deadline();
+    }
+
+    fn deadline(&self) -> Instant {
+        *self.deadline.get_or_init(|| Instant::now() + PATIENCE)
+    }
+
+    fn is_on(&self) -> bool {
+        self.deadline.get().is_some() || self.broken.load(Ordering::Acquire)
+    }
+}
+
+/// A request that the engine has.
+struct Flight {
+    head: u16,
+    status: Gpa,
+    kind: Kind,
+    bytes: u64,
+    /// Bytes that are told of if it succeeds, and if it fails.
+    written: [u32; 2],
+}
+
+/// A queue, and what its thread needs.
+pub struct Work {
+    shared: Arc<Shared>,
+    queue: Queue,
+    engine: Engine,
+    halt: Arc<Halt>,
+    setting: Setting,
+    /// By tag.
+    flights: Vec<Option<Flight>>,
+    /// Numbers of `flights` that are none.
+    free: Vec<usize>,
+    turn: Turn,
+    pushed: bool,
+}
+
+/// When the queue is looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// When the driver notifies, or something completes.
+    Signalled,
+    Now,
+    /// A request waits for tokens until then.
+    At(Instant),
+}
+
+impl Work {
+    pub fn new(
+        shared: Arc<Shared>,
+        queue: Queue,
+        engine: EngineKind,
+        halt: Arc<Halt>,
+        setting: Setting,
+    ) -> io::Result<Self> {
+        let most = usize::from(QUEUE_SIZE.min(queue.state().size));
+        Ok(Self {
+            engine: Engine::start(shared.disk.clone(), engine)?,
+            shared,
+            queue,
+            halt,
+            setting,
+            flights: (0..most).map(|_| None).collect(),
+            free: (0..most).collect(),
+            turn: Turn::Now,
+            pushed: false,
+        })
+    }
+
+    /// Works until it is stopped. Returns the queue.
+    pub fn run(mut self, stop: &Event) -> Queue {
+        let alarm = Alarm(self.setting.interrupt.clone());
+        let fault = self.work(stop).err();
+        if let Some(fault) = &fault {
+            self.halt.broken.store(true, Ordering::Release);
+            tell(&self.shared.name, fault);
+            self.setting.interrupt.needs_reset();
+        }
+        self.drain(fault.is_some());
+        drop(alarm);
+        self.finish()
+    }
+
+    fn work(&mut self, stop: &Event) -> Result<(), Fault> {
+        loop {
+            self.serve()?;
+            if self.wait(stop)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until there is something to do; `true` if it is time to stop.
+    fn wait(&mut self, stop: &Event) -> io::Result<bool> {
+        let patience = match self.turn {
+            Turn::Signalled => None,
+            Turn::Now => Some(Duration::ZERO),
+            Turn::At(at) => Some(at.saturating_duration_since(Instant::now())),
+        };
+        let (queue, engine) = (&**self.queue.event(), self.engine.event());
+        let mut watched = [
+            PollFd::new(stop, PollFlags::IN),
+            PollFd::new(queue, PollFlags::IN),
+            PollFd::new(&engine, PollFlags::IN),
+        ];
+        sleep(&mut watched, patience)?;
+        queue.take();
+        Ok(stop.take())
+    }
+
+    /// Completes what is done, and takes what there is.
+    fn serve(&mut self) -> Result<(), Fault> {
+        // Dropped before the next wait. What is in flight holds its own.
+        let memory = self.setting.memory.memory();
+        self.complete(&memory)?;
+        self.take(&memory)?;
+        self.engine.kick()?;
+        Ok(self.interrupt(&memory)?)
+    }
+
+    fn interrupt(&mut self, memory: &DmaMemory) -> Result<(), QueueError> {
+        if std::mem::take(&mut self.pushed) && self.queue.needs_interrupt(memory)? {
+            self.setting.interrupt.used_buffers(self.queue.index());
+        }
+        Ok(())
+    }
+
+    /// Gives what the engine has done to the driver.
+    fn complete(&mut self, memory: &DmaMemory) -> Result<(), QueueError> {
+        for Completion { tag, result } in self.engine.completed() {
+            let slot = usize::try_from(tag).ok();
+            let flight = slot.and_then(|slot| self.flights.get_mut(slot)?.take());
+            let flight = flight.expect("an engine completes what it was given, once");
+            self.free.push(tag as usize);
+            let status = match result {
+                Ok(()) => {
+                    self.shared.counters.done(flight.kind, flight.bytes);
+                    Status::Ok
+                }
+                Err(error) => {
+                    let name = &self.shared.name;
+                    self.shared.counters.failed(name, flight.kind, &error);
+                    Status::IoErr
+                }
+            };
+            let [done, failed] = flight.written;
+            let written = if status == Status::Ok { done } else { failed };
+            self.answer(memory, flight.head, flight.status, status, written)?;
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        memory: &DmaMemory,
+        head: u16,
+        at: Gpa,
+        status: Status,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        memory
+            .write_obj(status as u8, GuestAddress(at.0))
+            .map_err(|source| QueueError::Memory { head, source })?;
+        self.queue.push(memory, head, written)?;
+        self.pushed = true;
+        Ok(())
+    }
+
+    /// Takes requests, at most once around the ring.
+    fn take(&mut self, memory: &DmaMemory) -> Result<(), QueueError> {
+        let waited = matches!(self.turn, Turn::At(_));
+        self.turn = Turn::Signalled;
+        self.queue.expect(memory, Notifications::Unwanted)?;
+        for _ in 0..self.flights.len() {
+            // What completes is a reason to look again.
+            if self.free.is_empty() || self.halt.is_on() {
+                return Ok(());
+            }
+            let Some(chain) = self.queue.pop(memory)? else {
+                if self.queue.expect(memory, Notifications::Wanted)? {
+                    self.turn = Turn::Now;
+                }
+                return Ok(());
+            };
+            if let Err(wait) = self.begin(&chain, memory)? {
+                self.queue.unpop();
+                if !waited {
+                    self.shared.counters.throttled();
+                }
+                self.turn = Turn::At(Instant::now() + wait);
+                return Ok(());
+            }
+        }
+        self.turn = Turn::Now;
+        Ok(())
+    }
+
+    /// Begins a request, or says how long it has to wait for tokens.
+    fn begin(
+        &mut self,
+        chain: &Chain<'_>,
+        memory: &DmaMemory,
+    ) -> Result<Result<(), Duration>, QueueError> {
+        let request = Request::read(chain, memory)?;
+        let rules = Rules {
+            capacity: self.shared.size.lock().sectors,
+            read_only: self.shared.disk.is_read_only(),
+            features: self.setting.features,
+        };
+        let status = match request.plan(memory, &rules)? {
+            Plan::Ask { operation, bytes } => {
+                if let Err(wait) = self.shared.limiter.take(bytes, Instant::now()) {
+                    return Ok(Err(wait));
+                }
+                self.submit(&request, operation, bytes);
+                return Ok(Ok(()));
+            }
+            Plan::Name(room) => {
+                room.copy_from(0, &self.shared.serial[..room.len().min(ID_LEN)]);
+                room.mark_dirty();
+                Status::Ok
+            }
+            Plan::Answer(status) => {
+                self.shared.counters.refused();
+                status
+            }
+        };
+        let written = request.written(status);
+        self.answer(memory, request.head, request.status, status, written)?;
+        Ok(Ok(()))
+    }
+
+    fn submit(&mut self, request: &Request, operation: umbra_block::Operation, bytes: u64) {
+        let slot = self.free.pop().expect("there is one, or nothing is taken");
+        self.flights[slot] = Some(Flight {
+            head: request.head,
+            status: request.status,
+            kind: request.kind,
+            bytes,
+            written: [Status::Ok, Status::IoErr].map(|status| request.written(status)),
+        });
+        self.engine.submit(Job {
+            tag: slot as u64,
+            operation,
+            durability: self.durability(),
+        });
+    }
+
+    fn durability(&self) -> Durability {
+        let flushes = self.setting.features.has(FLUSH);
+        let cached = flushes && self.shared.writeback.load(Ordering::Relaxed);
+        match cached || self.setting.cache == Cache::Unsafe {
+            true => Durability::Cached,
+            false => Durability::Durable,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.free.len() == self.flights.len()
+    }
+
+    /// Waits for what is in flight, as long as there is patience. The driver hears of it, unless it
+    /// has broken its queue.
+    fn drain(&mut self, broken: bool) {
+        let deadline = match broken {
+            true => Instant::now() + PATIENCE,
+            false => self.halt.deadline(),
+        };
+        let mut cancelled = false;
+        // A fault may have come between a request and its beginning.
+        if let Err(error) = self.engine.kick() {
+            tracing::debug!(%error, "a stopping device cannot begin its last requests");
+        }
+        while !self.is_idle() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() && std::mem::replace(&mut cancelled, true) {
+                return;
+            }
+            if left.is_zero() {
+                self.engine.cancel();
+            }
+            let engine = self.engine.event();
+            let watched = &mut [PollFd::new(&engine, PollFlags::IN)];
+            if sleep(watched, Some(left.max(Duration::from_millis(1)))).is_err() {
+                return;
+            }
+            self.complete_last(broken);
+        }
+    }
+
+    fn complete_last(&mut self, broken: bool) {
+        if broken {
+            for completion in self.engine.completed() {
+                self.flights[completion.tag as usize] = None;
+                self.free.push(completion.tag as usize);
+            }
+            return;
+        }
+        let memory = self.setting.memory.memory();
+        let told = self.complete(&memory);
+        if let Err(error) = told.and_then(|()| self.interrupt(&memory)) {
+            tracing::debug!(%error, "a stopping device cannot complete a request");
+        }
+    }
+
+    /// Ends the engine, elsewhere if the host hangs. Returns the queue.
+    fn finish(self) -> Queue {
+        let hung = !self.is_idle();
+        let Self {
+            queue,
+            engine,
+            shared,
+            flights,
+            ..
+        } = self;
+        if !hung {
+            drop(engine);
+            return queue;
+        }
+        let count = flights.iter().flatten().count();
+        tracing::error!(
+            disk = %shared.name, requests = count,
+            "the host does not complete requests: they are given up, and the device cannot be used \
+             until they have ended"
+        );
+        let lost = Lost::new(&shared);
+        let wait = move || {
+            drop(engine);
+            drop(lost);
+        };
+        // Without a thread the engine is dropped here, which waits: better late than memory that is
+        // written to by nobody knows whom.
+        if let Err(error) = thread::Builder::new().name("block-lost".into()).spawn(wait) {
+            tracing::warn!(%error, "no thread to wait for a disk that hangs");
+        }
+        queue
+    }
+}
+
+/// An engine that was given up; the device is not used again as long as there is one.
+struct Lost(Arc<std::sync::atomic::AtomicUsize>);
+
+impl Lost {
+    fn new(shared: &Shared) -> Self {
+        shared.lost.fetch_add(1, Ordering::AcqRel);
+        Self(shared.lost.clone())
+    }
+}
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Sleeps until something is ready, or time has passed; also if a signal comes.
+fn sleep(watched: &mut [PollFd<'_>], patience: Option<Duration>) -> io::Result<()> {
+    // Longer than a timespec can say is for ever.
+    let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    match poll(watched, timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn tell(disk: &str, fault: &Fault) {
+    match fault {
+        Fault::Driver(error) => tracing::debug!(disk, %error, "a block device needs a reset"),
+        fault => tracing::warn!(disk, %fault, "a block device cannot go on"),
+    }
+}
+
+/// Tells the driver of a thread that panics: its queue is served no more.
+struct Alarm(Arc<Interrupt>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.needs_reset();
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Random requests to a block device, in chains that are mostly right, while memory comes and goes and
+//! the disk changes its size: nothing panics or hangs, nothing is written outside guest memory, where
+//! the guest may only read, or to a disk that may only be read, and after a reset the device works.
+#![no_main]
+
+mod disk;
+mod driver;
+
+use libfuzzer_sys::fuzz_target;
+use umbra_fuzz::Source;
+
+use driver::Driver;
+
+/// More steps than this only make an input slow.
+const STEPS: usize = 256;
+
+fuzz_target!(|input: &[u8]| {
+    let mut source = Source::new(input);
+    let mut driver = Driver::new(&mut source);
+    for _ in 0..STEPS {
+        if source.is_empty() {
+            break;
+        }
+        driver.step(&mut source);
+    }
+    driver.finish();
+});
