@@ -1,10 +1,12 @@
 //! What can go wrong before a machine runs, and while it does. Each prints as one line.
 
+use umbra_block::OpenError;
 use umbra_bus::{BusError, PortsError};
 use umbra_cpu::CpuError;
 use umbra_cpu::template::TemplateError;
 use umbra_cpu_kvm::{HostError, KvmError};
 use umbra_devices::fw_cfg::FileError;
+use umbra_devices::virtio::block::BlockError;
 use umbra_net::{PasstError, StreamError, TapError};
 use umbra_slots::{RamError, SlotError};
 
@@ -162,6 +164,24 @@ pub enum BuildError {
     /// The processor cannot work here.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// A disk cannot be opened.
+    #[error("the disk {id:?} cannot be used")]
+    Disk {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: OpenError,
+    },
+    /// A disk's options make no device.
+    #[error("the disk {id:?} cannot be used")]
+    Block {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: BlockError,
+    },
     /// A network device has no host end.
     #[error("the network device {id:?} cannot be connected")]
     Net {

@@ -54,8 +54,9 @@ pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::{Outcome, Paused};
 pub use spec::{
-    Backend, ConfigFile, Content, CpuModel, IrqchipMode, KvmSpec, Mac, Module, NetHost, NetSpec,
-    Spec, Verify, VirtioKind, VirtioSpec,
+    Backend, BackingFiles, Bucket, Cache, ConfigFile, Content, CpuModel, DiskSpec, EngineKind,
+    Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec, Spec, Verify, VirtioKind,
+    VirtioSpec,
 };
 
 pub use build::probe;

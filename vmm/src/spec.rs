@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+pub use umbra_block::{BackingFiles, Bucket, EngineKind, Format, Limits};
 pub use umbra_cpu_kvm::IrqchipMode;
+pub use umbra_devices::virtio::block::Cache;
 pub use umbra_net::Mac;
 
 /// Which processor executes the guest.
@@ -97,6 +99,8 @@ pub struct ConfigFile {
 pub enum VirtioKind {
     /// Gives the host's random bytes.
     Rng,
+    /// A disk.
+    Block(DiskSpec),
     /// A network interface.
     Net(NetSpec),
 }
@@ -106,7 +110,51 @@ impl VirtioKind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Rng => "rng",
+            Self::Block(_) => "blk",
             Self::Net(_) => "net",
+        }
+    }
+}
+
+/// A disk of the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// The file, or the host's block device.
+    pub path: PathBuf,
+    /// Its format, which is never guessed.
+    pub format: Format,
+    /// Whether the files are opened that its header names.
+    pub backing: BackingFiles,
+    /// The guest may only read it.
+    pub read_only: bool,
+    /// The host's page cache is passed by.
+    pub direct: bool,
+    /// What becomes of writes.
+    pub cache: Cache,
+    /// What it says its serial number is; 20 bytes at most.
+    pub serial: String,
+    /// Queues, 1 to 64, with a thread each.
+    pub queues: u16,
+    /// What serves it.
+    pub engine: EngineKind,
+    /// How much the guest may do in what time.
+    pub limits: Limits,
+}
+
+impl DiskSpec {
+    /// A raw disk that can be written.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            format: Format::Raw,
+            backing: BackingFiles::Refuse,
+            read_only: false,
+            direct: false,
+            cache: Cache::Writeback,
+            serial: String::new(),
+            queues: 1,
+            engine: EngineKind::default(),
+            limits: Limits::default(),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::size;
 use crate::status::{HELP, Status};
 use crate::trace;
 
+mod disk;
 mod fw_cfg;
 mod list;
 mod net;
@@ -152,6 +153,11 @@ pub struct MachineArgs {
     /// Frequency of the guest's time-stamp counter [default: the host's on KVM, else 1000000]
     #[arg(long, value_name = "KHZ")]
     pub tsc_khz: Option<u32>,
+    /// Add a disk (virtio-blk): PATH, then format=raw or qcow2, backing (follow a qcow2 file's backing files),
+    /// readonly, direct, cache=writeback, writethrough or unsafe, serial=TEXT, queues=N, engine=io_uring or
+    /// threads, id=NAME; may be repeated
+    #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = disk::parse)]
+    pub disk: Vec<disk::Disk>,
     /// Add a network interface (virtio-net): user (by passt, with tcp=PORTS and udp=PORTS to forward),
     /// tap=NAME (with queues=N) or socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME; may be repeated
     #[arg(long, value_name = "KIND[,KEY=VALUE...]", value_parser = net::parse)]
@@ -284,7 +290,10 @@ impl MachineArgs {
             kind: VirtioKind::Rng,
         });
         let nets = (0..).zip(&self.net).map(|(number, net)| net.device(number));
-        nets.chain(rng).collect()
+        let disks = (0..)
+            .zip(&self.disk)
+            .map(|(number, disk)| disk.device(number));
+        disks.chain(nets).chain(rng).collect()
     }
 }
 

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use umbra_block::DiskOptions;
 use umbra_boot::VirtioMmio;
 use umbra_bus::Bus;
 use umbra_cpu::Backend;
 use umbra_devices::virtio::net::NetOptions;
-use umbra_devices::virtio::{Net, Rng};
+use umbra_devices::virtio::{Block, BlockOptions, Net, Rng};
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
@@ -15,7 +16,7 @@ use umbra_virtio::{Device, MmioTransport, Transport};
 
 use crate::error::{BuildError, NetError};
 use crate::layout;
-use crate::spec::{NetHost, NetSpec, Spec, VirtioKind};
+use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind};
 
 /// A virtio device of a machine. Fields are dropped in their order.
 pub struct Attached {
@@ -69,6 +70,7 @@ pub fn add(
     for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
         let (device, helper): (Box<dyn Device>, _) = match &wanted.kind {
             VirtioKind::Rng => (Box::new(Rng::new()), None),
+            VirtioKind::Block(disk) => (Box::new(block(&wanted.id, disk)?), None),
             VirtioKind::Net(net) => {
                 let (device, helper) = network(&wanted.id, net)?;
                 (Box::new(device), helper)
@@ -97,6 +99,31 @@ pub fn add(
         });
     }
     Ok(attached)
+}
+
+/// Opens a disk, and makes its device.
+fn block(id: &str, spec: &DiskSpec) -> Result<Block, BuildError> {
+    let options = DiskOptions {
+        format: spec.format,
+        read_only: spec.read_only,
+        direct: spec.direct,
+        backing: spec.backing,
+    };
+    let disk = umbra_block::open(&spec.path, &options).map_err(|source| BuildError::Disk {
+        id: id.to_owned(),
+        source,
+    })?;
+    let options = BlockOptions {
+        serial: spec.serial.clone(),
+        cache: spec.cache,
+        queues: spec.queues,
+        engine: spec.engine,
+        limits: spec.limits,
+    };
+    Block::new(disk, options).map_err(|source| BuildError::Block {
+        id: id.to_owned(),
+        source,
+    })
 }
 
 /// Makes a network device, and starts who speaks for it.

@@ -15,8 +15,7 @@ pub fn parse(text: &str) -> Result<Item, String> {
     }
     let refused = |why: &str| format!("{why}; write it like name=NAME,file=PATH or string=TEXT");
     let (mut name, mut content) = (None, None);
-    let parts = pairs(text).map_err(|part| refused(&format!("{part:?} says nothing")))?;
-    for (key, value) in parts {
+    for (key, value) in pairs(text) {
         match &*key {
             "name" | "" => set(&mut name, "name", value),
             "file" => set(&mut content, "file", Content::File(value.into())),

@@ -27,8 +27,7 @@ pub fn parse(text: &str) -> Result<Net, String> {
     let refused = |why: String| {
         format!("{why}; write it like user, tap=NAME or socket=PATH, then mac=, mtu=, id=")
     };
-    let parts = pairs(text).map_err(|part| refused(format!("{part:?} says nothing")))?;
-    read(parts).map_err(refused)
+    read(pairs(text)).map_err(refused)
 }
 
 fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
@@ -147,7 +146,7 @@ mod tests {
             ("user,queues=2", "is for tap"),
             ("tap=t0,mtu=70000", "mtu=\"70000\""),
             ("tap=t0,mac=1:2", "52:54:00"),
-            ("tap=t0,x", "\"x\" says nothing"),
+            ("tap=t0,x", "\"x\" is unknown"),
         ];
         for (text, why) in table {
             let refused = parse(text).unwrap_err();

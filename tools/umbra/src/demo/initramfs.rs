@@ -25,7 +25,7 @@ for interface in /sys/class/net/e*; do
   [ -e "$interface" ] || continue
   interface=${interface##*/}
   ip link set "$interface" up
-  udhcpc -i "$interface" -s /bin/lease -t 2 -T 1 -A 5 -b >/dev/null 2>&1
+  udhcpc -i "$interface" -s /bin/lease -O mtu -t 2 -T 1 -A 5 -b >/dev/null 2>&1
 done
 echo
 echo "Linux $(uname -r), $(nproc) processor(s), $(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo) MiB."
@@ -41,6 +41,7 @@ const LEASE: &str = r#"#!/bin/busybox sh
 case "$1" in
   bound | renew)
     ip addr flush dev "$interface"
+    [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
     ip addr add "$ip/${mask:-24}" dev "$interface"
     for gateway in $router; do
       # passt's gateway may be outside the network of the address.

@@ -16,6 +16,7 @@ mod crash;
 mod dirty;
 mod inspect;
 mod interrupts;
+mod network;
 mod no_kvm;
 mod pause;
 mod poll;

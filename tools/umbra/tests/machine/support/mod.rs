@@ -5,6 +5,7 @@ pub mod bare_metal;
 mod command;
 pub mod guest;
 pub mod image;
+pub mod namespace;
 pub mod poll;
 mod pty;
 pub mod restless;
