@@ -56,13 +56,48 @@ impl Bus {
         Ok(id)
     }
 
+    /// Makes a device known that has no window yet; [`show`](Self::show) opens it.
+    ///
+    /// For a device whose window the guest opens and closes: it keeps its id meanwhile, with whatever
+    /// belongs to the id, and nothing grows however often the guest does so.
+    pub fn register(&self, device: MmioDevice) -> IoId {
+        self.table.add(device)
+    }
+
+    /// Opens the window of a device that has none. Of one device, one thread at a time shows, hides
+    /// and moves it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such device, the range is taken, or the map is full; nothing has changed then.
+    pub fn show(&self, id: IoId, range: GpaRange) -> Result<(), BusError> {
+        if self.table.get(id).is_none() {
+            return Err(BusError::NoSuchDevice { id });
+        }
+        let shown = self
+            .space
+            .update("a device is shown", |editor| editor.add_io(range, id));
+        shown.map(|updated| drop(updated.stale)).map_err(Into::into)
+    }
+
+    /// Closes the window of a device, which stays known. Waits for nobody: a call that began before may
+    /// still be inside.
+    ///
+    /// # Errors
+    ///
+    /// If the device is not there, or has no window.
+    pub fn hide(&self, id: IoId) -> Result<(), BusError> {
+        self.change("a device is hidden", id, |editor, slot| editor.remove(slot))
+    }
+
     /// Takes a device out; its addresses hit nothing from now on. `None` if it is not there.
     ///
     /// No call that begins after this returned reaches the device; one that began before may still
     /// be inside until [`Removed::wait`] returns.
     pub fn remove(&self, id: IoId) -> Option<Removed<MmioDevice>> {
-        self.change("a device goes", id, |editor, slot| editor.remove(slot))
-            .ok()?;
+        // One that is hidden has no window to close, and one that somebody else removes is not in the
+        // table any more.
+        let _ = self.change("a device goes", id, |editor, slot| editor.remove(slot));
         self.table.take(id)
     }
 

@@ -261,3 +261,29 @@ fn a_device_that_was_removed_may_be_inserted_again() {
     assert_eq!(read(&other, &space, 0x2000), 1);
     has_begun.recv().unwrap();
 }
+
+#[test]
+fn a_device_that_is_hidden_and_shown_keeps_its_id() {
+    let space = AddressSpace::new(Options::default());
+    let bus = bus_on(&space);
+    let device = Arc::new(Bar {
+        name: 5,
+        bus: bus.clone(),
+        id: OnceLock::new(),
+    });
+    let first = space.generation();
+    let id = bus.register(device);
+    assert_eq!(space.generation(), first, "no window, no change of the map");
+    for at in [0x1000, 0x4000] {
+        bus.show(id, range(at)).unwrap();
+        assert_eq!(read(&bus, &space, at), 5);
+        bus.hide(id).unwrap();
+        assert_eq!(read(&bus, &space, at), 0xff);
+        assert!(bus.hide(id).is_err(), "it has no window");
+    }
+    assert_eq!(space.generation().0, first.0 + 4, "R25: one bump each");
+    assert!(bus.remove(id).map(Removed::wait).is_some(), "while hidden");
+    assert!(bus.remove(id).is_none());
+    assert!(bus.show(id, range(0x1000)).is_err());
+    assert_eq!(space.generation().0, first.0 + 4);
+}
