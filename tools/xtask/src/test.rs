@@ -47,8 +47,38 @@ fn missing() -> Result<Vec<(&'static str, String)>> {
     } else if let Some(reason) = after("auto: soft: ") {
         missing.push(("kvm_stock", reason.to_owned()));
     }
+    for (module, program, arguments, reason) in NEEDED {
+        let output = Command::new(program).args(arguments).output();
+        if !output.is_ok_and(|output| output.status.success()) {
+            missing.push((module, reason.to_owned()));
+        }
+    }
     Ok(missing)
 }
+
+/// Modules of tests, and what has to work for them: a program with arguments, and what to do if it does not.
+const NEEDED: [(&str, &str, &[&str], &str); 2] = [
+    (
+        "qemu_img",
+        "sh",
+        &["-c", "qemu-img --version && test -x /sbin/e2fsck"],
+        "there is no qemu-img or no e2fsck (apt-get install qemu-utils e2fsprogs)",
+    ),
+    (
+        "network",
+        "unshare",
+        &[
+            "--map-root-user",
+            "--net",
+            "--pid",
+            "--fork",
+            "test",
+            "-c",
+            "/dev/net/tun",
+        ],
+        "no network namespace can be made here, or there is no /dev/net/tun",
+    ),
+];
 
 /// `rest` goes to the test runner: a filter, say.
 pub fn run(rest: &[&str]) -> Result<()> {

@@ -20,6 +20,7 @@ mod network;
 mod no_kvm;
 mod pause;
 mod poll;
+mod qemu_img;
 mod slots;
 mod stock_drivers;
 mod storm;
