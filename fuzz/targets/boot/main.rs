@@ -22,6 +22,7 @@ fn platform(source: &mut Source<'_>) -> Platform {
         ioapic: 0xfec0_0000,
         serial: (bits & 64 != 0).then_some((0x3f8, 4)),
         cmos: (bits & 128 != 0).then_some(0x70),
+        virtio_mmio: Vec::new(),
         sleep_control: 0x600,
         timer: 0x608,
         reset: (0x602, 1),
