@@ -1,11 +1,13 @@
 //! From code bytes to blocks.
 //!
 //! `iced-x86` decodes; [`operands`] resolves register and memory operands into an [`Op`],
-//! [`select`] chooses the handler, by what [`classify`] says. A block ends at a branch, at what has to be looked at, at the
+//! [`select`] chooses the handler, by what [`classify`] says, and asks [`extensions`] for what not every model
+//! has. A block ends at a branch, at what has to be looked at, at the
 //! end of its page, or when it is long enough. An instruction that crosses into the next page is a
 //! block of its own, which is never jumped to without asking for both pages again.
 
 mod classify;
+mod extensions;
 mod operands;
 mod select;
 
