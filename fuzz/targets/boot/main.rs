@@ -9,7 +9,7 @@ mod machine;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use umbra_boot::{Image, Loaded, Module, Platform, Protocol, Request, Role, layout, load};
+use umbra_boot::{Image, Loaded, Module, Platform, Protocol, Request, Role, VirtioMmio, layout, load};
 use umbra_fuzz::Source;
 
 use machine::Memory;
@@ -22,7 +22,13 @@ fn platform(source: &mut Source<'_>) -> Platform {
         ioapic: 0xfec0_0000,
         serial: (bits & 64 != 0).then_some((0x3f8, 4)),
         cmos: (bits & 128 != 0).then_some(0x70),
-        virtio_mmio: Vec::new(),
+        virtio_mmio: (0..u32::from(source.u8() & 63))
+            .map(|n| VirtioMmio {
+                address: 0xfeb0_0000 + 0x1000 * n,
+                len: 0x1000,
+                interrupt: 16 + n % 8,
+            })
+            .collect(),
         sleep_control: 0x600,
         timer: 0x608,
         reset: (0x602, 1),
