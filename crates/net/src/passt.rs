@@ -186,7 +186,7 @@ fn answers_within(stream: &mut Stream, patience: Duration) -> io::Result<bool> {
 #[derive(Debug)]
 struct Complaints {
     last: Arc<Mutex<String>>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 impl Complaints {
@@ -211,17 +211,15 @@ impl Complaints {
                     }
                 }
             })?;
-        Ok(Self {
-            last,
-            thread: Some(thread),
-        })
+        Ok(Self { last, thread })
     }
 
-    /// Waits for the process to have said everything.
+    /// Waits for the process, which has ended, to have said everything; not for ever, as it may have left
+    /// a process behind that could say more.
     fn end(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // It cannot panic, and nothing depends on it.
-            let _ = thread.join();
+        let until = Instant::now() + Duration::from_millis(200);
+        while !self.thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

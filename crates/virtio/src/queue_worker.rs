@@ -72,11 +72,11 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Logs it, and tells the driver that its device needs a reset.
-    pub fn tell(&self, interrupt: &Interrupt) {
+    /// Logs it for a device, and tells the driver that the device needs a reset.
+    pub fn tell(&self, device: &str, interrupt: &Interrupt) {
         match self {
-            Self::Driver(error) => tracing::debug!(%error, "a virtio device needs a reset"),
-            Self::Host(error) => tracing::warn!(%error, "a virtio device cannot go on"),
+            Self::Driver(error) => tracing::debug!(device, %error, "a virtio device needs a reset"),
+            Self::Host(error) => tracing::warn!(device, %error, "a virtio device cannot go on"),
         }
         interrupt.needs_reset();
     }
@@ -103,6 +103,7 @@ impl QueueWorker {
             ..
         } = activation;
         let crew = Crew {
+            name: name.to_owned(),
             turns: vec![Turn::Now; queues.len()],
             queues,
             memory,
@@ -132,6 +133,7 @@ enum Turn {
 }
 
 struct Crew<H> {
+    name: String,
     queues: Vec<Queue>,
     turns: Vec<Turn>,
     memory: DmaSpace,
@@ -155,7 +157,7 @@ impl<H: Handler> Crew<H> {
     }
 
     fn fail(self, fault: &Fault) -> Vec<Queue> {
-        fault.tell(&self.interrupt);
+        fault.tell(&self.name, &self.interrupt);
         self.queues
     }
 

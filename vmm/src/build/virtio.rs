@@ -133,7 +133,11 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError>
         id: id.to_owned(),
         source,
     })?;
-    let options = NetOptions { mac, mtu: spec.mtu };
+    let options = NetOptions {
+        name: id.to_owned(),
+        mac,
+        mtu: spec.mtu,
+    };
     let (net, _) = Net::new(ports, options).map_err(|source| BuildError::Virtio {
         id: id.to_owned(),
         source,

@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use umbra_block::{Completion, Durability, Engine, EngineKind, Job};
 use umbra_slots::{DmaMemory, Gpa};
-use umbra_virtio::{Chain, Event, Fault, Interrupt, Notifications, Queue, QueueError};
+use umbra_virtio::{Alarm, Chain, Event, Fault, Notifications, Queue, QueueError};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::config::{FLUSH, QUEUE_SIZE};
@@ -117,8 +117,7 @@ impl Work {
         let fault = self.work(stop).err();
         if let Some(fault) = &fault {
             self.halt.broken.store(true, Ordering::Release);
-            tell(&self.shared.name, fault);
-            self.setting.interrupt.needs_reset();
+            fault.tell(&self.shared.name, &self.setting.interrupt);
         }
         self.drain(fault.is_some());
         drop(alarm);
@@ -404,23 +403,5 @@ fn sleep(watched: &mut [PollFd<'_>], patience: Option<Duration>) -> io::Result<(
     match poll(watched, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
-    }
-}
-
-fn tell(disk: &str, fault: &Fault) {
-    match fault {
-        Fault::Driver(error) => tracing::debug!(disk, %error, "a block device needs a reset"),
-        fault => tracing::warn!(disk, %fault, "a block device cannot go on"),
-    }
-}
-
-/// Tells the driver of a thread that panics: its queue is served no more.
-struct Alarm(Arc<Interrupt>);
-
-impl Drop for Alarm {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.needs_reset();
-        }
     }
 }

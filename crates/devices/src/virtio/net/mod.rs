@@ -56,8 +56,10 @@ mod feature {
 }
 
 /// What a network device tells its driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetOptions {
+    /// What the log calls it.
+    pub name: String,
     /// Its address.
     pub mac: Mac,
     /// The largest frame without its Ethernet header, 68 to 65535; the driver's own idea if there is none.
@@ -94,7 +96,7 @@ impl Net {
             (1..=Self::MAX_PAIRS).contains(&ports.len()),
             "1 to 16 pairs"
         );
-        let shared = Arc::new(Shared::new(options.mac, ports.len())?);
+        let shared = Arc::new(Shared::new(options.name, options.mac, ports.len())?);
         let net = Self {
             shared: shared.clone(),
             mtu: options.mtu,

@@ -144,7 +144,7 @@ impl Pair {
     }
 
     fn fail(&self, fault: &Fault) {
-        fault.tell(&self.interrupt);
+        fault.tell(&self.shared.name, &self.interrupt);
         self.shared.fail();
     }
 
@@ -153,19 +153,16 @@ impl Pair {
         !self.state.gone && self.queues.receive.is_some() && self.shared.is_active(self.index)
     }
 
+    /// Tells whether there is something to do without waiting.
+    fn is_busy(&self) -> bool {
+        let state = &self.state;
+        let receives = state.receive && !state.starved && self.listens();
+        receives || state.transmit && !state.blocked || state.control
+    }
+
     /// Waits for something to do; `false` if it is time to stop.
     fn wait(&mut self, stop: &Event) -> io::Result<bool> {
-        let busy = {
-            let State {
-                receive,
-                starved,
-                transmit,
-                blocked,
-                control,
-                ..
-            } = self.state;
-            receive && !starved && self.listens() || transmit && !blocked || control
-        };
+        let busy = self.is_busy();
         let mut on_port = PollFlags::empty();
         if self.listens() && !self.state.starved {
             on_port |= PollFlags::IN;
@@ -218,19 +215,12 @@ impl Pair {
             self.switch();
         }
         let failed = on_port.intersects(PollFlags::ERR | PollFlags::HUP);
-        let State {
-            receive,
-            starved,
-            transmit,
-            blocked,
-            control,
-            ..
-        } = &mut self.state;
-        *receive |= failed || on_port.contains(PollFlags::IN) || received;
-        *starved &= !received;
-        *blocked &= !failed && !on_port.contains(PollFlags::OUT);
-        *transmit |= transmitted;
-        *control |= controlled;
+        let state = &mut self.state;
+        state.receive |= failed || on_port.contains(PollFlags::IN) || received;
+        state.starved &= !received;
+        state.blocked &= !failed && !on_port.contains(PollFlags::OUT);
+        state.transmit |= transmitted;
+        state.control |= controlled;
         Ok(true)
     }
 
@@ -368,9 +358,8 @@ impl Pair {
             return Some(len);
         }
         match self.port.receive(&mut self.input) {
-            Ok(Some(len)) if len > Header::LEN && len <= FRAME_MAX => Some(len),
-            Ok(Some(_)) => None,
-            Ok(None) => None,
+            // No port gives less than a header and some bytes.
+            Ok(len) => len.filter(|len| (Header::LEN + 1..=FRAME_MAX).contains(len)),
             Err(error) => {
                 self.lose(&error);
                 None
@@ -425,7 +414,8 @@ impl Pair {
         self.state.gone = true;
         self.state.blocked = false;
         if self.shared.lose() {
-            tracing::warn!(%error, "a network device has lost its link to the host");
+            let device = &*self.shared.name;
+            tracing::warn!(device, %error, "a network device has lost its link to the host");
         }
     }
 }

@@ -10,6 +10,7 @@ use umbra_virtio::{Event, Interrupt};
 
 /// The state of a device.
 pub struct Shared {
+    pub name: String,
     /// The address it was made with, and the one that the driver has set.
     first_mac: Mac,
     mac: Mutex<Mac>,
@@ -69,9 +70,10 @@ pub struct NetStatistics {
 }
 
 impl Shared {
-    pub fn new(mac: Mac, pairs: usize) -> io::Result<Self> {
+    pub fn new(name: String, mac: Mac, pairs: usize) -> io::Result<Self> {
         let wake = (0..pairs).map(|_| Event::new());
         Ok(Self {
+            name,
             first_mac: mac,
             mac: Mutex::new(mac),
             wanted: AtomicBool::new(true),

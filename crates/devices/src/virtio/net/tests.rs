@@ -49,14 +49,17 @@ fn bench(options: NetOptions) -> Bench {
     }
 }
 
-const OPTIONS: NetOptions = NetOptions {
-    mac: MAC,
-    mtu: None,
-};
+fn options(mtu: Option<u16>) -> NetOptions {
+    NetOptions {
+        name: "net0".into(),
+        mac: MAC,
+        mtu,
+    }
+}
 
 impl Bench {
     fn started(features: Features) -> Self {
-        let mut bench = bench(OPTIONS);
+        let mut bench = bench(options(None));
         bench.driver.start(features);
         bench
     }
@@ -129,19 +132,13 @@ impl Bench {
 
 #[test]
 fn the_configuration_says_what_the_device_is() {
-    let bench = bench(NetOptions {
-        mtu: Some(9000),
-        ..OPTIONS
-    });
+    let bench = bench(options(Some(9000)));
     let read = |at| bench.driver.read(at);
     assert_eq!(read(0x08), 1);
     assert_eq!(read(0x100), 0x0302_0102);
     // The rest of the address, the link, one pair, the MTU.
     assert_eq!((read(0x104), read(0x108)), (0x0001_0504, 9000 << 16 | 1));
-    let net = |count, mtu| {
-        let options = NetOptions { mtu, ..OPTIONS };
-        Net::new(ports(count).0, options).unwrap().0
-    };
+    let net = |count, mtu| Net::new(ports(count).0, options(mtu)).unwrap().0;
     assert!(!net(1, None).features().has(feature::MQ));
     assert!(!net(1, None).features().has(feature::MTU));
     assert!(
@@ -356,7 +353,7 @@ fn a_host_that_goes_is_a_link_that_is_down() {
 #[test]
 fn several_pairs_are_used_when_the_driver_says_so() {
     let (ports, hosts) = ports(3);
-    let (net, control) = Net::new(ports, OPTIONS).unwrap();
+    let (net, control) = Net::new(ports, options(None)).unwrap();
     let mut bench = Bench {
         driver: Driver::new(Box::new(net), 8),
         control,
@@ -491,7 +488,7 @@ fn a_port_may_leave_to_the_driver_what_that_accepts_and_what_stands_on_it() {
     use feature::*;
     let told = Arc::<Mutex<Vec<Offloads>>>::default();
     let port = Told(told.clone(), Event::new().unwrap());
-    let (net, _) = Net::new(vec![Box::new(port)], OPTIONS).unwrap();
+    let (net, _) = Net::new(vec![Box::new(port)], options(None)).unwrap();
     let mut driver = Driver::new(Box::new(net), 8);
     let all = GUEST_CSUM.with(GUEST_TSO4).with(GUEST_TSO6).with(GUEST_ECN);
     for features in [
