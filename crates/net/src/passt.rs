@@ -61,6 +61,14 @@ pub struct Passt {
     complaints: Complaints,
 }
 
+/// The largest frame that the guest is told of (DHCP, NDP). A frame of up to some 48 KiB is one piece in the
+/// kernel's socket: it is taken whole or not at all, and read whole. Larger ones are cut, and a passt older
+/// than September 2024 loses track of a stream in which the rest of a frame comes in several pieces.
+const MTU: u16 = 32768;
+
+/// Bytes that may be under way in the socket, if the host lets them.
+const SOCKET_BUFFER: usize = 16 << 20;
+
 /// How long it may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many of its complaints are logged.
@@ -73,7 +81,7 @@ impl Passt {
     pub const PROGRAM: &'static str = "passt";
 
     /// Starts it for a guest with this address, with more arguments of its own (`-t 8022:22` forwards a
-    /// port, say), and waits until it answers: some milliseconds.
+    /// port, say; the MTU is set already), and waits until it answers: some milliseconds.
     ///
     /// # Errors
     /// If it is not there, or does not work here.
@@ -81,17 +89,25 @@ impl Passt {
         program: &Path,
         arguments: &[String],
         guest: Mac,
+        mtu: Option<u16>,
     ) -> Result<(Self, Stream), PasstError> {
         let failed = |source: io::Error| PasstError::Start {
             program: program.to_owned(),
             source,
         };
         let (here, there) = UnixStream::pair().map_err(failed)?;
+        for end in [&here, &there] {
+            // As passt does with a socket that it accepts: what does not fit it drops, and TCP has to
+            // notice. The kernel gives what it allows.
+            let set = rustix::net::sockopt::set_socket_send_buffer_size(end, SOCKET_BUFFER);
+            set.map_err(|errno| failed(errno.into()))?;
+        }
         // By the shell's means: the standard library passes no other descriptors than these three.
         let mut child = Command::new("/bin/sh")
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 </dev/null"])
             .arg(program)
             .args(["--foreground", "--quiet", "--stderr", "--fd", "3"])
+            .args(["--mtu", &mtu.unwrap_or(MTU).to_string()])
             .args(arguments)
             .stdin(OwnedFd::from(there))
             .stdout(Stdio::null())
@@ -243,7 +259,7 @@ mod tests {
 
     fn refusal(program: &str, arguments: &[&str]) -> PasstError {
         let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-        Passt::start(Path::new(program), &arguments, GUEST).unwrap_err()
+        Passt::start(Path::new(program), &arguments, GUEST, None).unwrap_err()
     }
 
     #[test]

@@ -12,15 +12,21 @@ use umbra_vmm::{BuildError, Crash, Ended, PlanError};
 use crate::status::Status;
 use crate::trace;
 
-/// Lets `UMBRA_LOG` (for example `umbra_vmm=debug,umbra_mmu=trace`) choose what is logged, and
-/// `request` what is traced, until the result is dropped.
+/// Lets `UMBRA_LOG` (for example `umbra_vmm=debug,umbra_mmu=trace`; warnings and errors without it) choose
+/// what is logged, and `request` what is traced, until the result is dropped.
 ///
 /// # Errors
-/// If the file for the trace cannot be created.
+/// If the variable says nothing that can be, or the file for the trace cannot be created.
 pub fn observe(request: Option<&trace::Request>) -> Result<Option<trace::Ending>> {
-    let wanted = std::env::var("UMBRA_LOG").ok();
-    let filter = wanted.and_then(|text| text.parse::<Targets>().ok());
-    let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::ERROR));
+    let filter = match std::env::var("UMBRA_LOG") {
+        Ok(text) => text.parse::<Targets>().map_err(|error| {
+            BadInput(format!(
+                "UMBRA_LOG={text:?} says not what to log ({error}); write targets and levels like \
+                 warn,umbra_devices=debug"
+            ))
+        })?,
+        Err(_) => Targets::new().with_default(LevelFilter::WARN),
+    };
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let (trace, ending) = request.map(trace::Request::begin).transpose()?.unzip();
     tracing_subscriber::registry()

@@ -125,6 +125,22 @@ fn piped_input_reaches_the_guest_byte_for_byte() {
 }
 
 #[test]
+fn a_log_that_cannot_be_wanted_is_refused_in_one_line() {
+    let output = Command::new(env!("CARGO_BIN_EXE_umbra"))
+        .args(["run", "--kernel", "none"])
+        .env("UMBRA_LOG", "umbra_vmm=loud")
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), told.lines().count()),
+        (Some(2), 1),
+        "{told}"
+    );
+    assert!(told.contains("umbra_vmm=loud"), "{told}");
+}
+
+#[test]
 fn help_tells_every_status() {
     let output = umbra(&["run", "--help"], b"");
     let help = String::from_utf8(output.stdout).unwrap();

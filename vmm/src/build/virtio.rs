@@ -129,7 +129,7 @@ fn block(id: &str, spec: &DiskSpec) -> Result<Block, BuildError> {
 /// Makes a network device, and starts who speaks for it.
 fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError> {
     let mac = spec.mac.unwrap_or_else(Mac::random);
-    let (ports, helper) = connect(&spec.host, mac).map_err(|source| BuildError::Net {
+    let (ports, helper) = connect(&spec.host, mac, spec.mtu).map_err(|source| BuildError::Net {
         id: id.to_owned(),
         source,
     })?;
@@ -147,7 +147,7 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError>
 
 type Ports = Vec<Box<dyn Port>>;
 
-fn connect(host: &NetHost, mac: Mac) -> Result<(Ports, Option<Passt>), NetError> {
+fn connect(host: &NetHost, mac: Mac, mtu: Option<u16>) -> Result<(Ports, Option<Passt>), NetError> {
     let one = |stream: Stream| vec![Box::new(stream) as Box<dyn Port>];
     Ok(match host {
         NetHost::Tap { name, queues } => {
@@ -158,7 +158,7 @@ fn connect(host: &NetHost, mac: Mac) -> Result<(Ports, Option<Passt>), NetError>
             )
         }
         NetHost::User { passt, arguments } => {
-            let (passt, stream) = Passt::start(passt, arguments, mac)?;
+            let (passt, stream) = Passt::start(passt, arguments, mac, mtu)?;
             (one(stream), Some(passt))
         }
         NetHost::Stream { path } => (one(Stream::connect(path)?), None),

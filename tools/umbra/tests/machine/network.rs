@@ -157,7 +157,43 @@ fn a_guest_reaches_the_host_with_no_interface_of_its_own(backend: &str) {
     assert_eq!(answer(&printed.stdout, "leased: "), "1");
 }
 
+fn an_interface_that_is_deleted_is_a_link_that_is_down(backend: &str) {
+    let Some(guest) = Guest::fetch(LINUX_6_1) else {
+        return;
+    };
+    let place = tempfile::tempdir().unwrap();
+    let commands = place.path().join("commands");
+    let waits = "ip addr add 10.9.0.2/24 dev eth0\n\
+                 until [ \"$(cat /sys/class/net/eth0/carrier)\" = 0 ]; do sleep 0.1; done\n\
+                 echo \"carrier: $(cat /sys/class/net/eth0/carrier)\"\n\
+                 ping -c 3 -W 1 10.9.0.1 > /dev/null || echo \"alive: yes\"\n\
+                 poweroff -f\n";
+    fs::write(&commands, waits).unwrap();
+    let machine = umbra_command(&guest, backend, "tap=t0,id=lan", &commands);
+    let script = format!(
+        "{machine} &\nmachine=$!\n\
+         until $busybox ip link show t0 > /dev/null 2>&1; do sleep 0.05; done\n\
+         $busybox ip addr add 10.9.0.1/24 dev t0\n\
+         $busybox ip link set t0 up\n\
+         until $busybox ping -c 1 -W 1 10.9.0.2 > /dev/null 2>&1; do sleep 0.1; done\n\
+         $busybox ip link delete t0\nwait $machine\n"
+    );
+    let Some(printed) = or_skip(namespace::run(&script, 120)) else {
+        return;
+    };
+    assert_eq!(answer(&printed.stdout, "carrier: "), "0");
+    assert_eq!(answer(&printed.stdout, "alive: "), "yes");
+    // Once, however many frames are lost, and by its name.
+    let told = printed.stderr.trim();
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(
+        told.contains("lan") && told.contains("lost its link"),
+        "{told}"
+    );
+}
+
 on_each_stock_backend! {
+    an_interface_that_is_deleted_is_a_link_that_is_down,
     a_guest_reaches_the_host_by_a_tap_interface,
     a_guest_reaches_the_host_with_no_interface_of_its_own,
 }

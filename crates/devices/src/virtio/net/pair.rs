@@ -341,7 +341,7 @@ impl Pair {
                 }
                 Delivery::NoBuffers => {
                     self.pending = Some(len);
-                    self.state.starved = !queue.expect(memory, Notifications::Wanted)?;
+                    self.state.starved = true;
                     break;
                 }
             }
@@ -379,6 +379,10 @@ impl Pair {
         let (mut chains, mut room) = (Vec::new(), 0);
         while room < len {
             let Some(chain) = queue.pop(memory)? else {
+                // Asked before the others are given back: they have been notified of, and do not help.
+                if queue.expect(memory, Notifications::Wanted)? {
+                    continue;
+                }
                 chains.iter().for_each(|_| queue.unpop());
                 return Ok(Delivery::NoBuffers);
             };

@@ -255,6 +255,21 @@ fn merged_buffers_take_a_large_frame_in_one_step() {
 }
 
 #[test]
+fn buffers_that_are_too_few_are_not_waited_for_again() {
+    let mut bench = Bench::started(feature::MRG_RXBUF.with(Features::EVENT_IDX));
+    for head in 0..2 {
+        bench.make_room(head, 0x100);
+    }
+    bench.host_sends(&[7; 0x250]);
+    // Behind the elements of the used ring: the device wants to hear of the third one.
+    let event = RINGS[2] + 4 + 8 * 8;
+    bench.driver.wait(|d| d.memory.get_u16(event) == 2);
+    assert_eq!(bench.driver.used_in(RX), 0);
+    bench.make_room(2, 0x100);
+    bench.driver.wait(|d| d.used_in(RX) == 3);
+}
+
+#[test]
 fn a_port_without_room_holds_frames_back_and_none_is_lost() {
     let mut bench = Bench::started(Features::NONE);
     let (count, len) = (60u16, 0x8000);
