@@ -9,7 +9,9 @@ mod machine;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use umbra_boot::{Image, Loaded, Module, Platform, Protocol, Request, Role, VirtioMmio, layout, load};
+use umbra_boot::{
+    Image, Loaded, Module, Platform, Protocol, Request, Role, VirtioMmio, layout, load,
+};
 use umbra_fuzz::Source;
 
 use machine::Memory;
