@@ -1,14 +1,14 @@
-//! What a virtio device is, and the memory-mapped transport (virtio 1.3).
+//! What a virtio device is, and how drivers reach it: memory-mapped and by PCI (virtio 1.3).
 //!
 //! ```text
 //!   vCPU thread                                       worker thread of the device
-//!   MmioTransport ── registers ──> Session            Handler::serve(queue, memory)
+//!   transport ── registers ──> Session                Handler::serve(queue, memory)
 //!     │   status, features, queues    │                 │   pop ─> Chain: reader, writer
 //!     │                               v                 │   push, interrupt if it is wanted
 //!     │              Device::activate(Activation) ──────'
 //!     │                { queues, memory, interrupt }    ^             │
-//!     └─ QueueNotify ──> Event ─────────────────────────┘             v
-//!          (or a doorbell of the backend)               Interrupt ──> Wire ──> irq line
+//!     └─ notification ──> Event ────────────────────────┘             v
+//!          (or a doorbell of the backend)               Interrupt ──> Wire ──> line, or MSI-X
 //! ```
 //!
 //! A [`Device`] says what it is and does its work; a transport is how the driver reaches it. What
@@ -31,17 +31,21 @@
 //! own. So a reset, which waits for the worker under the transport's lock, ends: a worker stops after
 //! what it is doing, and that is at most one run over its queue.
 //!
-//! Not here: PCI, packed rings, legacy drivers, resets of one queue (VIRTIO_F_RING_RESET), shared
+//! Not here: packed rings, legacy drivers, resets of one queue (VIRTIO_F_RING_RESET), shared
 //! memory regions. Devices are in `umbra-devices`.
 //!
-//! Start reading at [`Device`], then [`MmioTransport`].
+//! Start reading at [`Device`], then [`MmioTransport`] or [`PciTransport`].
 #![forbid(unsafe_code)]
 
+mod bells;
 mod device;
+#[cfg(test)]
+mod echo;
 mod event;
 mod features;
 mod interrupt;
 mod mmio;
+mod pci;
 mod queue;
 mod queue_worker;
 mod session;
@@ -56,6 +60,7 @@ pub use event::Event;
 pub use features::Features;
 pub use interrupt::{Interrupt, Wire};
 pub use mmio::MmioTransport;
+pub use pci::PciTransport;
 pub use queue::{
     Chain, ChainBuffer, ChainReader, ChainWriter, Notifications, Queue, QueueError, Served,
 };

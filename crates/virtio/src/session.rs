@@ -23,6 +23,40 @@ pub(crate) enum Part {
     Used,
 }
 
+/// One half of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    Low,
+    High,
+}
+
+impl Half {
+    /// The 32 bits of `value` in this half, and the bits that the half has.
+    fn place(self, value: u32) -> (u64, u64) {
+        match self {
+            Self::Low => (value.into(), 0xffff_ffff),
+            Self::High => (u64::from(value) << 32, 0xffff_ffff << 32),
+        }
+    }
+
+    /// The half of an address.
+    pub fn of(self, address: u64) -> u32 {
+        match self {
+            Self::Low => address as u32,
+            Self::High => (address >> 32) as u32,
+        }
+    }
+}
+
+/// Why a device stands still though its driver has started it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// The machine is paused.
+    Machine = 1 << 0,
+    /// It may not be bus master.
+    BusMaster = 1 << 1,
+}
+
 /// What a write of the status has led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -48,7 +82,9 @@ pub(crate) struct Session {
     /// What notifications signal, by queue; none but while the device is active.
     events: Vec<Option<Arc<Event>>>,
     active: bool,
-    /// The queues of a device that was active and stands still.
+    /// Why it stands still: a set of [`Hold`]s.
+    holds: u8,
+    /// The queues of a device that would be active, but for them.
     held: Option<Vec<Queue>>,
 }
 
@@ -69,6 +105,7 @@ impl Session {
             events: vec![None; queues.len()],
             queues,
             active: false,
+            holds: 0,
             held: None,
         }
     }
@@ -88,6 +125,11 @@ impl Session {
     /// Returns 32 bits of the offer.
     pub fn offered_word(&self, select: u32) -> u32 {
         self.offered().word(select)
+    }
+
+    /// Returns 32 bits of what the driver has accepted.
+    pub fn accepted_word(&self, select: u32) -> u32 {
+        self.accepted.word(select)
     }
 
     /// Takes 32 bits of what the driver accepts.
@@ -192,6 +234,10 @@ impl Session {
             // Then it does nothing else.
             return Ok(());
         }
+        if self.holds != 0 {
+            self.held = Some(queues);
+            return Ok(());
+        }
         self.device.activate(Activation {
             features: self.accepted,
             queues,
@@ -209,16 +255,19 @@ impl Session {
         self.device.deactivate()
     }
 
-    /// Makes an active device stand still.
-    pub fn pause(&mut self) {
+    /// Makes the device stand still, now or when it is started.
+    pub fn hold(&mut self, why: Hold) {
+        self.holds |= why as u8;
         if self.active {
             self.held = Some(self.halt());
         }
     }
 
-    /// Lets it go on from where it was.
-    pub fn resume(&mut self) {
-        if let Some(queues) = self.held.take()
+    /// Lets it go on from where it was, if there is no other reason.
+    pub fn release(&mut self, why: Hold) {
+        self.holds &= !(why as u8);
+        if self.holds == 0
+            && let Some(queues) = self.held.take()
             && let Err(error) = self.run(queues)
         {
             self.lost(&error);
@@ -240,6 +289,10 @@ impl Session {
         }
     }
 
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
     pub fn queue(&self, index: u32) -> Option<&Setup> {
         self.queues.get(index as usize)
     }
@@ -259,10 +312,11 @@ impl Session {
         }
     }
 
-    /// Replaces the bits of an address that `mask` has.
-    pub fn set_queue_address(&mut self, index: u32, part: Part, value: u64, mask: u64) {
+    /// Replaces half of an address.
+    pub fn set_queue_address(&mut self, index: u32, part: Part, half: Half, value: u32) {
         if let Some(setup) = self.open_queue(index) {
             let address = &mut setup.addresses[part as usize];
+            let (value, mask) = half.place(value);
             *address = *address & !mask | value & mask;
         }
     }

@@ -134,7 +134,7 @@ impl Line for Level {
 pub struct Bells(Mutex<BTreeMap<(u32, u64), OwnedFd>>);
 
 impl Bells {
-    /// Returns window and value of all that are there.
+    /// Returns window and value of all that are there; the offset of those that ring for any value.
     pub fn hung(&self) -> Vec<(u32, u64)> {
         self.0.lock().keys().copied().collect()
     }
@@ -148,8 +148,7 @@ impl Bells {
 
 impl Doorbells for Bells {
     fn add(&self, id: IoId, bell: Doorbell, event: BorrowedFd<'_>) -> Result<(), DoorbellError> {
-        assert_eq!((bell.offset, bell.len), (0x50, 4));
-        let key = (id.0, bell.value.unwrap());
+        let key = (id.0, bell.value.unwrap_or(bell.offset));
         let old = self
             .0
             .lock()
@@ -159,7 +158,10 @@ impl Doorbells for Bells {
     }
 
     fn remove(&self, id: IoId, bell: Doorbell) {
-        let old = self.0.lock().remove(&(id.0, bell.value.unwrap()));
+        let old = self
+            .0
+            .lock()
+            .remove(&(id.0, bell.value.unwrap_or(bell.offset)));
         assert!(old.is_some(), "there is no {bell:?}");
     }
 

@@ -15,24 +15,23 @@
 //! it; until then, and without doorbells, notifications come through the register. To take a device
 //! out: remove it from the bus, wait, then [`shut_down`](Transport::shut_down) or drop it.
 
-mod bells;
 mod pin;
 mod registers;
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use umbra_cpu::Doorbells;
+use umbra_cpu::{Doorbell, Doorbells};
 use umbra_irq::Line;
 use umbra_slots::{DmaSpace, IoId};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
-use crate::session::{Part, Session, Step};
+use crate::bells::Bells;
+use crate::session::{Half, Hold, Part, Session, Step};
 use crate::{Device, Interrupt, Transport};
-use bells::Bells;
 use pin::Pin;
-use registers::{CONFIG, Half, MAGIC, Register, VENDOR, VERSION};
+use registers::{CONFIG, MAGIC, QUEUE_NOTIFY, Register, VENDOR, VERSION};
 
 /// A virtio device behind a window of memory.
 pub struct MmioTransport {
@@ -75,7 +74,7 @@ impl MmioTransport {
         let mut state = self.state.lock();
         // Those of another window go first.
         state.bells = None;
-        let mut bells = Bells::new(id, doorbells);
+        let mut bells = Bells::new(id, doorbells, bell);
         bells.hang(state.session.events());
         state.bells = Some(bells);
     }
@@ -164,11 +163,19 @@ impl MmioTransport {
     }
 }
 
+/// The write of QueueNotify that is about a queue.
+fn bell(queue: u32) -> Doorbell {
+    Doorbell {
+        offset: QUEUE_NOTIFY,
+        len: 4,
+        value: Some(queue.into()),
+    }
+}
+
 impl State {
     fn set_queue_address(&mut self, part: Part, half: Half, value: u32) {
-        let (value, mask) = half.place(value);
         self.session
-            .set_queue_address(self.queue_select, part, value, mask);
+            .set_queue_address(self.queue_select, part, half, value);
     }
 
     fn set_queue_ready(&mut self, value: u32) {
@@ -191,11 +198,11 @@ impl Transport for MmioTransport {
     }
 
     fn pause(&self) {
-        self.state.lock().session.pause();
+        self.state.lock().session.hold(Hold::Machine);
     }
 
     fn resume(&self) {
-        self.state.lock().session.resume();
+        self.state.lock().session.release(Hold::Machine);
     }
 
     fn shut_down(&self) {

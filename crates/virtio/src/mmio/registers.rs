@@ -1,5 +1,7 @@
 //! The registers by their offsets (virtio 1.3, 4.2.2, table 4.1).
 
+use crate::session::Half;
+
 /// Where the device-specific configuration begins.
 pub const CONFIG: u64 = 0x100;
 /// Offset of [`Register::QueueNotify`].
@@ -11,23 +13,6 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 pub const VERSION: u32 = 2;
 /// Value of [`Register::VendorId`].
 pub const VENDOR: u32 = u32::from_le_bytes(*b"UMBR");
-
-/// One half of something of 64 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Half {
-    Low,
-    High,
-}
-
-impl Half {
-    /// The 32 bits of `value` in this half, and the bits that the half has.
-    pub fn place(self, value: u32) -> (u64, u64) {
-        match self {
-            Self::Low => (value.into(), 0xffff_ffff),
-            Self::High => (u64::from(value) << 32, 0xffff_ffff << 32),
-        }
-    }
-}
 
 /// A control register; each is 32 bits wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

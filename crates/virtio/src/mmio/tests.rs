@@ -1,6 +1,5 @@
 //! The transport as a driver sees it, with a device that echoes.
 
-mod echo;
 mod hostile;
 mod random;
 mod registers;

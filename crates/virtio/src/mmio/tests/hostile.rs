@@ -7,8 +7,8 @@ use umbra_slots::Gpa;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
-use super::echo::echo;
 use crate::Features;
+use crate::echo::echo;
 use crate::testing::{Driver, INDIRECT, NEXT, RAM, RINGS, ROM, WRITE};
 
 const FROM: u64 = 0x2000;

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
-use super::echo::echo;
 use crate::Features;
+use crate::echo::echo;
 use crate::testing::{NEXT, RAM, RINGS, WRITE};
 
 #[derive(Clone, Debug)]

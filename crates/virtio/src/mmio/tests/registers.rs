@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
-use super::echo::{OWN, echo};
 use crate::Features;
+use crate::echo::{OWN, echo};
 use crate::testing::{Driver, RINGS, ROM};
 
 const STATUS: u64 = 0x70;

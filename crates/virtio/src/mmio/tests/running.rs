@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use umbra_slots::IoId;
 
-use super::echo::echo;
+use crate::echo::echo;
 use crate::testing::{Bells, Driver, INDIRECT, NEXT, RINGS, WRITE};
 use crate::{Features, Transport};
 

@@ -1,4 +1,4 @@
-//! A device that copies what a chain has to read into what it has to write.
+//! For the transports' tests: a device that copies what a chain has to read into what it has to write.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -45,13 +45,20 @@ pub struct Echo {
 /// Bits of the device's own, in the first and in the third word.
 pub const OWN: Features = Features::bit(3).with(Features::bit(70));
 
-pub fn echo() -> (Driver, Arc<Knobs>) {
+/// A device for a driver that the caller has.
+pub fn device() -> (Echo, Arc<Knobs>) {
     let knobs = Arc::new(Knobs::default());
     let device = Echo {
         knobs: knobs.clone(),
         config: b"config".to_vec(),
         worker: None,
     };
+    (device, knobs)
+}
+
+/// A device that has a driver.
+pub fn echo() -> (Driver, Arc<Knobs>) {
+    let (device, knobs) = device();
     (Driver::new(Box::new(device), 8), knobs)
 }
 
