@@ -12,7 +12,7 @@ use umbra_clock::{Clock, Timer};
 use umbra_cpu::Backend;
 use umbra_x86::state::CpuState;
 
-use crate::build::Attached;
+use crate::devices::Devices;
 use crate::error::RunError;
 use crate::policy::{Action, Event, Outcome, Paused, State, decide};
 use crate::vcpu::VcpuThread;
@@ -37,7 +37,7 @@ pub struct Driver<'a> {
     pub timer: Option<Arc<dyn Timer>>,
     pub backend: &'a dyn Backend,
     pub processors: &'a [VcpuThread],
-    pub virtio: &'a [Attached],
+    pub virtio: &'a Devices,
 }
 
 impl Driver<'_> {
@@ -74,16 +74,12 @@ impl Driver<'_> {
         self.processors.iter().for_each(VcpuThread::hold);
         let held = self.processors.iter().filter_map(VcpuThread::wait_held);
         let held = held.collect();
-        for device in self.virtio {
-            device.transport.pause();
-        }
+        self.virtio.hold();
         held
     }
 
     fn go_on(&self) {
-        for device in self.virtio {
-            device.transport.resume();
-        }
+        self.virtio.go_on();
         self.processors.iter().for_each(VcpuThread::go_on);
     }
 

@@ -51,6 +51,12 @@ pub enum PlanError {
         /// The most.
         max: usize,
     },
+    /// What is on the PCI bus is nowhere in memory.
+    #[error(
+        "virtio devices on the PCI bus cannot be named on the command line, and kernels find them without: \
+         leave one of both out"
+    )]
+    NamedOnPci,
     /// No such name.
     #[error(
         "{id:?} cannot be a device's name; take 1 to 64 letters, digits, dots, dashes and underscores"
@@ -208,6 +214,54 @@ pub enum BuildError {
         /// Why not.
         #[source]
         source: std::io::Error,
+    },
+}
+
+/// Why a device cannot be added to a machine that was built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// It has no PCI bus.
+    #[error("nothing can be added to a machine without a PCI bus; build it with one (--pci)")]
+    NoPci,
+    /// The specification is wrong.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Another device has the name, or one that is leaving still has.
+    #[error("there is a device named {id:?} already; wait until it has gone, or take another name")]
+    SameId {
+        /// The name.
+        id: String,
+    },
+    /// All places are taken.
+    #[error("the PCI bus has {max} devices, and room for no more; remove one first")]
+    Full {
+        /// How many there can be.
+        max: usize,
+    },
+    /// The host refused.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The machine has ended.
+    #[error("the machine has ended")]
+    Ended,
+}
+
+/// Why a device cannot be removed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoveError {
+    /// There is none of this name.
+    #[error("there is no device named {id:?}")]
+    NoSuchDevice {
+        /// The name.
+        id: String,
+    },
+    /// It is no PCI function.
+    #[error("the device {id:?} is not on a PCI bus and stays; build the machine with one (--pci)")]
+    Fixed {
+        /// The name.
+        id: String,
     },
 }
 

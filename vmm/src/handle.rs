@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
 use umbra_devices::Serial;
 
+use crate::devices::{Devices, VirtioInfo};
+use crate::error::{AddError, RemoveError};
 use crate::policy::{Event, Outcome, Paused};
+use crate::spec::VirtioSpec;
 
 /// Ends a machine from outside, holds it still, looks into it. Cheap to clone.
 #[derive(Clone)]
@@ -15,6 +19,7 @@ pub struct Handle {
     pub(crate) events: Sender<Event>,
     pub(crate) input: ConsoleInput,
     pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) devices: Arc<Devices>,
 }
 
 /// Why a machine did not do what was asked of it.
@@ -89,6 +94,44 @@ impl Handle {
         lines.ok_or(HandleError::NoTables {
             backend: self.backend.name(),
         })
+    }
+
+    /// Lists the virtio devices, in the order in which they came; none when the machine has ended.
+    pub fn devices(&self) -> Vec<VirtioInfo> {
+        self.devices.list()
+    }
+
+    /// Adds a virtio device to a machine that has a PCI bus ([`Spec::pci`](crate::Spec::pci)), and tells
+    /// the guest, which begins to use it when it likes. Blocks as long as the host needs for it.
+    ///
+    /// # Errors
+    /// If it cannot be made, or there is no place for it. Nothing has changed then.
+    pub fn add_device(&self, spec: &VirtioSpec) -> Result<(), AddError> {
+        self.devices.add(spec)
+    }
+
+    /// Asks the guest to let a virtio device go; it goes when the guest has done so. Does not block: see
+    /// [`wait_removed`](Self::wait_removed). A guest that does nothing can be asked again.
+    ///
+    /// # Errors
+    /// If there is no such device, or it cannot be removed.
+    pub fn remove_device(&self, id: &str) -> Result<(), RemoveError> {
+        self.devices.ask_for(id)
+    }
+
+    /// Takes a virtio device away from a guest that does not let it go. To the guest it is as if it had
+    /// been pulled out: registers read as all ones. Does not block.
+    ///
+    /// # Errors
+    /// If there is no such device, or it cannot be removed.
+    pub fn remove_device_at_once(&self, id: &str) -> Result<(), RemoveError> {
+        self.devices.take(id)
+    }
+
+    /// Waits until a device has gone, and what it had of the host is given back: its name and its disk can
+    /// be used again. `false` if that takes longer than `patience`.
+    pub fn wait_removed(&self, id: &str, patience: Duration) -> bool {
+        self.devices.wait_gone(id, patience)
     }
 
     /// Returns the guest's console input.

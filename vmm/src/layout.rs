@@ -36,6 +36,17 @@ pub fn virtio_interrupt(number: usize) -> u32 {
     VIRTIO_INTERRUPTS[number % VIRTIO_INTERRUPTS.len()]
 }
 
+/// Where the configuration registers of the PCI root bus are as memory.
+pub const PCI_CONFIG: u32 = 0xe000_0000;
+/// First and last address that a BAR may have.
+pub const PCI_WINDOW: (u32, u32) = (0xc000_0000, 0xdfff_ffff);
+/// First port of the registers of PCI hot-plug.
+pub const PCI_HOTPLUG: u16 = 0x620;
+/// Their interrupt: ACPI's own on a PC.
+pub const PCI_INTERRUPT: u32 = 9;
+/// How many functions there can be beside the host bridge.
+pub const PCI_MAX: usize = 31;
+
 /// A range of guest-physical RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ram {
@@ -105,7 +116,14 @@ mod tests {
 
     #[test]
     fn devices_lie_in_the_hole() {
-        for page in [LOCAL_APIC, IOAPIC, VIRTIO] {
+        for page in [
+            LOCAL_APIC,
+            IOAPIC,
+            VIRTIO,
+            PCI_CONFIG,
+            PCI_WINDOW.0,
+            PCI_WINDOW.1,
+        ] {
             assert!((HOLE..HOLE_END).contains(&u64::from(page)));
         }
     }
@@ -115,7 +133,7 @@ mod tests {
         assert!(virtio_address(VIRTIO_MAX - 1) + 0x1000 <= IOAPIC);
         let own: std::collections::BTreeSet<_> = (0..17).map(virtio_interrupt).collect();
         assert_eq!(own.len(), 17);
-        for taken in [0, 1, 2, SERIAL_INTERRUPT, 8, 9] {
+        for taken in [0, 1, 2, SERIAL_INTERRUPT, 8, PCI_INTERRUPT] {
             assert!(!own.contains(&taken), "{taken}");
         }
         assert_eq!(virtio_interrupt(17), virtio_interrupt(0));

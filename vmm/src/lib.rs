@@ -32,6 +32,7 @@
 
 mod build;
 mod console;
+mod devices;
 mod driver;
 mod error;
 mod handle;
@@ -47,8 +48,9 @@ mod vcpu;
 mod tests;
 
 pub use console::Console;
+pub use devices::VirtioInfo;
 pub use driver::Ended;
-pub use error::{BuildError, NetError, PlanError, RunError};
+pub use error::{AddError, BuildError, NetError, PlanError, RemoveError, RunError};
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;

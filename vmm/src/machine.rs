@@ -10,8 +10,9 @@ use umbra_cpu::{Backend, Vcpu};
 use umbra_devices::Serial;
 use umbra_slots::AddressSpace;
 
-use crate::build::{self, Attached};
+use crate::build;
 use crate::console::{Console, Writer};
+use crate::devices::Devices;
 use crate::driver::{Driver, Ended};
 use crate::error::{BuildError, RunError};
 use crate::handle::{ConsoleInput, Handle};
@@ -30,7 +31,7 @@ pub struct Machine {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) fallback: Option<String>,
     pub(crate) serial: Arc<Serial>,
-    pub(crate) virtio: Vec<Attached>,
+    pub(crate) virtio: Arc<Devices>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) space: Arc<AddressSpace>,
@@ -57,6 +58,7 @@ impl Machine {
             events: self.to_driver.clone(),
             input: self.input.clone(),
             backend: self.backend.clone(),
+            devices: self.virtio.clone(),
         }
     }
 
@@ -153,9 +155,7 @@ impl Machine {
         for (id, thread) in threads.into_iter().enumerate() {
             add(&mut statistics, &format!("vcpu {id}"), thread.join());
         }
-        for device in &virtio {
-            device.transport.shut_down();
-        }
+        virtio.shut_down();
         add(&mut statistics, backend.name(), backend.statistics());
         let machine = vec![
             ("map generation", space.generation().0),

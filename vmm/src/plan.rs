@@ -58,7 +58,15 @@ impl Plan {
         if spec.backend == Backend::Kvm && spec.verify != Verify::Off {
             return Err(PlanError::NothingToVerify);
         }
-        check_virtio(&spec.virtio)?;
+        if spec.pci && spec.virtio_on_command_line {
+            return Err(PlanError::NamedOnPci);
+        }
+        let max = if spec.pci {
+            layout::PCI_MAX
+        } else {
+            layout::VIRTIO_MAX
+        };
+        check_virtio(&spec.virtio, max)?;
         Ok(Self { spec })
     }
 
@@ -83,28 +91,35 @@ fn check_memory(bytes: u64) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn check_virtio(devices: &[VirtioSpec]) -> Result<(), PlanError> {
-    if devices.len() > layout::VIRTIO_MAX {
+fn check_virtio(devices: &[VirtioSpec], max: usize) -> Result<(), PlanError> {
+    if devices.len() > max {
         return Err(PlanError::TooManyVirtio {
             count: devices.len(),
-            max: layout::VIRTIO_MAX,
+            max,
         });
     }
     let mut ids = BTreeSet::new();
     for device in devices {
-        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        check_device(device)?;
         let id = &device.id;
-        if id.is_empty() || id.len() > MAX_ID || !id.chars().all(good) {
-            return Err(PlanError::Id { id: id.clone() });
-        }
         if !ids.insert(id) {
             return Err(PlanError::SameId { id: id.clone() });
         }
-        if let VirtioKind::Net(net) = &device.kind {
-            check_net(id, net)?;
-        }
     }
     Ok(())
+}
+
+/// Checks one device by itself.
+pub fn check_device(device: &VirtioSpec) -> Result<(), PlanError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let id = &device.id;
+    if id.is_empty() || id.len() > MAX_ID || !id.chars().all(good) {
+        return Err(PlanError::Id { id: id.clone() });
+    }
+    match &device.kind {
+        VirtioKind::Net(net) => check_net(id, net),
+        VirtioKind::Rng | VirtioKind::Block(_) => Ok(()),
+    }
 }
 
 fn check_net(id: &str, net: &NetSpec) -> Result<(), PlanError> {
@@ -196,6 +211,22 @@ mod tests {
         assert!(with(&many[..64]).is_ok());
         let refused = PlanError::TooManyVirtio { count: 65, max: 64 };
         assert_eq!(with(&many), Err(refused));
+    }
+
+    #[test]
+    fn a_pci_bus_has_room_for_31_devices_and_nobody_is_told_where() {
+        let with = |count| {
+            let add = |spec: Spec, n: usize| spec.virtio(n.to_string(), VirtioKind::Rng);
+            (0..count).fold(Spec::new("kernel").pci(), add)
+        };
+        assert!(Plan::new(with(31)).is_ok());
+        let refused = PlanError::TooManyVirtio { count: 32, max: 31 };
+        assert_eq!(Plan::new(with(32)), Err(refused));
+        let named = Spec {
+            virtio_on_command_line: true,
+            ..with(1)
+        };
+        assert_eq!(Plan::new(named), Err(PlanError::NamedOnPci));
     }
 
     #[test]

@@ -252,6 +252,9 @@ pub struct Spec {
     /// `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES` and without ACPI. One with both takes each device once, and
     /// complains.
     pub virtio_on_command_line: bool,
+    /// They are functions on a PCI root bus, with MSI-X, and more of them can come and go while the machine
+    /// runs ([`Handle::add_device`](crate::Handle::add_device)). Without, each has a page of memory and a pin.
+    pub pci: bool,
     /// First of four ports whose write ends the machine with
     /// [`Outcome::Exit`](crate::Outcome::Exit) (QEMU's `isa-debug-exit`).
     pub debug_exit: Option<u16>,
@@ -285,6 +288,7 @@ impl Spec {
             verify: Verify::Off,
             virtio: Vec::new(),
             virtio_on_command_line: false,
+            pci: false,
             debug_exit: None,
             test_device: false,
             fw_cfg: None,
@@ -320,6 +324,12 @@ impl Spec {
         self.backend = backend;
         self
     }
+    /// Puts virtio devices on a PCI bus.
+    pub fn pci(mut self) -> Self {
+        self.pci = true;
+        self
+    }
+
     /// Adds a virtio device.
     pub fn virtio(mut self, id: impl Into<String>, kind: VirtioKind) -> Self {
         let id = id.into();

@@ -28,6 +28,7 @@ fn platform() -> Platform {
         serial: None,
         cmos: None,
         virtio_mmio: Vec::new(),
+        pci: None,
         sleep_control: 0x600,
         timer: 0x608,
         reset: (0x602, 1),

@@ -7,6 +7,7 @@
 //! | [`Cmos`] | 0x70, 0x71 | MC146818A data sheet, PC/AT Technical Reference |
 //! | [`Keyboard`] | 0x60, 0x64 | only the 8042's reset command |
 //! | [`Power`] | 12 | ACPI 6.5, 4.8.3.3, 4.8.3.6 and 4.8.3.7 |
+//! | [`PciHotplug`] | 12 | ACPI 6.5, 6.3.3 |
 //! | [`ResetControl`] | 0x92, 0xcf9 | PS/2 Technical Reference, 82371SB |
 //! | [`DebugExit`] | 4 | QEMU's `isa-debug-exit` |
 //! | [`FwCfg`] | 0x510 to 0x51b | QEMU's `fw_cfg` |
@@ -24,6 +25,7 @@ mod cmos;
 mod debug_exit;
 pub mod fw_cfg;
 mod keyboard;
+mod pci_hotplug;
 mod power;
 mod reset_control;
 mod serial;
@@ -36,6 +38,7 @@ pub use cmos::{Cmos, MemorySizes};
 pub use debug_exit::DebugExit;
 pub use fw_cfg::FwCfg;
 pub use keyboard::Keyboard;
+pub use pci_hotplug::{EjectListener, PciHotplug};
 pub use power::Power;
 pub use reset_control::ResetControl;
 pub use serial::Serial;

@@ -75,11 +75,12 @@ const DATA: u16 = 4;
 /// The configuration registers of a root bus behind eight ports from 0xcf8 on.
 ///
 /// CONFIG_ADDRESS is a register of 32 bits and takes no other width. A PC has its reset register among
-/// its bytes, at 0xcf9; a device for narrower accesses there can be given.
+/// its bytes, at 0xcf9: a device of one port among the first four can be given, which gets what is written
+/// there in another width.
 pub struct ConfigPorts {
     root: Arc<RootBus>,
     address: Mutex<u32>,
-    narrow: Option<PioDevice>,
+    narrow: Option<(u16, PioDevice)>,
 }
 
 impl ConfigPorts {
@@ -88,13 +89,19 @@ impl ConfigPorts {
     /// Number of ports.
     pub const LEN: u16 = 8;
 
-    /// Makes the device; `narrow` answers to bytes and words in the first four ports.
-    pub fn new(root: Arc<RootBus>, narrow: Option<PioDevice>) -> Self {
+    /// Makes the device, and with it one for the port `narrow.0`.
+    pub fn new(root: Arc<RootBus>, narrow: Option<(u16, PioDevice)>) -> Self {
         Self {
             root,
             address: Mutex::new(0),
             narrow,
         }
+    }
+
+    /// Returns the other device, as if it had been put at its port, if this is where.
+    fn narrow(&self, base: PioAddress, offset: u16) -> Option<(PioAddress, &PioDevice)> {
+        let (port, device) = self.narrow.as_ref()?;
+        (base.0.checked_add(offset) == Some(*port)).then_some((PioAddress(*port), device))
     }
 
     fn selected(&self, offset: u16, len: usize) -> Option<(Address, u16)> {
@@ -118,8 +125,8 @@ impl DevicePio for ConfigPorts {
             }
         } else if let (0, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(&mut *data)) {
             *data = self.address.lock().to_le_bytes();
-        } else if let Some(narrow) = &self.narrow {
-            narrow.pio_read(base, offset, data);
+        } else if let Some((port, device)) = self.narrow(base, offset) {
+            device.pio_read(port, 0, data);
         }
     }
 
@@ -131,8 +138,8 @@ impl DevicePio for ConfigPorts {
         } else if let (0, Ok(data)) = (offset, data.try_into()) {
             // Bits 24 to 30, 0 and 1 do not exist.
             *self.address.lock() = u32::from_le_bytes(data) & 0x80ff_fffc;
-        } else if let Some(narrow) = &self.narrow {
-            narrow.pio_write(base, offset, data);
+        } else if let Some((port, device)) = self.narrow(base, offset) {
+            device.pio_write(port, 0, data);
         }
     }
 }

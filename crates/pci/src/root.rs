@@ -22,7 +22,7 @@
 //! ([`Unplugged::wait`]).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use umbra_bus::{Bus, MmioDevice, Removed};
@@ -76,26 +76,30 @@ struct Place {
 
 /// Bus 0, with its functions.
 pub struct RootBus {
-    bus: Arc<Bus>,
+    /// Weak: the bus has the ways to this root bus's registers.
+    bus: Weak<Bus>,
     windows: Windows,
     places: Mutex<BTreeMap<Address, Arc<Place>>>,
 }
 
 impl RootBus {
-    /// Makes a bus without functions, whose BARs become windows of `bus`.
-    pub fn new(bus: Arc<Bus>, windows: Windows) -> Self {
+    /// Makes a bus without functions, whose BARs become windows of `bus` as long as that is there.
+    pub fn new(bus: &Arc<Bus>, windows: Windows) -> Self {
         Self {
-            bus,
+            bus: Arc::downgrade(bus),
             windows,
             places: Mutex::new(BTreeMap::new()),
         }
     }
 
-    /// Adds a function.
+    /// Adds a function; without a bus any more, nothing.
     ///
     /// # Errors
     /// If there is one at the address; nothing has changed then.
     pub fn add(&self, address: Address, function: Arc<dyn Function>) -> Result<(), PciError> {
+        let Some(bus) = self.bus.upgrade() else {
+            return Ok(());
+        };
         let place = Arc::new(Place {
             address,
             function: function.clone(),
@@ -111,7 +115,7 @@ impl RootBus {
             places.insert(address, place.clone());
         }
         let known = function.clone().bars().into_iter().map(|(index, device)| {
-            let id = self.bus.register(device);
+            let id = bus.register(device);
             function.attach(index, id);
             Bar {
                 index,
@@ -128,9 +132,10 @@ impl RootBus {
     pub fn remove(&self, address: Address) -> Option<Unplugged> {
         let place = self.places.lock().remove(&address)?;
         let bars = place.bars.lock().take().unwrap_or_default();
-        let removed = bars.iter().filter_map(|bar| self.bus.remove(bar.id));
+        let bus = self.bus.upgrade();
+        let gone = |bar: &Bar| bus.as_ref()?.remove(bar.id);
         Some(Unplugged {
-            removed: removed.collect(),
+            removed: bars.iter().filter_map(gone).collect(),
             function: place.function.clone(),
         })
     }
@@ -167,22 +172,24 @@ impl RootBus {
             return;
         };
         place.function.write_config(register, data);
-        for bar in bars {
-            self.settle(&place, bar);
+        if let Some(bus) = self.bus.upgrade() {
+            for bar in bars {
+                self.settle(&bus, &place, bar);
+            }
         }
     }
 
     /// Makes the window of a BAR what the function decodes.
-    fn settle(&self, place: &Place, bar: &mut Bar) {
+    fn settle(&self, bus: &Bus, place: &Place, bar: &mut Bar) {
         let wanted = place.function.decoded(bar.index);
         let wanted = wanted.filter(|range| self.windows.hold(range));
         if bar.shown == wanted {
             return;
         }
         let done = match (bar.shown, wanted) {
-            (Some(_), Some(range)) => self.bus.move_to(bar.id, range.start()),
-            (None, Some(range)) => self.bus.show(bar.id, range),
-            (_, None) => self.bus.hide(bar.id),
+            (Some(_), Some(range)) => bus.move_to(bar.id, range.start()),
+            (None, Some(range)) => bus.show(bar.id, range),
+            (_, None) => bus.hide(bar.id),
         };
         match done {
             Ok(()) => bar.shown = wanted,
@@ -190,7 +197,7 @@ impl RootBus {
                 tracing::debug!(address = %place.address, bar = bar.index, %error, "not decoded");
                 // It is not where it was, either.
                 if bar.shown.take().is_some() {
-                    let _ = self.bus.hide(bar.id);
+                    let _ = bus.hide(bar.id);
                 }
             }
         }

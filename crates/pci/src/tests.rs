@@ -99,7 +99,7 @@ impl Bench {
             low: range(LOW, 0x1000_0000),
             high: Some(range(HIGH, 0x1_0000_0000)),
         };
-        let root = Arc::new(RootBus::new(bus.clone(), windows));
+        let root = Arc::new(RootBus::new(&bus, windows));
         let ecam = Arc::new(Ecam::new(root.clone()));
         bus.insert(range(ECAM, Ecam::LEN), ecam).unwrap();
         let bridge = Address::new(0, 0).unwrap();
@@ -253,7 +253,7 @@ fn a_removed_function_is_gone_with_its_windows() {
 fn ports_lead_to_the_same_registers() {
     let bench = Bench::new();
     let narrow: Arc<Ports> = Arc::default();
-    let ports = ConfigPorts::new(bench.root.clone(), Some(narrow.clone()));
+    let ports = ConfigPorts::new(bench.root.clone(), Some((0xcf9, narrow.clone())));
     let read = |offset, len| {
         let mut data = vec![0; len];
         ports.pio_read(PioAddress(0xcf8), offset, &mut data);
@@ -272,8 +272,10 @@ fn ports_lead_to_the_same_registers() {
     select(0x8000_183c);
     ports.pio_write(PioAddress(0xcf8), 4, &[9]);
     assert_eq!(bench.get(0x3c), 9);
-    ports.pio_write(PioAddress(0xcf8), 1, &[6]);
-    assert_eq!(*narrow.0.lock(), [(1, 6)], "the reset register");
+    for offset in 0..4 {
+        ports.pio_write(PioAddress(0xcf8), offset, &[6]);
+    }
+    assert_eq!(*narrow.0.lock(), [(0xcf9, 6)], "the reset register");
     assert_eq!(read(0, 4), [0x3c, 0x18, 0, 0x80], "was not changed by that");
 }
 
@@ -283,8 +285,8 @@ struct Ports(Mutex<Vec<(u16, u8)>>);
 impl DevicePio for Ports {
     fn pio_read(&self, _: PioAddress, _: u16, _: &mut [u8]) {}
 
-    fn pio_write(&self, _: PioAddress, offset: u16, data: &[u8]) {
-        self.0.lock().push((offset, data[0]));
+    fn pio_write(&self, base: PioAddress, offset: u16, data: &[u8]) {
+        self.0.lock().push((base.0 + offset, data[0]));
     }
 }
 

@@ -255,6 +255,11 @@ impl Session {
         self.device.deactivate()
     }
 
+    /// Tells whether it works, or would if nothing held it.
+    pub fn is_active(&self) -> bool {
+        (self.active || self.held.is_some()) && !self.interrupt.is_reset_needed()
+    }
+
     /// Makes the device stand still, now or when it is started.
     pub fn hold(&mut self, why: Hold) {
         self.holds |= why as u8;

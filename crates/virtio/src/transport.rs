@@ -5,6 +5,9 @@ pub trait Transport: Send + Sync {
     /// Returns the device type (virtio 1.3, 5).
     fn device_id(&self) -> u32;
 
+    /// Tells whether a driver has started the device, and it needs no reset. One that stands still counts.
+    fn is_active(&self) -> bool;
+
     /// Makes the device stand still: when this returns it neither touches guest memory nor notifies
     /// the driver. No processor may run, for what a driver writes now is not followed. Waits for work
     /// in progress, which is short.

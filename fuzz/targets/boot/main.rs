@@ -10,7 +10,7 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use umbra_boot::{
-    Image, Loaded, Module, Platform, Protocol, Request, Role, VirtioMmio, layout, load,
+    Image, Loaded, Module, PciRoot, Platform, Protocol, Request, Role, VirtioMmio, layout, load,
 };
 use umbra_fuzz::Source;
 
@@ -31,6 +31,12 @@ fn platform(source: &mut Source<'_>) -> Platform {
                 interrupt: 16 + n % 8,
             })
             .collect(),
+        pci: (source.u8() & 1 != 0).then_some(PciRoot {
+            ecam: 0xe000_0000,
+            window: (0xc000_0000, 0xdfff_ffff),
+            hotplug: 0x620,
+            interrupt: 9,
+        }),
         sleep_control: 0x600,
         timer: 0x608,
         reset: (0x602, 1),

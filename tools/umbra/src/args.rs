@@ -168,6 +168,9 @@ pub struct MachineArgs {
     /// Name virtio devices on the kernel's command line too, for kernels without ACPI
     #[arg(long)]
     pub virtio_cmdline: bool,
+    /// Put virtio devices on a PCI bus, with MSI-X, where others can come and go
+    #[arg(long, conflicts_with = "virtio_cmdline")]
+    pub pci: bool,
     /// Let a write to PORT end the machine, and choose the exit status (QEMU's isa-debug-exit)
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4",
           value_parser = port::parse)]
@@ -271,6 +274,7 @@ impl MachineArgs {
             first_generation: self.first_generation,
             virtio: self.virtio(),
             virtio_on_command_line: self.virtio_cmdline,
+            pci: self.pci,
             verify: self.audit.map_or(Verify::Off, Verify::EveryFault),
             debug_exit: self.debug_exit,
             test_device: self.test_device,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use umbra_boot::layout::HOLE;
-use umbra_bus::{Bus, Ports};
+use umbra_bus::{Bus, PioDevice, Ports};
 use umbra_clock::Clock;
 use umbra_cpu::Backend;
 use umbra_devices::{
@@ -31,8 +31,12 @@ pub struct Parts<'a> {
     pub to_driver: Sender<Event>,
 }
 
-/// Adds the devices that every machine has; returns the one that the console needs.
-pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, BuildError> {
+/// Adds the devices that every machine has. Returns the one that the console needs, and one that has no
+/// place yet: its port is among those of a PCI bus, where there is one.
+pub fn add(
+    parts: Parts<'_>,
+    power: &PowerListener,
+) -> Result<(Arc<Serial>, (u16, PioDevice)), BuildError> {
     let Parts {
         backend,
         bus,
@@ -59,8 +63,7 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, Build
     ports.insert(Keyboard::DATA, 1, keyboard.clone())?;
     ports.insert(Keyboard::COMMAND, 1, keyboard)?;
     let reset = Arc::new(ResetControl::new(power.clone()));
-    ports.insert(ResetControl::CONTROL, 1, reset.clone())?;
-    ports.insert(ResetControl::PORT_A, 1, reset)?;
+    ports.insert(ResetControl::PORT_A, 1, reset.clone())?;
 
     let low = memory.min(HOLE);
     let sizes = MemorySizes {
@@ -73,7 +76,7 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Arc<Serial>, Build
     let line = line.unwrap_or_else(|| Arc::new(Unconnected) as Arc<dyn Line>);
     let serial = Arc::new(Serial::new(line, Box::new(output)));
     ports.insert(layout::SERIAL, Serial::PORTS, serial.clone())?;
-    Ok(serial)
+    Ok((serial, (ResetControl::CONTROL, reset)))
 }
 
 /// Lets output wait in the backend as long as the guest sends much and without interrupts: half of the

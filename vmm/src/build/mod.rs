@@ -5,6 +5,7 @@ mod devices;
 mod fw_cfg;
 mod images;
 mod memory;
+mod pci;
 mod virtio;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use umbra_x86::state::CpuState;
 
 use crate::build::backend::Chosen;
 use crate::console::{Console, Writer};
+use crate::devices::Devices;
 use crate::error::BuildError;
 use crate::handle::ConsoleInput;
 use crate::layout;
@@ -28,7 +30,7 @@ use crate::plan::Plan;
 use crate::spec::Spec;
 
 pub use backend::probe;
-pub use virtio::Attached;
+pub use virtio::{Helper, device};
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
@@ -69,7 +71,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         to_driver: to_driver.clone(),
     };
     let power = devices::listener(to_driver.clone());
-    let serial = devices::add(parts, &power)?;
+    let (serial, reset) = devices::add(parts, &power)?;
     devices::coalesce(&backend, &serial, to_driver.clone());
     devices::add_for_tests(&spec, &*backend, &bus, &ports, &power)?;
     if let Some(files) = &spec.fw_cfg {
@@ -77,7 +79,14 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         let items = fw_cfg::items(&spec, files, &loaded, line, &platform, &space)?;
         devices::add_fw_cfg(&ports, FwCfg::new(items, backend.dma()))?;
     }
-    let virtio = virtio::add(&spec, &backend, &bus, &space)?;
+    let virtio = if spec.pci {
+        pci::add(&spec, &backend, &bus, &ports, &space, reset)?
+    } else {
+        let (port, device) = reset;
+        ports.insert(port, 1, device)?;
+        let attached = virtio::add(&spec, &backend, &bus, &space)?;
+        Devices::fixed(backend.clone(), space.clone(), attached)
+    };
     let input = ConsoleInput::new(serial.clone());
     let vcpus = processors(&*backend, spec.cpus, &loaded.state)?;
     Ok(Machine {
@@ -124,6 +133,7 @@ fn platform(spec: &Spec) -> Platform {
         serial: Some((layout::SERIAL, layout::SERIAL_INTERRUPT)),
         cmos: Some(layout::CMOS),
         virtio_mmio: virtio::places(spec),
+        pci: spec.pci.then(pci::place),
         sleep_control: layout::POWER + Power::SLEEP_CONTROL,
         timer: layout::POWER + Power::TIMER,
         reset: (layout::POWER + Power::RESET, Power::RESET_VALUE),

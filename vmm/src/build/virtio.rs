@@ -1,4 +1,4 @@
-//! The virtio devices: each behind its transport, at its place, on its wire.
+//! The virtio devices, and those behind memory: each at its place, on its wire.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,23 +12,20 @@ use umbra_devices::virtio::{Block, BlockOptions, Net, Rng};
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
-use umbra_virtio::{Device, MmioTransport, Transport};
+use umbra_virtio::{Device, MmioTransport};
 
+use crate::devices::Attached;
 use crate::error::{BuildError, NetError};
 use crate::layout;
-use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind};
+use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind, VirtioSpec};
 
-/// A virtio device of a machine. Fields are dropped in their order.
-pub struct Attached {
-    /// Its transport.
-    pub transport: Arc<dyn Transport>,
-    /// Who works for it outside.
-    _helper: Option<Passt>,
-}
+/// Who works outside for a device, as long as it is there.
+pub type Helper = Option<Passt>;
 
-/// Says where the devices will be.
+/// Says where the devices behind memory will be.
 pub fn places(spec: &Spec) -> Vec<VirtioMmio> {
-    (0..spec.virtio.len())
+    let count = if spec.pci { 0 } else { spec.virtio.len() };
+    (0..count)
         .map(|number| VirtioMmio {
             address: layout::virtio_address(number),
             len: MmioTransport::LEN as u32,
@@ -55,7 +52,7 @@ pub fn announce(command_line: &str, places: &[VirtioMmio]) -> String {
     }
 }
 
-/// Makes the devices.
+/// Makes the devices behind memory.
 pub fn add(
     spec: &Spec,
     backend: &Arc<dyn Backend>,
@@ -68,14 +65,7 @@ pub fn add(
     };
     let mut attached = Vec::new();
     for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
-        let (device, helper): (Box<dyn Device>, _) = match &wanted.kind {
-            VirtioKind::Rng => (Box::new(Rng::new()), None),
-            VirtioKind::Block(disk) => (Box::new(block(&wanted.id, disk)?), None),
-            VirtioKind::Net(net) => {
-                let (device, helper) = network(&wanted.id, net)?;
-                (Box::new(device), helper)
-            }
-        };
+        let (device, helper) = device(wanted)?;
         let memory = DmaSpace::new(space.clone(), backend.dma());
         let line = lines.end(place.interrupt);
         let transport = MmioTransport::new(device, memory, line);
@@ -94,11 +84,26 @@ pub fn add(
             "a virtio device"
         );
         attached.push(Attached {
+            id: wanted.id.clone(),
+            kind: wanted.kind.name(),
             transport,
+            address: None,
             _helper: helper,
         });
     }
     Ok(attached)
+}
+
+/// Makes a device, and what it has of the host.
+pub fn device(wanted: &VirtioSpec) -> Result<(Box<dyn Device>, Helper), BuildError> {
+    Ok(match &wanted.kind {
+        VirtioKind::Rng => (Box::new(Rng::new()), None),
+        VirtioKind::Block(disk) => (Box::new(block(&wanted.id, disk)?), None),
+        VirtioKind::Net(net) => {
+            let (device, helper) = network(&wanted.id, net)?;
+            (Box::new(device), helper)
+        }
+    })
 }
 
 /// Opens a disk, and makes its device.
@@ -127,7 +132,7 @@ fn block(id: &str, spec: &DiskSpec) -> Result<Block, BuildError> {
 }
 
 /// Makes a network device, and starts who speaks for it.
-fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError> {
+fn network(id: &str, spec: &NetSpec) -> Result<(Net, Helper), BuildError> {
     let mac = spec.mac.unwrap_or_else(Mac::random);
     let (ports, helper) = connect(&spec.host, mac, spec.mtu).map_err(|source| BuildError::Net {
         id: id.to_owned(),
@@ -147,7 +152,7 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError>
 
 type Ports = Vec<Box<dyn Port>>;
 
-fn connect(host: &NetHost, mac: Mac, mtu: Option<u16>) -> Result<(Ports, Option<Passt>), NetError> {
+fn connect(host: &NetHost, mac: Mac, mtu: Option<u16>) -> Result<(Ports, Helper), NetError> {
     let one = |stream: Stream| vec![Box::new(stream) as Box<dyn Port>];
     Ok(match host {
         NetHost::Tap { name, queues } => {

@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{OEM, OEM_REVISION, OEM_TABLE, Platform, VirtioMmio};
+use super::{OEM, OEM_REVISION, OEM_TABLE, Platform, VirtioMmio, pci};
 
 /// What the guest writes into the sleep control register to power off (SLP_TYPx).
 pub const SLEEP_TYPE_OFF: u8 = 5;
@@ -26,6 +26,9 @@ pub fn table(platform: &Platform) -> Sdt {
     }
     for (number, device) in (0..).zip(&platform.virtio_mmio) {
         virtio(number, device, &mut code);
+    }
+    if let Some(root) = &platform.pci {
+        pci::add(root, &mut code);
     }
     let mut table = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&code);

@@ -1,5 +1,5 @@
 //! The ACPI tables of a hardware-reduced machine (ACPI 6.5, 4.1): RSDP, RSDT and XSDT, FADT, MADT,
-//! DSDT.
+//! MCFG, DSDT.
 //!
 //! They lie one behind the other from [`ACPI`], the RSDP first. Everything that the machine lacks
 //! is said to be missing, so that a kernel does not look for it. The RSDT says what the XSDT says,
@@ -9,6 +9,7 @@ mod dsdt;
 mod fadt;
 mod link;
 mod madt;
+mod pci;
 
 use acpi_tables::Aml;
 use acpi_tables::sdt::Sdt;
@@ -38,6 +39,8 @@ pub struct Platform {
     pub cmos: Option<u16>,
     /// Virtio devices behind memory.
     pub virtio_mmio: Vec<VirtioMmio>,
+    /// A PCI root bus.
+    pub pci: Option<PciRoot>,
     /// Port of the sleep control register; the sleep status register is the next one.
     pub sleep_control: u16,
     /// First of the four ports of the power-management timer.
@@ -55,6 +58,20 @@ pub struct VirtioMmio {
     /// Number of bytes.
     pub len: u32,
     /// Interrupt.
+    pub interrupt: u32,
+}
+
+/// Bus 0 of PCI segment 0, whose functions come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciRoot {
+    /// Where the configuration registers are as memory (ECAM), 1 MiB.
+    pub ecam: u32,
+    /// First and last address that a BAR may have.
+    pub window: (u32, u32),
+    /// First of twelve ports with the registers of hot-plug, 32 bits each: functions that have come,
+    /// functions that shall go, and functions that the guest has let go, bit n for device n.
+    pub hotplug: u16,
+    /// The edge-triggered interrupt that has the guest look at them.
     pub interrupt: u32,
 }
 
@@ -110,8 +127,12 @@ impl Tables {
             .pointers
             .extend([(at + fadt::DSDT, 4), (at + fadt::X_DSDT, 8)]);
         let madt = tables.append(&madt::table(platform));
-        tables.rsdt = tables.append_root(*b"RSDT", 1, 4, &[fadt, madt]);
-        tables.xsdt = tables.append_root(*b"XSDT", 1, 8, &[fadt, madt]);
+        let mut all = vec![fadt, madt];
+        if let Some(root) = &platform.pci {
+            all.push(tables.append(&pci::mcfg(root)));
+        }
+        tables.rsdt = tables.append_root(*b"RSDT", 1, 4, &all);
+        tables.xsdt = tables.append_root(*b"XSDT", 1, 8, &all);
         tables
     }
 
@@ -175,6 +196,12 @@ pub mod tests {
                 len: 0x1000,
                 interrupt: 0x13,
             }],
+            pci: Some(PciRoot {
+                ecam: 0xe000_0000,
+                window: (0xc000_0000, 0xdfff_ffff),
+                hotplug: 0x620,
+                interrupt: 9,
+            }),
             sleep_control: 0x600,
             timer: 0x608,
             reset: (0x602, 1),
@@ -235,7 +262,7 @@ pub mod tests {
                 name
             })
             .collect();
-        assert_eq!(names, ["FACP", "APIC", "DSDT", "XSDT"]);
+        assert_eq!(names, ["FACP", "APIC", "MCFG", "DSDT", "XSDT"]);
     }
 
     #[test]
@@ -281,6 +308,42 @@ pub mod tests {
         assert!(has(&[
             0x86, 9, 0, 1, 0, 0x20, 0xb1, 0xfe, 0, 0x10, 0, 0, 0x89, 6, 0, 0b1001, 1, 0x13, 0, 0, 0
         ]));
+    }
+
+    #[test]
+    fn the_tables_say_where_pci_is() {
+        let mcfg = table(1, "MCFG");
+        let ecam = [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(mcfg[44..], ecam, "segment 0, bus 0 to 0");
+        let dsdt = table(1, "DSDT");
+        let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|w| w == bytes);
+        // The motherboard has the same window, writable.
+        assert!(has(&[0x86, 9, 0, 1, 0, 0, 0, 0xe0, 0, 0, 0x10, 0]));
+        // Memory that the bridge hands down (6.4.3.5.2): fixed, not cacheable, writable.
+        let window = [
+            0x87, 23, 0, 0, 0b1100, 1, 0, 0, 0, 0, 0, 0, 0, 0xc0, 0xff, 0xff, 0xff, 0xdf, 0, 0, 0,
+            0, 0, 0, 0, 0x20,
+        ];
+        assert!(has(&window));
+    }
+
+    #[test]
+    fn every_slot_but_the_host_bridge_can_be_told_and_emptied() {
+        let dsdt = table(1, "DSDT");
+        let count = |bytes: &[u8]| dsdt.windows(bytes.len()).filter(|w| *w == bytes).count();
+        for number in 1..=31u32 {
+            let name = format!("S{number:03X}");
+            // The device, and two notifications: to look there, and to let go.
+            assert_eq!(count(name.as_bytes()), 3, "{name}");
+            let notified = |what: &[u8]| {
+                let notify = [&[0x86], name.as_bytes(), what].concat();
+                assert_eq!(count(&notify), 1, "{name}");
+            };
+            notified(&[1]);
+            notified(&[0x0a, 3]);
+        }
+        assert_eq!((count(b"S000"), count(b"_EJ0")), (0, 31));
+        assert!(count(b"ACPI0013\0") == 1 && count(b"\\/\x03_SB_PCI0PSCN") == 1);
     }
 
     #[test]

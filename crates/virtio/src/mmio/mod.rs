@@ -197,6 +197,10 @@ impl Transport for MmioTransport {
         self.state.lock().session.device().id()
     }
 
+    fn is_active(&self) -> bool {
+        self.state.lock().session.is_active()
+    }
+
     fn pause(&self) {
         self.state.lock().session.hold(Hold::Machine);
     }

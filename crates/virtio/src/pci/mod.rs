@@ -72,6 +72,11 @@ struct State {
 }
 
 impl PciTransport {
+    /// Bytes of the BAR.
+    pub const BAR_LEN: u32 = BAR_LEN as u32;
+    /// Configuration register with the lower half of its address.
+    pub const BAR_REGISTER: u16 = 0x10 + 4 * BAR as u16;
+
     /// Makes a device a function. It works on `memory`, sends messages to `target`, and is notified by
     /// doorbells where there are some.
     ///
@@ -235,6 +240,10 @@ impl Function for PciTransport {
 impl Transport for PciTransport {
     fn device_id(&self) -> u32 {
         self.state.lock().session.device().id()
+    }
+
+    fn is_active(&self) -> bool {
+        self.state.lock().session.is_active()
     }
 
     fn pause(&self) {

@@ -51,7 +51,7 @@ impl Bench {
         let (memory, messages) = (Memory::new(), Arc::new(Messages::default()));
         let bus = Arc::new(Bus::new(memory.space.clone()));
         let low = GpaRange::new(Gpa(BAR), 0x1000_0000).unwrap();
-        let root = RootBus::new(bus.clone(), Windows { low, high: None });
+        let root = RootBus::new(&bus, Windows { low, high: None });
         let (device, knobs) = echo::device();
         let bells = Arc::new(Bells::default());
         let transport = PciTransport::new(
@@ -370,7 +370,9 @@ fn a_function_that_is_not_bus_master_stands_still() {
 fn a_device_that_is_started_before_it_may_be_bus_master_begins_then() {
     let mut bench = Bench::new();
     bench.command(MEMORY);
+    assert!(!bench.transport.is_active());
     bench.start();
+    assert!(bench.transport.is_active());
     assert_eq!(bench.knobs.count()[0], 0);
     bench.offer(*b"wait");
     bench.put16(0x3000, 0);

@@ -292,6 +292,9 @@ fn a_device_that_is_paused_stands_still_and_then_goes_on() {
     }
     driver.transport.resume();
     assert_eq!(driver.status(), 15, "it went on already");
+    assert!(driver.transport.is_active());
+    driver.write(0x70, 0);
+    assert!(!driver.transport.is_active());
 }
 
 #[test]

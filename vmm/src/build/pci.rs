@@ -1,0 +1,68 @@
+//! The PCI root bus, for a machine that wants one: configuration registers, host bridge, hot-plug.
+
+use std::sync::Arc;
+
+use umbra_boot::PciRoot;
+use umbra_bus::{Bus, PioDevice, Ports};
+use umbra_cpu::Backend;
+use umbra_devices::PciHotplug;
+use umbra_irq::Unconnected;
+use umbra_pci::{Address, ConfigPorts, Ecam, HostBridge, RootBus, Windows};
+use umbra_slots::{AddressSpace, Gpa, GpaRange};
+
+use crate::devices::Devices;
+use crate::error::{AddError, BuildError};
+use crate::layout;
+use crate::spec::Spec;
+
+/// Says in the tables where it is.
+pub fn place() -> PciRoot {
+    PciRoot {
+        ecam: layout::PCI_CONFIG,
+        window: layout::PCI_WINDOW,
+        hotplug: layout::PCI_HOTPLUG,
+        interrupt: layout::PCI_INTERRUPT,
+    }
+}
+
+/// Adds the bus with the devices that are wanted. `reset` is the device of the port among those of the
+/// configuration registers.
+pub fn add(
+    spec: &Spec,
+    backend: &Arc<dyn Backend>,
+    bus: &Arc<Bus>,
+    ports: &Ports,
+    space: &Arc<AddressSpace>,
+    reset: (u16, PioDevice),
+) -> Result<Arc<Devices>, BuildError> {
+    let (first, last) = layout::PCI_WINDOW;
+    let window = GpaRange::new(Gpa(first.into()), u64::from(last - first) + 1);
+    let windows = Windows {
+        low: window.expect("a window of the layout"),
+        high: None,
+    };
+    let root = Arc::new(RootBus::new(bus, windows));
+    let bridge = Address::new(0, 0).expect("there is device 0");
+    root.add(bridge, Arc::new(HostBridge::new()))
+        .expect("it is the first one");
+    let config = GpaRange::new(Gpa(layout::PCI_CONFIG.into()), Ecam::LEN);
+    let config = config.expect("a window of the layout");
+    bus.insert(config, Arc::new(Ecam::new(root.clone())))?;
+    let config = Arc::new(ConfigPorts::new(root.clone(), Some(reset)));
+    ports.insert(ConfigPorts::FIRST, ConfigPorts::LEN, config)?;
+
+    let line = backend.chip().line(layout::PCI_INTERRUPT);
+    let line = line.unwrap_or_else(|| Arc::new(Unconnected));
+    let devices = Devices::on_pci(backend.clone(), space.clone(), root, line)?;
+    if let Some(hotplug) = devices.hotplug() {
+        ports.insert(layout::PCI_HOTPLUG, PciHotplug::PORTS, hotplug.clone())?;
+    }
+    for wanted in &spec.virtio {
+        devices.add_first(wanted).map_err(|error| match error {
+            AddError::Build(error) => error,
+            // The plan was checked: there are names and places for all.
+            other => unreachable!("{other}"),
+        })?;
+    }
+    Ok(devices)
+}

@@ -1,0 +1,386 @@
+//! The virtio devices of a machine: those that it began with, and those that come and go.
+//!
+//! ```text
+//!   host ── add ────> function on the root bus ── PciHotplug: one has come ──> guest
+//!   host ── remove ─> PciHotplug: it shall go ──> guest's driver stops ── ejects ──┐ (vCPU thread)
+//!   host ── remove at once ────────────────────────────────────────────────────────┤
+//!                      off the root bus ── a thread: nobody is inside ── shut down ┘── gone
+//! ```
+//! Who has been taken off the bus is *leaving* until its device has stopped and what it had of the host is
+//! given back; its name is free then. A guest may eject what nobody asked for: it is its own loss.
+//!
+//! **Pause.** Devices stand still after the processors. Leaving ones are waited for first, so that nothing
+//! writes memory; one that is added meanwhile stands still from the beginning.
+//!
+//! **Locks**: `changes` (one host thread adds or removes) → `state` → root bus. Only `state` is taken on a
+//! processor's thread, and nothing blocks under it but a pause, which happens while no processor runs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use umbra_cpu::Backend;
+use umbra_devices::PciHotplug;
+use umbra_irq::Line;
+use umbra_pci::{Address, RootBus, Unplugged};
+use umbra_slots::{AddressSpace, DmaSpace};
+use umbra_virtio::{PciTransport, Transport};
+
+use crate::build::{self, Helper};
+use crate::error::{AddError, BuildError, RemoveError};
+use crate::layout;
+use crate::plan;
+use crate::spec::VirtioSpec;
+
+/// A virtio device of a machine. Fields are dropped in their order.
+pub struct Attached {
+    /// What it is called.
+    pub id: String,
+    /// Its kind, as in `virtio-NAME`.
+    pub kind: &'static str,
+    /// Its transport.
+    pub transport: Arc<dyn Transport>,
+    /// Where it is, if it is a PCI function.
+    pub address: Option<Address>,
+    /// Who works for it outside.
+    pub _helper: Helper,
+}
+
+/// A virtio device, for people and programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VirtioInfo {
+    /// What it is called.
+    pub id: String,
+    /// Its kind, as in `virtio-NAME`.
+    pub kind: &'static str,
+    /// Device number on PCI bus 0; `None` for one that is no PCI function, and cannot be removed.
+    pub pci_device: Option<u8>,
+    /// A driver has started it.
+    pub in_use: bool,
+}
+
+/// What the devices' thread and everybody else share.
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// One has gone.
+    gone: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    devices: Vec<Attached>,
+    /// The names of those that are leaving.
+    leaving: BTreeSet<String>,
+    paused: bool,
+    ended: bool,
+}
+
+/// One that has been taken off the bus.
+struct Leaver {
+    device: Attached,
+    unplugged: Unplugged,
+}
+
+/// The root bus of a machine that has one, what its guest is told by, and who sees devices off.
+struct Pci {
+    root: Arc<RootBus>,
+    hotplug: Arc<PciHotplug>,
+    /// Both are there until the end.
+    leavers: Option<Sender<Leaver>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// All of them.
+pub struct Devices {
+    backend: Arc<dyn Backend>,
+    space: Arc<AddressSpace>,
+    pci: Option<Pci>,
+    changes: Mutex<()>,
+    shared: Arc<Shared>,
+}
+
+impl Devices {
+    /// Makes the collection of a machine in which nothing comes or goes.
+    pub fn fixed(
+        backend: Arc<dyn Backend>,
+        space: Arc<AddressSpace>,
+        devices: Vec<Attached>,
+    ) -> Arc<Self> {
+        let shared = Arc::new(Shared::default());
+        shared.state.lock().devices = devices;
+        Arc::new(Self {
+            backend,
+            space,
+            pci: None,
+            changes: Mutex::new(()),
+            shared,
+        })
+    }
+
+    /// Makes the collection of a machine with a root bus, whose guest is interrupted by `line`. It has no
+    /// devices yet.
+    pub fn on_pci(
+        backend: Arc<dyn Backend>,
+        space: Arc<AddressSpace>,
+        root: Arc<RootBus>,
+        line: Arc<dyn Line>,
+    ) -> Result<Arc<Self>, BuildError> {
+        let shared = Arc::new(Shared::default());
+        let (leavers, theirs) = channel();
+        let for_thread = shared.clone();
+        let thread = thread::Builder::new()
+            .name("unplug".into())
+            .spawn(move || see_off(&theirs, &for_thread))
+            .map_err(|source| BuildError::Thread {
+                what: "devices that leave",
+                source,
+            })?;
+        Ok(Arc::new_cyclic(|this: &std::sync::Weak<Self>| {
+            let this = this.clone();
+            let on_eject = Box::new(move |device| {
+                if let Some(this) = this.upgrade() {
+                    this.ejected(device);
+                }
+            });
+            let pci = Pci {
+                root,
+                hotplug: Arc::new(PciHotplug::new(line, on_eject)),
+                leavers: Some(leavers),
+                thread: Some(thread),
+            };
+            Self {
+                backend,
+                space,
+                pci: Some(pci),
+                changes: Mutex::new(()),
+                shared,
+            }
+        }))
+    }
+
+    /// Returns what the guest is told by.
+    pub fn hotplug(&self) -> Option<&Arc<PciHotplug>> {
+        self.pci.as_ref().map(|pci| &pci.hotplug)
+    }
+
+    /// Lists them, in the order in which they came.
+    pub fn list(&self) -> Vec<VirtioInfo> {
+        let info = |device: &Attached| VirtioInfo {
+            id: device.id.clone(),
+            kind: device.kind,
+            pci_device: device.address.map(Address::device),
+            in_use: device.transport.is_active(),
+        };
+        self.shared.state.lock().devices.iter().map(info).collect()
+    }
+
+    /// Adds a device that the guest finds when it begins, with its BAR at an address, as firmware leaves
+    /// it.
+    pub fn add_first(&self, spec: &VirtioSpec) -> Result<(), AddError> {
+        let pci = self.pci.as_ref().ok_or(AddError::NoPci)?;
+        let address = self.put(pci, spec)?;
+        // Below 2 MiB behind the window's beginning.
+        let bar = layout::PCI_WINDOW.0 + PciTransport::BAR_LEN * u32::from(address.device());
+        pci.root
+            .write_config(address, PciTransport::BAR_REGISTER, &bar.to_le_bytes());
+        Ok(())
+    }
+
+    /// Adds a device while the guest runs, and tells it.
+    pub fn add(&self, spec: &VirtioSpec) -> Result<(), AddError> {
+        let pci = self.pci.as_ref().ok_or(AddError::NoPci)?;
+        plan::check_device(spec)?;
+        let address = self.put(pci, spec)?;
+        pci.hotplug.tell_of(address.device());
+        Ok(())
+    }
+
+    /// Makes a device, and puts it where nobody is.
+    fn put(&self, pci: &Pci, spec: &VirtioSpec) -> Result<Address, AddError> {
+        let _changes = self.changes.lock();
+        let id = &spec.id;
+        let address = {
+            let state = self.shared.state.lock();
+            if state.devices.iter().any(|device| device.id == *id) || state.leaving.contains(id) {
+                return Err(AddError::SameId { id: id.clone() });
+            }
+            // Device 0 is the host bridge.
+            let mut addresses = (1..32).filter_map(|device| Address::new(device, 0));
+            let free = addresses.find(|address| !pci.root.has(*address));
+            free.ok_or(AddError::Full {
+                max: layout::PCI_MAX,
+            })?
+        };
+        let (device, helper) = build::device(spec)?;
+        let memory = DmaSpace::new(self.space.clone(), self.backend.dma());
+        let (msi, doorbells) = (self.backend.msi(), self.backend.doorbells());
+        let transport = PciTransport::new(device, memory, msi, doorbells)
+            .expect("the capabilities of every virtio device are the same, and fit");
+        let mut state = self.shared.state.lock();
+        if state.ended {
+            return Err(AddError::Ended);
+        }
+        if state.paused {
+            transport.pause();
+        }
+        pci.root
+            .add(address, transport.clone())
+            .expect("nobody else adds functions");
+        let kind = spec.kind.name();
+        tracing::debug!(id, kind, %address, "a virtio device");
+        state.devices.push(Attached {
+            id: id.clone(),
+            kind,
+            transport,
+            address: Some(address),
+            _helper: helper,
+        });
+        Ok(address)
+    }
+
+    /// Asks the guest to let a device go. It may take its time, or never do it.
+    pub fn ask_for(&self, id: &str) -> Result<(), RemoveError> {
+        let state = self.shared.state.lock();
+        if let Some((pci, address, _)) = self.find(&state, id)? {
+            pci.hotplug.ask_for(address.device());
+        }
+        Ok(())
+    }
+
+    /// Takes a device away, whatever the guest does with it.
+    pub fn take(&self, id: &str) -> Result<(), RemoveError> {
+        let mut state = self.shared.state.lock();
+        if let Some((pci, _, at)) = self.find(&state, id)? {
+            take_off(pci, &mut state, at);
+        }
+        Ok(())
+    }
+
+    /// Finds a device that can be removed; `None` if it is leaving.
+    fn find(&self, state: &State, id: &str) -> Result<Option<(&Pci, Address, usize)>, RemoveError> {
+        let found = state.devices.iter().position(|device| device.id == id);
+        let Some(at) = found else {
+            let id = id.to_owned();
+            return match state.leaving.contains(&id) {
+                true => Ok(None),
+                false => Err(RemoveError::NoSuchDevice { id }),
+            };
+        };
+        match (&self.pci, state.devices[at].address) {
+            (Some(pci), Some(address)) => Ok(Some((pci, address, at))),
+            _ => Err(RemoveError::Fixed { id: id.to_owned() }),
+        }
+    }
+
+    /// Takes away what the guest has let go. On a processor's thread.
+    fn ejected(&self, device: u8) {
+        let mut state = self.shared.state.lock();
+        let is_it = |attached: &Attached| attached.address.map(Address::device) == Some(device);
+        let found = state.devices.iter().position(is_it);
+        match (&self.pci, found) {
+            (Some(pci), Some(at)) => take_off(pci, &mut state, at),
+            _ => tracing::debug!(device, "the guest ejects what is not there"),
+        }
+    }
+
+    /// Waits until there is no device of this name; `false` if there still is one after `patience`.
+    pub fn wait_gone(&self, id: &str, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut state = self.shared.state.lock();
+        loop {
+            let there = state.devices.iter().any(|device| device.id == id);
+            if !there && !state.leaving.contains(id) {
+                return true;
+            }
+            if self.shared.gone.wait_until(&mut state, until).timed_out() {
+                return false;
+            }
+        }
+    }
+
+    /// Makes all stand still. No processor runs.
+    pub fn hold(&self) {
+        let mut state = self.shared.state.lock();
+        state.paused = true;
+        self.wait_for_leavers(&mut state);
+        for device in &state.devices {
+            device.transport.pause();
+        }
+    }
+
+    /// Lets all go on.
+    pub fn go_on(&self) {
+        let mut state = self.shared.state.lock();
+        state.paused = false;
+        for device in &state.devices {
+            device.transport.resume();
+        }
+    }
+
+    /// Resets all for good. Nothing can be added from now on.
+    pub fn shut_down(&self) {
+        let devices = {
+            let mut state = self.shared.state.lock();
+            state.ended = true;
+            self.wait_for_leavers(&mut state);
+            std::mem::take(&mut state.devices)
+        };
+        for device in devices {
+            device.transport.shut_down();
+        }
+        self.shared.gone.notify_all();
+    }
+
+    fn wait_for_leavers(&self, state: &mut parking_lot::MutexGuard<'_, State>) {
+        while !state.leaving.is_empty() {
+            self.shared.gone.wait(state);
+        }
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        if let Some(pci) = &mut self.pci {
+            pci.leavers = None;
+            if let Some(thread) = pci.thread.take() {
+                // One that has panicked has said so.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+/// Takes a function off the bus, and hands it to the thread that sees it off.
+fn take_off(pci: &Pci, state: &mut State, at: usize) {
+    let device = state.devices.remove(at);
+    let Some(address) = device.address else {
+        unreachable!("only PCI functions are taken off");
+    };
+    pci.hotplug.forget(address.device());
+    tracing::debug!(id = device.id, %address, "a virtio device leaves");
+    if let (Some(unplugged), Some(leavers)) = (pci.root.remove(address), &pci.leavers) {
+        state.leaving.insert(device.id.clone());
+        let sent = leavers.send(Leaver { device, unplugged });
+        // The thread ends when the sender does, or has panicked.
+        debug_assert!(sent.is_ok());
+    }
+}
+
+/// Sees devices off, until nobody sends any more.
+fn see_off(leavers: &Receiver<Leaver>, shared: &Shared) {
+    for Leaver { device, unplugged } in leavers {
+        // No processor is inside its registers any more …
+        drop(unplugged.wait());
+        // … and it neither works nor has anything of the host.
+        device.transport.shut_down();
+        let id = device.id.clone();
+        drop(device);
+        shared.state.lock().leaving.remove(&id);
+        shared.gone.notify_all();
+    }
+}
