@@ -9,6 +9,11 @@
 //! Who has been taken off the bus is *leaving* until its device has stopped and what it had of the host is
 //! given back; its name is free then. A guest may eject what nobody asked for: it is its own loss.
 //!
+//! A device that is taken away is missed by the guest: Linux waits for the answer of a network device without
+//! end, unless it is told. So it is asked to let go what is no longer there. Until it has, the place is
+//! taken last, for what it lets go then must not be a device that has come since; and places are taken in
+//! turn, for the same reason.
+//!
 //! **Pause.** Devices stand still after the processors. Leaving ones are waited for first, so that nothing
 //! writes memory; one that is added meanwhile stands still from the beginning.
 //!
@@ -76,8 +81,25 @@ struct State {
     devices: Vec<Attached>,
     /// The names of those that are leaving.
     leaving: BTreeSet<String>,
+    /// Device numbers, a bit each, of those that were taken away and not let go yet.
+    missed: u32,
+    /// The device number that was taken last.
+    last: u8,
     paused: bool,
     ended: bool,
+}
+
+impl State {
+    /// The next place that is free; one where something is missed only if there is no other.
+    fn free_address(&self, root: &RootBus) -> Option<Address> {
+        // Device 0 is the host bridge.
+        let turn = (self.last + 1..32).chain(1..=self.last);
+        let addresses = turn.filter_map(|device| Address::new(device, 0));
+        let free: Vec<_> = addresses.filter(|address| !root.has(*address)).collect();
+        let missed = |address: &Address| self.missed & 1 << address.device() != 0;
+        let good = free.iter().find(|address| !missed(address));
+        good.or(free.first()).copied()
+    }
 }
 
 /// One that has been taken off the bus.
@@ -209,10 +231,7 @@ impl Devices {
             if state.devices.iter().any(|device| device.id == *id) || state.leaving.contains(id) {
                 return Err(AddError::SameId { id: id.clone() });
             }
-            // Device 0 is the host bridge.
-            let mut addresses = (1..32).filter_map(|device| Address::new(device, 0));
-            let free = addresses.find(|address| !pci.root.has(*address));
-            free.ok_or(AddError::Full {
+            state.free_address(&pci.root).ok_or(AddError::Full {
                 max: layout::PCI_MAX,
             })?
         };
@@ -231,6 +250,7 @@ impl Devices {
         pci.root
             .add(address, transport.clone())
             .expect("nobody else adds functions");
+        state.last = address.device();
         let kind = spec.kind.name();
         tracing::debug!(id, kind, %address, "a virtio device");
         state.devices.push(Attached {
@@ -255,8 +275,10 @@ impl Devices {
     /// Takes a device away, whatever the guest does with it.
     pub fn take(&self, id: &str) -> Result<(), RemoveError> {
         let mut state = self.shared.state.lock();
-        if let Some((pci, _, at)) = self.find(&state, id)? {
+        if let Some((pci, address, at)) = self.find(&state, id)? {
             take_off(pci, &mut state, at);
+            state.missed |= 1 << address.device();
+            pci.hotplug.ask_for(address.device());
         }
         Ok(())
     }
@@ -284,7 +306,10 @@ impl Devices {
         let found = state.devices.iter().position(is_it);
         match (&self.pci, found) {
             (Some(pci), Some(at)) => take_off(pci, &mut state, at),
-            _ => tracing::debug!(device, "the guest ejects what is not there"),
+            _ => {
+                tracing::debug!(device, "the guest lets go what is not there");
+                state.missed &= !1u32.checked_shl(device.into()).unwrap_or(0);
+            }
         }
     }
 

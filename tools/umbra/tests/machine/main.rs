@@ -14,6 +14,7 @@ mod boot;
 mod churn;
 mod crash;
 mod dirty;
+mod hotplug;
 mod inspect;
 mod interrupts;
 mod network;

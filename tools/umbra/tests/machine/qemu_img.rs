@@ -5,6 +5,16 @@
 use crate::support::backend::on_each_stock_backend;
 use crate::support::guest::{LINUX_6_1, or_skip};
 use crate::support::stock::{answer, run};
+use crate::support::tools;
+
+/// Has fio write both disks at random places, and read what it wrote.
+const VERIFY: &str = r#"
+for disk in vda vdb; do
+  in_tools fio --name=v --filename=/dev/$disk --ioengine=libaio --iodepth=16 --direct=1 --rw=randwrite \
+    --bsrange=512-64k --size=16M --verify=crc32c --verify_fatal=1 --norandommap=0 --output=/tmp/fio-$disk
+  echo "$disk-verified: $? $(grep -c 'err= 0' /tmp/fio-$disk)"
+done
+"#;
 
 /// Makes a file system on each disk, fills it, and reads it again after it was unmounted; then trims one.
 const DISKS: &str = r#"
@@ -26,7 +36,10 @@ mount /dev/vda /m && rm /m/much && sync && fstrim /m && echo "trimmed: yes"; umo
 echo "complaints: $(dmesg | grep -ciE 'virtio.*(error|fail|wrong|broken)|I/O error')"
 "#;
 
-fn keeps_what_is_written(backend: &str, engine: &str) {
+fn keeps_what_is_written(backend: &str, engine: &str, more: &[&str]) {
+    let Some(tools) = or_skip(tools::disk()) else {
+        return;
+    };
     let place = tempfile::tempdir().unwrap();
     let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
     let (raw, base, over, fixed) = (path("raw"), path("base"), path("over"), path("fixed"));
@@ -58,17 +71,21 @@ fn keeps_what_is_written(backend: &str, engine: &str) {
         format!("{raw},serial=umbra-1,queues=2,engine={engine}"),
         format!("{over},format=qcow2,backing"),
         format!("{fixed},readonly"),
+        format!("{},readonly", tools.display()),
     ];
-    let mut arguments = vec!["--cpus", "2"];
+    let mut arguments = [&["--cpus", "2"], more].concat();
     for disk in &disks {
         arguments.extend(["--disk", disk]);
     }
-    let Some(ended) = run(backend, LINUX_6_1, &arguments, DISKS) else {
+    let commands = format!("tools=vdd\n{}{VERIFY}{DISKS}", tools::MOUNT);
+    let Some(ended) = run(backend, LINUX_6_1, &arguments, &commands) else {
         return;
     };
     for (word, expected) in [
         ("serial: ", "umbra-1"),
         ("read-only: ", "1"),
+        ("vda-verified: ", "0 1"),
+        ("vdb-verified: ", "0 1"),
         ("vda-same: ", "23456780"),
         ("vdb-same: ", "23456780"),
         ("refused: ", "yes"),
@@ -92,14 +109,14 @@ fn keeps_what_is_written(backend: &str, engine: &str) {
 }
 
 fn linux_6_1_keeps_files_on_disks(backend: &str) {
-    keeps_what_is_written(backend, "io_uring");
+    keeps_what_is_written(backend, "io_uring", &[]);
 }
 
-fn linux_6_1_keeps_files_on_disks_that_threads_serve(backend: &str) {
-    keeps_what_is_written(backend, "threads");
+fn linux_6_1_keeps_files_on_pci_disks_that_threads_serve(backend: &str) {
+    keeps_what_is_written(backend, "threads", &["--pci"]);
 }
 
 on_each_stock_backend! {
     linux_6_1_keeps_files_on_disks,
-    linux_6_1_keeps_files_on_disks_that_threads_serve,
+    linux_6_1_keeps_files_on_pci_disks_that_threads_serve,
 }

@@ -13,8 +13,9 @@ echo "interrupts: $(awk '/virtio/ { n += $2 } END { print n + 0 }' /proc/interru
 echo "complaints: $(dmesg | grep -ciE 'virtio.*(error|fail|wrong|broken)')"
 "#;
 
-fn gives_entropy(backend: &str, package: &str) {
-    let Some(ended) = run(backend, package, &["--rng"], ENTROPY) else {
+fn gives_entropy(backend: &str, package: &str, more: &[&str]) {
+    let arguments = [&["--rng"], more].concat();
+    let Some(ended) = run(backend, package, &arguments, ENTROPY) else {
         return;
     };
     assert_eq!(answer(&ended, "source: "), "virtio_rng.0", "{ended}");
@@ -27,19 +28,34 @@ fn gives_entropy(backend: &str, package: &str) {
 }
 
 fn linux_6_1_takes_entropy(backend: &str) {
-    gives_entropy(backend, LINUX_6_1);
+    gives_entropy(backend, LINUX_6_1, &[]);
 }
 
 fn linux_6_12_takes_entropy(backend: &str) {
-    gives_entropy(backend, LINUX_6_12);
+    gives_entropy(backend, LINUX_6_12, &[]);
 }
 
 fn linux_686_takes_entropy(backend: &str) {
-    gives_entropy(backend, LINUX_686);
+    gives_entropy(backend, LINUX_686, &[]);
+}
+
+fn linux_6_1_takes_entropy_by_pci(backend: &str) {
+    gives_entropy(backend, LINUX_6_1, &["--pci"]);
+}
+
+fn linux_6_12_takes_entropy_by_pci(backend: &str) {
+    gives_entropy(backend, LINUX_6_12, &["--pci", "--cpus", "2"]);
+}
+
+fn linux_686_takes_entropy_by_pci(backend: &str) {
+    gives_entropy(backend, LINUX_686, &["--pci"]);
 }
 
 on_each_stock_backend! {
     linux_6_1_takes_entropy,
     linux_6_12_takes_entropy,
     linux_686_takes_entropy,
+    linux_6_1_takes_entropy_by_pci,
+    linux_6_12_takes_entropy_by_pci,
+    linux_686_takes_entropy_by_pci,
 }

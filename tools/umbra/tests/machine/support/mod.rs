@@ -11,6 +11,7 @@ mod pty;
 pub mod restless;
 pub mod screen;
 pub mod stock;
+pub mod tools;
 pub mod userland;
 pub mod watched;
 
