@@ -6,6 +6,7 @@ mod fw_cfg;
 mod images;
 mod memory;
 mod virtio;
+mod vsock;
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;

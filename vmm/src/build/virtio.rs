@@ -14,6 +14,7 @@ use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_virtio::{Device, MmioTransport, Transport};
 
+use super::vsock;
 use crate::error::{BuildError, NetError};
 use crate::layout;
 use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind};
@@ -75,6 +76,7 @@ pub fn add(
                 let (device, helper) = network(&wanted.id, net)?;
                 (Box::new(device), helper)
             }
+            VirtioKind::Vsock(spec) => (Box::new(vsock::device(&wanted.id, spec)?), None),
         };
         let memory = DmaSpace::new(space.clone(), backend.dma());
         let line = lines.end(place.interrupt);
