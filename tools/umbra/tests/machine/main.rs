@@ -29,3 +29,4 @@ mod terminal;
 mod trace;
 mod userland;
 mod virtio;
+mod vsock;
