@@ -7,7 +7,7 @@ use umbra_slots::{
     AccessError, AddressSpace, Dma, DmaSpace, Flags, Gpa, GpaRange, HugePages, Options, RamOptions,
     RamRegion, SlotId,
 };
-use umbra_virtio::{Device, MmioTransport};
+use umbra_virtio::{Device, MmioTransport, Transport};
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
@@ -97,6 +97,16 @@ impl Machine {
     /// Reads a register with any width.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         self.transport.mmio_read(MmioAddress(0), offset, data);
+    }
+
+    /// Has the device stop, and keep what it has.
+    pub fn pause(&self) {
+        self.transport.pause();
+    }
+
+    /// Has it go on.
+    pub fn resume(&self) {
+        self.transport.resume();
     }
 
     /// Writes memory; bytes outside are dropped.

@@ -35,10 +35,10 @@ use umbra_slots::{AddressSpace, DmaSpace};
 use umbra_virtio::{PciTransport, Transport};
 
 use crate::build::{self, Helper};
-use crate::error::{AddError, BuildError, RemoveError};
+use crate::error::{AddError, BuildError, PlanError, RemoveError};
 use crate::layout;
 use crate::plan;
-use crate::spec::VirtioSpec;
+use crate::spec::{VirtioKind, VirtioSpec};
 
 /// A virtio device of a machine. Fields are dropped in their order.
 pub struct Attached {
@@ -230,6 +230,11 @@ impl Devices {
             let state = self.shared.state.lock();
             if state.devices.iter().any(|device| device.id == *id) || state.leaving.contains(id) {
                 return Err(AddError::SameId { id: id.clone() });
+            }
+            let another = state.devices.iter().any(|d| d.kind == spec.kind.name());
+            if matches!(spec.kind, VirtioKind::Vsock(_)) && another {
+                let id = id.clone();
+                return Err(AddError::Plan(PlanError::SecondVsock { id }));
             }
             state.free_address(&pci.root).ok_or(AddError::Full {
                 max: layout::PCI_MAX,

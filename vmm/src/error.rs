@@ -7,6 +7,7 @@ use umbra_cpu::template::TemplateError;
 use umbra_cpu_kvm::{HostError, KvmError};
 use umbra_devices::fw_cfg::FileError;
 use umbra_devices::virtio::block::BlockError;
+use umbra_devices::virtio::vsock::VsockError;
 use umbra_net::{PasstError, StreamError, TapError};
 use umbra_slots::{RamError, SlotError};
 
@@ -90,6 +91,38 @@ pub enum PlanError {
         mtu: u16,
         /// The least.
         min: u16,
+    },
+    /// A context identifier is reserved.
+    #[error(
+        "the socket device {id:?} has a CID of {min} to {max}, not {cid}; choose one in between"
+    )]
+    Cid {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        cid: u64,
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// A socket's path would be none.
+    #[error(
+        "the path of the socket device {id:?} has 1 to {max} bytes, not {len}; choose a shorter one"
+    )]
+    SocketPath {
+        /// The device.
+        id: String,
+        /// The length of what was asked for.
+        len: usize,
+        /// The most.
+        max: usize,
+    },
+    /// A guest knows itself by one context identifier.
+    #[error("a machine has one socket device, and {id:?} is another; leave it out")]
+    SecondVsock {
+        /// The device.
+        id: String,
     },
     /// The width of the generation tag is out of range.
     #[error("a generation tag has 2 to 19 bits, not {bits}; choose a width in between")]
@@ -196,6 +229,15 @@ pub enum BuildError {
         /// Why not.
         #[source]
         source: NetError,
+    },
+    /// A socket device has no place on the host.
+    #[error("the socket device {id:?} cannot be made")]
+    Vsock {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: VsockError,
     },
     /// The host refused what a virtio device needs.
     #[error("the host refused what the device {id:?} needs; raise the limit of open files")]

@@ -58,7 +58,7 @@ pub use policy::{Outcome, Paused};
 pub use spec::{
     Backend, BackingFiles, Bucket, Cache, ConfigFile, Content, CpuModel, DiskSpec, EngineKind,
     Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec, Spec, Verify, VirtioKind,
-    VirtioSpec,
+    VirtioSpec, VsockSpec,
 };
 
 pub use build::probe;

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use umbra_boot::layout::MIN_RAM;
-use umbra_devices::virtio::Net;
+use umbra_devices::virtio::vsock::VSOCK_PATH_MAX;
+use umbra_devices::virtio::{Net, Vsock};
 
 use crate::error::PlanError;
 use crate::layout;
-use crate::spec::{Backend, NetHost, NetSpec, Spec, Verify, VirtioKind, VirtioSpec};
+use crate::spec::{Backend, NetHost, NetSpec, Spec, Verify, VirtioKind, VirtioSpec, VsockSpec};
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
 const MAX_CPUS: u32 = 255;
@@ -106,7 +107,35 @@ fn check_virtio(devices: &[VirtioSpec], max: usize) -> Result<(), PlanError> {
             return Err(PlanError::SameId { id: id.clone() });
         }
     }
-    Ok(())
+    let mut vsocks = devices
+        .iter()
+        .filter(|device| matches!(device.kind, VirtioKind::Vsock(_)));
+    match vsocks.nth(1) {
+        Some(second) => Err(PlanError::SecondVsock {
+            id: second.id.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn check_vsock(id: &str, vsock: &VsockSpec) -> Result<(), PlanError> {
+    if !Vsock::CIDS.contains(&vsock.cid) {
+        return Err(PlanError::Cid {
+            id: id.to_owned(),
+            cid: vsock.cid,
+            min: *Vsock::CIDS.start(),
+            max: *Vsock::CIDS.end(),
+        });
+    }
+    let len = vsock.path.as_os_str().len();
+    match (1..=VSOCK_PATH_MAX).contains(&len) {
+        true => Ok(()),
+        false => Err(PlanError::SocketPath {
+            id: id.to_owned(),
+            len,
+            max: VSOCK_PATH_MAX,
+        }),
+    }
 }
 
 /// Checks one device by itself.
@@ -118,6 +147,7 @@ pub fn check_device(device: &VirtioSpec) -> Result<(), PlanError> {
     }
     match &device.kind {
         VirtioKind::Net(net) => check_net(id, net),
+        VirtioKind::Vsock(vsock) => check_vsock(id, vsock),
         VirtioKind::Rng | VirtioKind::Block(_) => Ok(()),
     }
 }
@@ -252,6 +282,36 @@ mod tests {
         }
         let (id, mtu, min) = ("n".into(), 67, 68);
         assert_eq!(with(1, Some(67)), Err(PlanError::Mtu { id, mtu, min }));
+    }
+
+    #[test]
+    fn a_socket_device_has_a_cid_of_its_own_and_room_for_ports_in_its_path() {
+        let vsock = |cid, len| {
+            VirtioKind::Vsock(VsockSpec {
+                cid,
+                path: "x".repeat(len).into(),
+            })
+        };
+        let with = |cid, len| Plan::new(Spec::new("kernel").virtio("v", vsock(cid, len)));
+        assert!(with(3, 1).is_ok() && with(0xffff_fffe, 96).is_ok());
+        for cid in [0, 2, 0xffff_ffff, u64::MAX] {
+            assert!(matches!(with(cid, 1), Err(PlanError::Cid { .. })), "{cid}");
+        }
+        for len in [0, 97] {
+            let refused = PlanError::SocketPath {
+                id: "v".into(),
+                len,
+                max: 96,
+            };
+            assert_eq!(with(3, len), Err(refused));
+        }
+        let two = Spec::new("kernel")
+            .virtio("v", vsock(3, 1))
+            .virtio("w", vsock(4, 2));
+        assert_eq!(
+            Plan::new(two),
+            Err(PlanError::SecondVsock { id: "w".into() })
+        );
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub enum VirtioKind {
     Block(DiskSpec),
     /// A network interface.
     Net(NetSpec),
+    /// Sockets between programs of the guest and of the host.
+    Vsock(VsockSpec),
 }
 
 impl VirtioKind {
@@ -112,6 +114,7 @@ impl VirtioKind {
             Self::Rng => "rng",
             Self::Block(_) => "blk",
             Self::Net(_) => "net",
+            Self::Vsock(_) => "vsock",
         }
     }
 }
@@ -203,6 +206,16 @@ impl NetHost {
             arguments: Vec::new(),
         }
     }
+}
+
+/// Sockets of the guest, and where the host has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockSpec {
+    /// The guest's context identifier, 3 to 0xfffffffe.
+    pub cid: u64,
+    /// A unix socket that is made: programs connect there, and say `CONNECT PORT`. Who serves port N for the
+    /// guest has a unix socket at this path with `_N` behind it.
+    pub path: PathBuf,
 }
 
 /// A virtio device.

@@ -17,6 +17,7 @@ mod fw_cfg;
 mod list;
 mod net;
 mod port;
+mod vsock;
 
 /// Runs microVMs anywhere, with or without KVM
 #[derive(Debug, Parser)]
@@ -162,6 +163,10 @@ pub struct MachineArgs {
     /// tap=NAME (with queues=N) or socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME; may be repeated
     #[arg(long, value_name = "KIND[,KEY=VALUE...]", value_parser = net::parse)]
     pub net: Vec<net::Net>,
+    /// Connect programs of the guest and of the host (virtio-vsock): cid=N and path=PATH of a unix socket that
+    /// is made; who connects there says "CONNECT PORT", and who serves port N listens at PATH_N
+    #[arg(long, value_name = "cid=N,path=PATH", value_parser = vsock::parse)]
+    pub vsock: Option<vsock::Vsock>,
     /// Add an entropy device (virtio-rng)
     #[arg(long)]
     pub rng: bool,
@@ -297,7 +302,8 @@ impl MachineArgs {
         let disks = (0..)
             .zip(&self.disk)
             .map(|(number, disk)| disk.device(number));
-        disks.chain(nets).chain(rng).collect()
+        let vsock = self.vsock.as_ref().map(vsock::Vsock::device);
+        disks.chain(nets).chain(rng).chain(vsock).collect()
     }
 }
 

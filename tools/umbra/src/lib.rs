@@ -9,6 +9,7 @@ mod args;
 mod console;
 pub mod demo;
 mod inspect;
+mod limits;
 mod probe;
 mod report;
 mod run;

@@ -6,11 +6,13 @@ use umbra_vmm::{Console, Machine, Outcome, Plan, Spec};
 use crate::args::MachineArgs;
 use crate::console::Session;
 use crate::inspect::Inspector;
+use crate::limits;
 use crate::report;
 use crate::status::Status;
 
 /// Runs a machine, watched as `arguments` say. Returns how it ended.
 pub fn run(spec: Spec, arguments: &MachineArgs) -> Result<Status> {
+    limits::raise(&spec);
     let machine = Machine::build(Plan::new(spec)?, Console::to(std::io::stdout()))?;
     if let Some(reason) = machine.fallback() {
         report::note(&format!("{reason}; the software processor is used"));

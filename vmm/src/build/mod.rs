@@ -7,6 +7,7 @@ mod images;
 mod memory;
 mod pci;
 mod virtio;
+mod vsock;
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;

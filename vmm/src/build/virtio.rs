@@ -14,6 +14,7 @@ use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_virtio::{Device, MmioTransport};
 
+use super::vsock;
 use crate::devices::Attached;
 use crate::error::{BuildError, NetError};
 use crate::layout;
@@ -103,6 +104,7 @@ pub fn device(wanted: &VirtioSpec) -> Result<(Box<dyn Device>, Helper), BuildErr
             let (device, helper) = network(&wanted.id, net)?;
             (Box::new(device), helper)
         }
+        VirtioKind::Vsock(spec) => (Box::new(vsock::device(&wanted.id, spec)?), None),
     })
 }
 

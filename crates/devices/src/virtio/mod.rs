@@ -4,7 +4,9 @@
 pub mod block;
 pub mod net;
 pub mod rng;
+pub mod vsock;
 
 pub use block::{Block, BlockControl, BlockOptions};
 pub use net::Net;
 pub use rng::Rng;
+pub use vsock::{Vsock, VsockOptions};

@@ -30,3 +30,4 @@ mod terminal;
 mod trace;
 mod userland;
 mod virtio;
+mod vsock;

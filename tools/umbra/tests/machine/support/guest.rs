@@ -49,10 +49,15 @@ impl Guest {
 
     /// Writes an initramfs like the guest's, with another first program, into `directory`.
     pub fn with_init(self, directory: &Path, init: &str) -> Self {
+        self.with_program(directory, "init", init.as_bytes())
+    }
+
+    /// Writes an initramfs like the guest's, with one more program, into `directory`.
+    pub fn with_program(self, directory: &Path, name: &str, program: &[u8]) -> Self {
         // The kernel unpacks archives one after the other; the last one wins.
         let mut bytes = std::fs::read(&self.initrd).unwrap();
         let mut archive = Archive::default();
-        archive.executable("init", init.as_bytes());
+        archive.executable(name, program);
         bytes.extend(archive.finish());
         let initrd = directory.join("initrd");
         std::fs::write(&initrd, bytes).unwrap();

@@ -7,6 +7,7 @@ pub mod guest;
 pub mod image;
 pub mod namespace;
 pub mod poll;
+pub mod program;
 mod pty;
 pub mod restless;
 pub mod screen;

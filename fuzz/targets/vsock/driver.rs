@@ -1,0 +1,325 @@
+//! A driver that sends packets: mostly of connections that there are, with anything in them.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use umbra_devices::virtio::{Vsock, VsockOptions};
+use umbra_fuzz::{MORE, Machine, RAM, ROM, Source};
+use umbra_slots::Gpa;
+
+use crate::host::{BUSY, Host, SERVED};
+
+/// Descriptors, available and used ring of queue 0; those of queue n are 0x1000 * n higher.
+const RINGS: [u64; 3] = [0x1000, 0x1400, 0x1800];
+const RX: u16 = 0;
+const TX: u16 = 1;
+/// Where packets to send are, by descriptor.
+const SEND: u64 = 0x8000;
+/// Where packets are received, by descriptor: 0x800 bytes each.
+const RECEIVE: u64 = 0x2_0000;
+const SIZE: u16 = 8;
+const CID: u64 = 3;
+const HEADER: usize = 44;
+
+const STATUS: u64 = 0x70;
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// The driver, its machine, and the programs of the host.
+pub struct Driver {
+    machine: Machine,
+    host: Host,
+    available: [u16; 3],
+    /// Used elements that were looked at.
+    seen: u16,
+    /// Ports of connections: the host's, the guest's.
+    ports: VecDeque<(u32, u32)>,
+}
+
+fn address(source: &mut Source<'_>) -> u64 {
+    let near = u64::from(source.u8());
+    match source.below(8) {
+        0 => RAM - near,
+        1 => MORE + near,
+        2 => ROM - near,
+        3 => source.u64(),
+        4 => u64::MAX - near,
+        5 => RINGS[near as usize % 3],
+        _ => SEND + 64 * near,
+    }
+}
+
+impl Driver {
+    /// Starts one, and the device.
+    pub fn new() -> Self {
+        let path = Host::path();
+        // Left by a process of the same number that was killed.
+        let _ = std::fs::remove_file(&path);
+        let options = VsockOptions {
+            name: "fuzz".into(),
+            cid: CID,
+            path,
+        };
+        let device = Vsock::new(options).expect("the host has sockets");
+        let mut driver = Self {
+            machine: Machine::new(Box::new(device)),
+            host: Host::new(),
+            available: [0; 3],
+            seen: 0,
+            ports: VecDeque::new(),
+        };
+        driver.start(u32::MAX);
+        driver
+    }
+
+    fn set(&self, offset: u64, value: u32) {
+        self.machine.write(offset, &value.to_le_bytes());
+    }
+
+    fn get(&self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.machine.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn read<const N: usize>(&self, at: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        let memory = self.machine.space.load();
+        memory.read(Gpa(at), &mut bytes).expect("it is RAM");
+        bytes
+    }
+
+    /// Starts with those of the device's features that are in `features`.
+    fn start(&mut self, features: u32) {
+        self.set(STATUS, 0);
+        assert_eq!(self.get(STATUS), 0, "a reset is complete");
+        self.set(STATUS, 3);
+        self.set(0x14, 0);
+        let offered = self.get(0x10);
+        for (select, word) in [(0, offered & features), (1, 1)] {
+            self.set(0x24, select);
+            self.set(0x20, word);
+        }
+        self.set(STATUS, 11);
+        for queue in 0..3 {
+            self.set(0x30, queue);
+            self.set(0x38, SIZE.into());
+            let rings = RINGS.map(|at| at + 0x1000 * u64::from(queue));
+            for (offset, at) in [0x80, 0x90, 0xa0].into_iter().zip(rings) {
+                self.set(offset, at as u32);
+                self.set(offset + 4, 0);
+            }
+            self.set(0x44, 1);
+            self.machine.put(rings[1], &[0; 4]);
+            self.machine.put(rings[2], &[0; 4]);
+        }
+        self.available = [0; 3];
+        self.seen = 0;
+        self.ports.clear();
+        self.set(STATUS, 15);
+    }
+
+    fn describe(&self, queue: u16, index: u16, (at, len, flags, next): (u64, u32, u16, u16)) {
+        let mut bytes = at.to_le_bytes().to_vec();
+        bytes.extend(len.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(next.to_le_bytes());
+        let table = RINGS[0] + 0x1000 * u64::from(queue);
+        self.machine.put(table + 16 * u64::from(index), &bytes);
+    }
+
+    fn offer(&mut self, queue: u16, head: u16) {
+        let ring = RINGS[1] + 0x1000 * u64::from(queue);
+        let next = &mut self.available[usize::from(queue)];
+        let slot = ring + 4 + 2 * u64::from(*next % SIZE);
+        *next = next.wrapping_add(1);
+        let index = next.to_le_bytes();
+        self.machine.put(slot, &head.to_le_bytes());
+        self.machine.put(ring + 2, &index);
+        self.set(0x50, queue.into());
+    }
+
+    fn used(&self, queue: u16) -> u16 {
+        u16::from_le_bytes(self.read(RINGS[2] + 0x1000 * u64::from(queue) + 2))
+    }
+
+    /// Gives the device a good buffer.
+    fn make_room(&mut self, head: u16) {
+        let at = RECEIVE + 0x800 * u64::from(head);
+        self.describe(RX, head, (at, 0x800, WRITE, 0));
+        self.offer(RX, head);
+    }
+
+    /// Looks at the packets that came: requests are connections to be.
+    fn look(&mut self) {
+        let used = self.used(RX);
+        while self.seen != used && used.wrapping_sub(self.seen) <= SIZE {
+            let element = RINGS[2] + 4 + 8 * u64::from(self.seen % SIZE);
+            let head = u64::from(self.read::<4>(element)[0]) % u64::from(SIZE);
+            let header: [u8; HEADER] = self.read(RECEIVE + 0x800 * head);
+            let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| header[at + n]));
+            if header[30] == 1 {
+                self.ports.push_back((word(16), word(20)));
+                self.ports.truncate(16);
+            }
+            self.seen = self.seen.wrapping_add(1);
+        }
+    }
+
+    /// The header of a packet, without its length.
+    fn header(&self, op: u16, (host, guest): (u32, u32)) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[..8].copy_from_slice(&CID.to_le_bytes());
+        bytes[8] = 2;
+        bytes[16..20].copy_from_slice(&guest.to_le_bytes());
+        bytes[20..24].copy_from_slice(&host.to_le_bytes());
+        bytes[28] = 1;
+        bytes[30..32].copy_from_slice(&op.to_le_bytes());
+        bytes
+    }
+
+    /// A packet that may be wrong anywhere, in a chain that may be.
+    fn packet(&mut self, source: &mut Source<'_>) {
+        let host = source.pick(&[SERVED, SERVED, BUSY, 7]);
+        let ports = match source.below(4) {
+            0 => (host, source.u8().into()),
+            1 => (host, u32::from(source.u8() & 3)),
+            _ => match self.ports.len() {
+                0 => (host, 1),
+                count => self.ports[source.below(count)],
+            },
+        };
+        let op = match source.below(16) {
+            0 => source.u16(),
+            _ => source.pick(&[1, 2, 3, 4, 5, 5, 5, 5, 6, 7]),
+        };
+        if op == 1 {
+            self.ports.push_back(ports);
+            self.ports.truncate(16);
+        }
+        let mut header = self.header(op, ports);
+        let len = match source.below(8) {
+            0 => source.u32(),
+            1 => 0x1_0000 + u32::from(source.u8()),
+            _ => 16 << source.below(12),
+        };
+        header[24..28].copy_from_slice(&len.to_le_bytes());
+        header[32] = source.u8();
+        let room = source.pick(&[0, 1, 100, 0x4_0000, u32::MAX]);
+        header[36..40].copy_from_slice(&room.to_le_bytes());
+        header[40..44].copy_from_slice(&u32::from(source.u16()).to_le_bytes());
+        if source.below(16) == 0 {
+            let at = source.below(HEADER);
+            header[at] = source.u8();
+        }
+        let head = u16::from(source.u8() % 6);
+        let at = SEND + 0x100 * u64::from(head);
+        self.machine.put(at, &header);
+        match source.below(16) {
+            0 => self.describe(TX, head, (address(source), source.u32(), 0, 0)),
+            1 => self.describe(TX, head, (at, source.u8().into(), 0, 0)),
+            _ => {
+                self.describe(TX, head, (at, HEADER as u32, NEXT, head + 1));
+                // Much of memory, so that there is enough.
+                self.describe(TX, head + 1, (0x4000, len.min(0x3_0000), 0, 0));
+            }
+        }
+        self.offer(TX, head);
+    }
+
+    /// Waits a little until the device has heard all.
+    fn settle(&mut self) {
+        let begin = Instant::now();
+        while self.used(TX) != self.available[1] && begin.elapsed() < Duration::from_millis(1) {
+            std::thread::yield_now();
+        }
+        self.look();
+    }
+
+    /// Does one thing.
+    pub fn step(&mut self, source: &mut Source<'_>) {
+        match source.below(24) {
+            0 => self.start(source.u32()),
+            1 => self.machine.toggle(),
+            2 => {
+                let offset = 0x100 + u64::from(source.u8() & 0xf);
+                let width = source.pick(&[1, 2, 4, 8]);
+                self.machine.write(offset, source.bytes(width));
+            }
+            3 => {
+                let at = source.pick(&RINGS) + 0x1000 * u64::from(source.u8() & 1);
+                let at = at + u64::from(source.u8());
+                let bytes = source.bytes(8);
+                self.machine.put(at, bytes);
+            }
+            4 => {
+                self.machine.pause();
+                self.host.step(source);
+                self.machine.resume();
+            }
+            5 => {
+                let head = u16::from(source.u8()) % SIZE;
+                let len = 32 + u32::from(source.u8() & 0x1f);
+                self.describe(RX, head, (address(source), len, WRITE, 0));
+                self.offer(RX, head);
+            }
+            6 | 7 => self.settle(),
+            8..=11 => self.make_room(u16::from(source.u8()) % SIZE),
+            12..=17 => self.host.step(source),
+            _ => self.packet(source),
+        }
+    }
+
+    /// Whatever was before: after a reset the device does its work.
+    pub fn finish(mut self) {
+        self.start(u32::MAX);
+        assert_eq!(self.get(STATUS), 15);
+        // Programs that came before the reset come first.
+        let begin = Instant::now();
+        let mut answered = 0;
+        let program = loop {
+            assert!(
+                begin.elapsed() < Duration::from_secs(5),
+                "no place to connect"
+            );
+            if let Some(program) = self.host.connect() {
+                break program;
+            }
+        };
+        program.write_all(b"CONNECT 77\n").expect("there is room");
+        let mut program = program.try_clone().expect("the host has sockets");
+        for head in 0..SIZE {
+            self.make_room(head);
+        }
+        while answered == 0 {
+            assert!(
+                begin.elapsed() < Duration::from_secs(5),
+                "it is not asked for"
+            );
+            let before = self.seen;
+            self.look();
+            while let Some(ports) = self.ports.pop_front() {
+                if ports.1 == 77 {
+                    answered = ports.0;
+                }
+            }
+            for number in before..self.seen {
+                self.make_room(number % SIZE);
+            }
+            std::thread::yield_now();
+        }
+        let header = self.header(2, (answered, 77));
+        self.machine.put(SEND, &header);
+        self.describe(TX, 0, (SEND, HEADER as u32, 0, 0));
+        self.offer(TX, 0);
+        let line = format!("OK {answered}\n");
+        let heard = Host::hear(&mut program, line.len());
+        assert_eq!(heard.as_deref(), Some(line.as_bytes()));
+        self.set(STATUS, 0);
+        self.machine.check();
+        assert_eq!(Host::hear(&mut program, 1), None, "a reset ends it");
+        drop(self.machine);
+        assert!(!Host::path().exists(), "the socket is removed");
+    }
+}

@@ -1,0 +1,16 @@
+//! What the host lets this process have.
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+use umbra_vmm::{Spec, VirtioKind};
+
+/// Takes all open files that the host allows, where a machine may need more than the usual 1024: each
+/// connection of a socket device is one.
+pub fn raise(spec: &Spec) {
+    let is_vsock = |device: &umbra_vmm::VirtioSpec| matches!(device.kind, VirtioKind::Vsock(_));
+    if spec.virtio.iter().any(is_vsock) {
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = limit.maximum;
+        // Without it there are fewer connections, and the log says so.
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+}
