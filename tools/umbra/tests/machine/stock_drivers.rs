@@ -9,7 +9,7 @@ const ENTROPY: &str = r#"
 echo "source: $(cat /sys/class/misc/hw_random/rng_current)"
 for n in 1 2; do echo "sum$n: $(dd if=/dev/hwrng bs=4096 count=64 iflag=fullblock 2>/dev/null | sha256sum)"; done
 echo "size: $(dd if=/dev/hwrng bs=65536 count=4 iflag=fullblock 2>/dev/null | wc -c)"
-echo "interrupts: $(awk '/virtio/ { n += $2 } END { print n + 0 }' /proc/interrupts)"
+echo "interrupts: $(awk '/virtio/ { n += $2 + $3 } END { print n + 0 }' /proc/interrupts)"
 echo "complaints: $(dmesg | grep -ciE 'virtio.*(error|fail|wrong|broken)')"
 "#;
 

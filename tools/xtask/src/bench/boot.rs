@@ -1,13 +1,12 @@
 //! Kernel and initramfs to power-off, beside `qemu-system-x86_64 -accel tcg`.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::{median, qemu, release_build};
+use super::{fetch, median, qemu, release_build};
 
 /// Runs of each side; the median counts.
 const ROUNDS: usize = 5;
@@ -89,28 +88,6 @@ pub fn run() -> Result<()> {
         json!({"bench": "boot", "ratios": ratios, "targets": targets, "met": met})
     );
     Ok(())
-}
-
-/// Has the command fetch a kernel; returns kernel and initrd.
-fn fetch(umbra: &PathBuf, package: &str) -> Result<(PathBuf, PathBuf)> {
-    let output = Command::new(umbra)
-        .args(["fetch", "--kernel-package", package])
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run umbra fetch")?;
-    if !output.status.success() {
-        bail!("umbra fetch {package} failed");
-    }
-    let text = String::from_utf8(output.stdout)?;
-    let path = |key: &str| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(key))
-            .map(PathBuf::from)
-    };
-    match (path("kernel="), path("initrd=")) {
-        (Some(kernel), Some(initrd)) => Ok((kernel, initrd)),
-        _ => bail!("umbra fetch printed {text:?}, not kernel= and initrd="),
-    }
 }
 
 /// Runs to the end; returns the wall time.

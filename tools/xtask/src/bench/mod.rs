@@ -1,9 +1,10 @@
 //! Benchmarks: always beside the rival, in one run, as a ratio.
 
 mod boot;
+mod io;
 mod startup;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail};
 pub fn run(name: &str) -> Result<()> {
     match name {
         "boot" => boot::run(),
+        "io" => io::run(),
         "startup" => startup::run(),
         "invalidate" => of_package("umbra-mmu", name),
         "mmio" => of_package("umbra-vmm", name),
@@ -72,6 +74,28 @@ fn release_build() -> Result<PathBuf> {
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .next_back()
         .context("cargo build names no executable")
+}
+
+/// Has the command fetch a kernel; returns kernel and initrd.
+fn fetch(umbra: &Path, package: &str) -> Result<(PathBuf, PathBuf)> {
+    let output = Command::new(umbra)
+        .args(["fetch", "--kernel-package", package])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run umbra fetch")?;
+    if !output.status.success() {
+        bail!("umbra fetch {package} failed");
+    }
+    let text = String::from_utf8(output.stdout)?;
+    let path = |key: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(key))
+            .map(PathBuf::from)
+    };
+    match (path("kernel="), path("initrd=")) {
+        (Some(kernel), Some(initrd)) => Ok((kernel, initrd)),
+        _ => bail!("umbra fetch printed {text:?}, not kernel= and initrd="),
+    }
 }
 
 /// The rival, if it is installed.
