@@ -85,6 +85,16 @@ pub enum PlanError {
         /// The least.
         min: u16,
     },
+    /// A balloon takes all memory.
+    #[error("the balloon {id:?} of {size} bytes leaves nothing of {memory} bytes; make it smaller")]
+    Balloon {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        size: u64,
+        /// What the machine has.
+        memory: u64,
+    },
     /// The width of the generation tag is out of range.
     #[error("a generation tag has 2 to 19 bits, not {bits}; choose a width in between")]
     TagBits {

@@ -6,7 +6,9 @@ use std::sync::mpsc::{Sender, channel};
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
 use umbra_devices::Serial;
+use umbra_devices::virtio::BalloonControl;
 
+use crate::build::Control;
 use crate::policy::{Event, Outcome, Paused};
 
 /// Ends a machine from outside, holds it still, looks into it. Cheap to clone.
@@ -15,6 +17,7 @@ pub struct Handle {
     pub(crate) events: Sender<Event>,
     pub(crate) input: ConsoleInput,
     pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) controls: Arc<[(String, Control)]>,
 }
 
 /// Why a machine did not do what was asked of it.
@@ -89,6 +92,13 @@ impl Handle {
         lines.ok_or(HandleError::NoTables {
             backend: self.backend.name(),
         })
+    }
+
+    /// Returns what changes the balloon of this name, and says what the guest tells of its memory. `None` if
+    /// there is no such balloon. It may be kept; a machine that has ended does nothing more about it.
+    pub fn balloon(&self, id: &str) -> Option<BalloonControl> {
+        let (_, Control::Balloon(control)) = self.controls.iter().find(|(name, _)| name == id)?;
+        Some(control.clone())
     }
 
     /// Returns the guest's console input.

@@ -54,13 +54,15 @@ pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::{Outcome, Paused};
 pub use spec::{
-    Backend, BackingFiles, Bucket, Cache, ConfigFile, Content, CpuModel, DiskSpec, EngineKind,
-    Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec, Spec, Verify, VirtioKind,
-    VirtioSpec,
+    Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, Content, CpuModel, DiskSpec,
+    EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec, Spec, Verify,
+    VirtioKind, VirtioSpec,
 };
 
 pub use build::probe;
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
+pub use umbra_devices::virtio::BalloonControl;
+pub use umbra_devices::virtio::balloon::{BalloonCounters, BalloonStatistics, TargetError};
 pub use umbra_net::MacError;

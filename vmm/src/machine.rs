@@ -10,7 +10,7 @@ use umbra_cpu::{Backend, Vcpu};
 use umbra_devices::Serial;
 use umbra_slots::AddressSpace;
 
-use crate::build::{self, Attached};
+use crate::build::{self, Attached, Control};
 use crate::console::{Console, Writer};
 use crate::driver::{Driver, Ended};
 use crate::error::{BuildError, RunError};
@@ -57,7 +57,17 @@ impl Machine {
             events: self.to_driver.clone(),
             input: self.input.clone(),
             backend: self.backend.clone(),
+            controls: self.controls(),
         }
+    }
+
+    /// Returns what changes devices while they run, by name.
+    fn controls(&self) -> Arc<[(String, Control)]> {
+        let named = self.virtio.iter().filter_map(|device| {
+            let control = device.control.clone()?;
+            Some((device.id.clone(), control))
+        });
+        named.collect()
     }
 
     /// Returns how the kernel is entered.

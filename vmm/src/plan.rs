@@ -7,7 +7,7 @@ use umbra_devices::virtio::Net;
 
 use crate::error::PlanError;
 use crate::layout;
-use crate::spec::{Backend, NetHost, NetSpec, Spec, Verify, VirtioKind, VirtioSpec};
+use crate::spec::{Backend, BalloonSpec, NetHost, NetSpec, Spec, Verify, VirtioKind, VirtioSpec};
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
 const MAX_CPUS: u32 = 255;
@@ -58,7 +58,7 @@ impl Plan {
         if spec.backend == Backend::Kvm && spec.verify != Verify::Off {
             return Err(PlanError::NothingToVerify);
         }
-        check_virtio(&spec.virtio)?;
+        check_virtio(&spec.virtio, spec.memory)?;
         Ok(Self { spec })
     }
 
@@ -83,7 +83,7 @@ fn check_memory(bytes: u64) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn check_virtio(devices: &[VirtioSpec]) -> Result<(), PlanError> {
+fn check_virtio(devices: &[VirtioSpec], memory: u64) -> Result<(), PlanError> {
     if devices.len() > layout::VIRTIO_MAX {
         return Err(PlanError::TooManyVirtio {
             count: devices.len(),
@@ -100,8 +100,10 @@ fn check_virtio(devices: &[VirtioSpec]) -> Result<(), PlanError> {
         if !ids.insert(id) {
             return Err(PlanError::SameId { id: id.clone() });
         }
-        if let VirtioKind::Net(net) = &device.kind {
-            check_net(id, net)?;
+        match &device.kind {
+            VirtioKind::Net(net) => check_net(id, net)?,
+            VirtioKind::Balloon(balloon) => check_balloon(id, balloon, memory)?,
+            _ => {}
         }
     }
     Ok(())
@@ -126,6 +128,17 @@ fn check_net(id: &str, net: &NetSpec) -> Result<(), PlanError> {
         }),
         _ => Ok(()),
     }
+}
+
+fn check_balloon(id: &str, balloon: &BalloonSpec, memory: u64) -> Result<(), PlanError> {
+    if balloon.size >= memory {
+        return Err(PlanError::Balloon {
+            id: id.to_owned(),
+            size: balloon.size,
+            memory,
+        });
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -221,6 +234,23 @@ mod tests {
         }
         let (id, mtu, min) = ("n".into(), 67, 68);
         assert_eq!(with(1, Some(67)), Err(PlanError::Mtu { id, mtu, min }));
+    }
+
+    #[test]
+    fn a_balloon_leaves_some_memory() {
+        let with = |size| {
+            let balloon = BalloonSpec {
+                size,
+                ..BalloonSpec::default()
+            };
+            let spec = Spec::new("kernel").memory(64 << 20);
+            Plan::new(spec.virtio("b", VirtioKind::Balloon(balloon)))
+        };
+        assert!(with(0).is_ok() && with((64 << 20) - 1).is_ok());
+        for size in [64 << 20, u64::MAX] {
+            let (id, memory) = ("b".into(), 64 << 20);
+            assert_eq!(with(size), Err(PlanError::Balloon { id, size, memory }));
+        }
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub enum VirtioKind {
     Block(DiskSpec),
     /// A network interface.
     Net(NetSpec),
+    /// A memory balloon.
+    Balloon(BalloonSpec),
 }
 
 impl VirtioKind {
@@ -112,6 +114,7 @@ impl VirtioKind {
             Self::Rng => "rng",
             Self::Block(_) => "blk",
             Self::Net(_) => "net",
+            Self::Balloon(_) => "balloon",
         }
     }
 }
@@ -201,6 +204,28 @@ impl NetHost {
         Self::User {
             passt: umbra_net::Passt::PROGRAM.into(),
             arguments: Vec::new(),
+        }
+    }
+}
+
+/// A memory balloon: by it the guest lends memory to the host.
+/// [`Handle::balloon`](crate::Handle::balloon) changes it while the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalloonSpec {
+    /// How many bytes the guest shall lend from the beginning, less than it has; rounded down to pages.
+    pub size: u64,
+    /// The guest may take pages back rather than end a process when it runs out of memory.
+    pub deflate_on_oom: bool,
+    /// The guest says which pages it does not use, and the host has them until it does.
+    pub free_page_reporting: bool,
+}
+
+impl Default for BalloonSpec {
+    fn default() -> Self {
+        Self {
+            size: 0,
+            deflate_on_oom: true,
+            free_page_reporting: true,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::size;
 use crate::status::{HELP, Status};
 use crate::trace;
 
+mod balloon;
 mod disk;
 mod fw_cfg;
 mod list;
@@ -165,6 +166,11 @@ pub struct MachineArgs {
     /// Add an entropy device (virtio-rng)
     #[arg(long)]
     pub rng: bool,
+    /// Add a memory balloon (virtio-balloon), by which the guest gives memory back: size=SIZE it shall lend
+    /// from the beginning, deflate-on-oom=on or off, free-page-reporting=on or off [default: 0, on, on]
+    #[arg(long, value_name = "KEY=VALUE...", num_args = 0..=1, default_missing_value = "",
+          value_parser = balloon::parse)]
+    pub balloon: Option<balloon::Balloon>,
     /// Name virtio devices on the kernel's command line too, for kernels without ACPI
     #[arg(long)]
     pub virtio_cmdline: bool,
@@ -293,7 +299,8 @@ impl MachineArgs {
         let disks = (0..)
             .zip(&self.disk)
             .map(|(number, disk)| disk.device(number));
-        disks.chain(nets).chain(rng).collect()
+        let balloon = self.balloon.as_ref().map(balloon::Balloon::device);
+        disks.chain(nets).chain(rng).chain(balloon).collect()
     }
 }
 

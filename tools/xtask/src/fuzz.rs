@@ -18,7 +18,7 @@ struct Target {
     max_len: u32,
 }
 
-const TARGETS: [Target; 5] = [
+const TARGETS: [Target; 6] = [
     Target {
         name: "mmu",
         max_len: 4096,
@@ -37,6 +37,10 @@ const TARGETS: [Target; 5] = [
     },
     Target {
         name: "block",
+        max_len: 1024,
+    },
+    Target {
+        name: "balloon",
         max_len: 1024,
     },
 ];

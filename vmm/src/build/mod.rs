@@ -1,6 +1,7 @@
 //! From a plan to a machine: one function a step, in the order in which things need each other.
 
 mod backend;
+mod balloon;
 mod devices;
 mod fw_cfg;
 mod images;
@@ -28,7 +29,7 @@ use crate::plan::Plan;
 use crate::spec::Spec;
 
 pub use backend::probe;
-pub use virtio::Attached;
+pub use virtio::{Attached, Control};
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {

@@ -8,22 +8,52 @@ use umbra_boot::VirtioMmio;
 use umbra_bus::Bus;
 use umbra_cpu::Backend;
 use umbra_devices::virtio::net::NetOptions;
-use umbra_devices::virtio::{Block, BlockOptions, Net, Rng};
+use umbra_devices::virtio::{BalloonControl, Block, BlockOptions, Net, Rng};
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_virtio::{Device, MmioTransport, Transport};
 
+use crate::build::balloon;
 use crate::error::{BuildError, NetError};
 use crate::layout;
 use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind};
 
 /// A virtio device of a machine. Fields are dropped in their order.
 pub struct Attached {
+    /// What it is called from outside.
+    pub id: String,
     /// Its transport.
     pub transport: Arc<dyn Transport>,
+    /// What changes it while it runs.
+    pub control: Option<Control>,
     /// Who works for it outside.
     _helper: Option<Passt>,
+}
+
+/// What changes a device while it runs.
+#[derive(Clone)]
+pub enum Control {
+    /// A balloon.
+    Balloon(BalloonControl),
+}
+
+/// A device before it has a place.
+struct Made {
+    device: Box<dyn Device>,
+    control: Option<Control>,
+    helper: Option<Passt>,
+}
+
+impl Made {
+    /// One that is left to itself.
+    fn plain(device: impl Device + 'static) -> Self {
+        Self {
+            device: Box::new(device),
+            control: None,
+            helper: None,
+        }
+    }
 }
 
 /// Says where the devices will be.
@@ -68,17 +98,10 @@ pub fn add(
     };
     let mut attached = Vec::new();
     for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
-        let (device, helper): (Box<dyn Device>, _) = match &wanted.kind {
-            VirtioKind::Rng => (Box::new(Rng::new()), None),
-            VirtioKind::Block(disk) => (Box::new(block(&wanted.id, disk)?), None),
-            VirtioKind::Net(net) => {
-                let (device, helper) = network(&wanted.id, net)?;
-                (Box::new(device), helper)
-            }
-        };
+        let made = make(&wanted.id, &wanted.kind)?;
         let memory = DmaSpace::new(space.clone(), backend.dma());
         let line = lines.end(place.interrupt);
-        let transport = MmioTransport::new(device, memory, line);
+        let transport = MmioTransport::new(made.device, memory, line);
         let range = GpaRange::new(Gpa(place.address.into()), MmioTransport::LEN)
             .expect("a page of the layout");
         let id = bus.insert(range, transport.clone())?;
@@ -94,11 +117,34 @@ pub fn add(
             "a virtio device"
         );
         attached.push(Attached {
+            id: wanted.id.clone(),
             transport,
-            _helper: helper,
+            control: made.control,
+            _helper: made.helper,
         });
     }
     Ok(attached)
+}
+
+fn make(id: &str, kind: &VirtioKind) -> Result<Made, BuildError> {
+    Ok(match kind {
+        VirtioKind::Rng => Made::plain(Rng::new()),
+        VirtioKind::Block(disk) => Made::plain(block(id, disk)?),
+        VirtioKind::Net(net) => {
+            let (device, helper) = network(id, net)?;
+            Made {
+                helper,
+                ..Made::plain(device)
+            }
+        }
+        VirtioKind::Balloon(spec) => {
+            let (device, control) = balloon::make(id, spec);
+            Made {
+                control: Some(Control::Balloon(control)),
+                ..Made::plain(device)
+            }
+        }
+    })
 }
 
 /// Opens a disk, and makes its device.

@@ -9,6 +9,7 @@
 
 mod audit;
 mod bad_input;
+mod balloon;
 mod bare_metal;
 mod boot;
 mod churn;

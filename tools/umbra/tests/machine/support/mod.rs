@@ -10,6 +10,7 @@ pub mod poll;
 mod pty;
 pub mod restless;
 pub mod screen;
+pub mod shell;
 pub mod stock;
 pub mod userland;
 pub mod watched;
