@@ -3,10 +3,12 @@
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod net;
 pub mod rng;
 
 pub use balloon::{Balloon, BalloonControl, BalloonOptions};
 pub use block::{Block, BlockControl, BlockOptions};
+pub use console::{Console, ConsoleControl, ConsoleOptions, PortOptions};
 pub use net::Net;
 pub use rng::Rng;
