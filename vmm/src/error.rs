@@ -7,6 +7,7 @@ use umbra_cpu::template::TemplateError;
 use umbra_cpu_kvm::{HostError, KvmError};
 use umbra_devices::fw_cfg::FileError;
 use umbra_devices::virtio::block::BlockError;
+use umbra_devices::virtio::console::ListenError;
 use umbra_net::{PasstError, StreamError, TapError};
 use umbra_slots::{RamError, SlotError};
 
@@ -85,6 +86,33 @@ pub enum PlanError {
         /// The least.
         min: u16,
     },
+    /// A console device has too few ports, or too many.
+    #[error("the console device {id:?} has 1 to {max} ports, not {ports}")]
+    Ports {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        ports: usize,
+        /// The most.
+        max: usize,
+    },
+    /// No such name of a port.
+    #[error(
+        "{name:?} cannot be a port's name; take 1 to 64 letters, digits, dots, dashes and underscores"
+    )]
+    PortName {
+        /// What was asked for.
+        name: String,
+    },
+    /// Two ports of one name.
+    #[error("two ports are named {name:?}; rename one")]
+    SamePort {
+        /// The name.
+        name: String,
+    },
+    /// Two ports for one terminal.
+    #[error("two ports want the machine's console; leave it to one")]
+    TwoConsoles,
     /// A balloon takes all memory.
     #[error("the balloon {id:?} of {size} bytes leaves nothing of {memory} bytes; make it smaller")]
     Balloon {
@@ -210,6 +238,15 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+    /// A port has no host end.
+    #[error("a port of the console device {id:?} cannot be connected")]
+    Port {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: PortError,
+    },
     /// A thread could not be started.
     #[error("cannot start a thread for {what}; raise the limit of processes")]
     Thread {
@@ -219,6 +256,27 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Why a port has no host end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PortError {
+    /// No socket.
+    #[error(transparent)]
+    Socket(#[from] ListenError),
+    /// No file.
+    #[error("cannot write the file {path:?}; check the path")]
+    File {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host refused an event.
+    #[error("the host refused an event; raise the limit of open files")]
+    Event(#[source] std::io::Error),
 }
 
 /// Why a network device has no host end.

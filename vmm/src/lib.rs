@@ -41,6 +41,7 @@ mod machine;
 mod plan;
 mod policy;
 mod spec;
+mod terminal;
 mod vcpu;
 
 #[cfg(test)]
@@ -48,15 +49,15 @@ mod tests;
 
 pub use console::Console;
 pub use driver::Ended;
-pub use error::{BuildError, NetError, PlanError, RunError};
+pub use error::{BuildError, NetError, PlanError, PortError, RunError};
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::{Outcome, Paused};
 pub use spec::{
-    Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, Content, CpuModel, DiskSpec,
-    EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec, Spec, Verify,
-    VirtioKind, VirtioSpec,
+    Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
+    DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec,
+    PortEnd, PortSpec, Spec, Verify, VirtioKind, VirtioSpec,
 };
 
 pub use build::probe;

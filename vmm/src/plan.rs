@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 
 use umbra_boot::layout::MIN_RAM;
-use umbra_devices::virtio::Net;
+use umbra_devices::virtio::{Console, Net};
 
 use crate::error::PlanError;
 use crate::layout;
-use crate::spec::{Backend, BalloonSpec, NetHost, NetSpec, Spec, Verify, VirtioKind, VirtioSpec};
+use crate::spec::{
+    Backend, BalloonSpec, ConsoleSpec, NetHost, NetSpec, PortEnd, Spec, Verify, VirtioKind,
+    VirtioSpec,
+};
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
 const MAX_CPUS: u32 = 255;
@@ -91,10 +94,10 @@ fn check_virtio(devices: &[VirtioSpec], memory: u64) -> Result<(), PlanError> {
         });
     }
     let mut ids = BTreeSet::new();
+    let mut ports = Ports::default();
     for device in devices {
-        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
         let id = &device.id;
-        if id.is_empty() || id.len() > MAX_ID || !id.chars().all(good) {
+        if !is_name(id) {
             return Err(PlanError::Id { id: id.clone() });
         }
         if !ids.insert(id) {
@@ -103,6 +106,7 @@ fn check_virtio(devices: &[VirtioSpec], memory: u64) -> Result<(), PlanError> {
         match &device.kind {
             VirtioKind::Net(net) => check_net(id, net)?,
             VirtioKind::Balloon(balloon) => check_balloon(id, balloon, memory)?,
+            VirtioKind::Console(console) => ports.check(id, console)?,
             _ => {}
         }
     }
@@ -130,6 +134,42 @@ fn check_net(id: &str, net: &NetSpec) -> Result<(), PlanError> {
     }
 }
 
+fn is_name(text: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    !text.is_empty() && text.len() <= MAX_ID && text.chars().all(good)
+}
+
+/// The ports of all console devices.
+#[derive(Default)]
+struct Ports<'a> {
+    names: BTreeSet<&'a str>,
+    has_console: bool,
+}
+
+impl<'a> Ports<'a> {
+    fn check(&mut self, id: &str, console: &'a ConsoleSpec) -> Result<(), PlanError> {
+        let (ports, max) = (console.ports.len(), Console::PORTS_MAX);
+        if !(1..=max).contains(&ports) {
+            let id = id.to_owned();
+            return Err(PlanError::Ports { id, ports, max });
+        }
+        for port in &console.ports {
+            if let Some(name) = port.name.as_deref() {
+                if !is_name(name) {
+                    return Err(PlanError::PortName { name: name.into() });
+                }
+                if !self.names.insert(name) {
+                    return Err(PlanError::SamePort { name: name.into() });
+                }
+            }
+            if port.end == PortEnd::Console && std::mem::replace(&mut self.has_console, true) {
+                return Err(PlanError::TwoConsoles);
+            }
+        }
+        Ok(())
+    }
+}
+
 fn check_balloon(id: &str, balloon: &BalloonSpec, memory: u64) -> Result<(), PlanError> {
     if balloon.size >= memory {
         return Err(PlanError::Balloon {
@@ -144,6 +184,7 @@ fn check_balloon(id: &str, balloon: &BalloonSpec, memory: u64) -> Result<(), Pla
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::PortSpec;
 
     #[test]
     fn the_default_machine_can_be_planned() {
@@ -251,6 +292,38 @@ mod tests {
             let (id, memory) = ("b".into(), 64 << 20);
             assert_eq!(with(size), Err(PlanError::Balloon { id, size, memory }));
         }
+    }
+
+    #[test]
+    fn ports_have_names_of_their_own_and_one_has_the_terminal() {
+        let port = |name: Option<&str>, end| PortSpec {
+            name: name.map(str::to_owned),
+            end,
+        };
+        let file = || PortEnd::File("f".into());
+        let with = |ports| {
+            let kind = VirtioKind::Console(ConsoleSpec { ports });
+            Plan::new(Spec::new("kernel").virtio("c", kind)).map(drop)
+        };
+        let all = vec![
+            port(None, PortEnd::Console),
+            port(None, file()),
+            port(Some("a.b"), file()),
+        ];
+        assert_eq!(with(all), Ok(()));
+        let (id, ports, max) = ("c".into(), 0, 31);
+        assert_eq!(with(vec![]), Err(PlanError::Ports { id, ports, max }));
+        for name in ["", "a/b"] {
+            let refused = PlanError::PortName { name: name.into() };
+            assert_eq!(with(vec![port(Some(name), file())]), Err(refused));
+        }
+        let twice = vec![port(Some("a"), file()), port(Some("a"), file())];
+        assert_eq!(with(twice), Err(PlanError::SamePort { name: "a".into() }));
+        let twice = vec![
+            port(None, PortEnd::Console),
+            port(Some("a"), PortEnd::Console),
+        ];
+        assert_eq!(with(twice), Err(PlanError::TwoConsoles));
     }
 
     #[test]

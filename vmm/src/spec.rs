@@ -105,6 +105,8 @@ pub enum VirtioKind {
     Net(NetSpec),
     /// A memory balloon.
     Balloon(BalloonSpec),
+    /// Consoles, and ports of bytes.
+    Console(ConsoleSpec),
 }
 
 impl VirtioKind {
@@ -115,6 +117,7 @@ impl VirtioKind {
             Self::Block(_) => "blk",
             Self::Net(_) => "net",
             Self::Balloon(_) => "balloon",
+            Self::Console(_) => "console",
         }
     }
 }
@@ -228,6 +231,36 @@ impl Default for BalloonSpec {
             free_page_reporting: true,
         }
     }
+}
+
+/// A console device: 1 to 31 ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleSpec {
+    /// Its ports.
+    pub ports: Vec<PortSpec>,
+}
+
+/// A port of a console device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSpec {
+    /// What the guest calls it, as in Linux's `/dev/virtio-ports/NAME`. Without a name it is a console, as
+    /// `/dev/hvc0`.
+    pub name: Option<String>,
+    /// The host's end.
+    pub end: PortEnd,
+}
+
+/// The host's end of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PortEnd {
+    /// The machine's [`Console`](crate::Console), whose input goes here then, and no longer to the serial port.
+    /// Output of both is shown. One port of a machine can have it.
+    Console,
+    /// A unix socket that is made at this path, for one client at a time.
+    Socket(PathBuf),
+    /// A file that is made or emptied; it gives no input.
+    File(PathBuf),
 }
 
 /// A virtio device.

@@ -2,6 +2,7 @@
 
 mod backend;
 mod balloon;
+mod console;
 mod devices;
 mod fw_cfg;
 mod images;
@@ -22,7 +23,7 @@ use umbra_x86::state::CpuState;
 use crate::build::backend::Chosen;
 use crate::console::{Console, Writer};
 use crate::error::BuildError;
-use crate::handle::ConsoleInput;
+use crate::handle::{ConsoleInput, Sink};
 use crate::layout;
 use crate::machine::Machine;
 use crate::plan::Plan;
@@ -66,7 +67,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         ports: &ports,
         clock,
         memory: spec.memory,
-        output,
+        output: output.clone(),
         to_driver: to_driver.clone(),
     };
     let power = devices::listener(to_driver.clone());
@@ -78,8 +79,15 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         let items = fw_cfg::items(&spec, files, &loaded, line, &platform, &space)?;
         devices::add_fw_cfg(&ports, FwCfg::new(items, backend.dma()))?;
     }
-    let virtio = virtio::add(&spec, &backend, &bus, &space)?;
-    let input = ConsoleInput::new(serial.clone());
+    let virtio = virtio::add(&spec, &backend, &bus, &space, &output)?;
+    let port = virtio.iter().find_map(|device| match &device.control {
+        Some(Control::Console(_, input)) => input.clone(),
+        _ => None,
+    });
+    let input = ConsoleInput::new(match port {
+        Some(port) => Sink::Port(port),
+        None => Sink::Serial(serial.clone()),
+    });
     let vcpus = processors(&*backend, spec.cpus, &loaded.state)?;
     Ok(Machine {
         vcpus,

@@ -8,16 +8,18 @@ use umbra_boot::VirtioMmio;
 use umbra_bus::Bus;
 use umbra_cpu::Backend;
 use umbra_devices::virtio::net::NetOptions;
-use umbra_devices::virtio::{BalloonControl, Block, BlockOptions, Net, Rng};
+use umbra_devices::virtio::{BalloonControl, Block, BlockOptions, ConsoleControl, Net, Rng};
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_virtio::{Device, MmioTransport, Transport};
 
-use crate::build::balloon;
+use crate::build::{balloon, console};
+use crate::console::Output;
 use crate::error::{BuildError, NetError};
 use crate::layout;
 use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind};
+use crate::terminal::PortInput;
 
 /// A virtio device of a machine. Fields are dropped in their order.
 pub struct Attached {
@@ -36,6 +38,8 @@ pub struct Attached {
 pub enum Control {
     /// A balloon.
     Balloon(BalloonControl),
+    /// A console device; where input goes if it has the machine's console.
+    Console(ConsoleControl, Option<Arc<PortInput>>),
 }
 
 /// A device before it has a place.
@@ -91,6 +95,7 @@ pub fn add(
     backend: &Arc<dyn Backend>,
     bus: &Bus,
     space: &Arc<AddressSpace>,
+    output: &Output,
 ) -> Result<Vec<Attached>, BuildError> {
     let mut lines = Lines {
         backend: &**backend,
@@ -98,7 +103,7 @@ pub fn add(
     };
     let mut attached = Vec::new();
     for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
-        let made = make(&wanted.id, &wanted.kind)?;
+        let made = make(&wanted.id, &wanted.kind, output)?;
         let memory = DmaSpace::new(space.clone(), backend.dma());
         let line = lines.end(place.interrupt);
         let transport = MmioTransport::new(made.device, memory, line);
@@ -126,7 +131,7 @@ pub fn add(
     Ok(attached)
 }
 
-fn make(id: &str, kind: &VirtioKind) -> Result<Made, BuildError> {
+fn make(id: &str, kind: &VirtioKind, output: &Output) -> Result<Made, BuildError> {
     Ok(match kind {
         VirtioKind::Rng => Made::plain(Rng::new()),
         VirtioKind::Block(disk) => Made::plain(block(id, disk)?),
@@ -134,6 +139,13 @@ fn make(id: &str, kind: &VirtioKind) -> Result<Made, BuildError> {
             let (device, helper) = network(id, net)?;
             Made {
                 helper,
+                ..Made::plain(device)
+            }
+        }
+        VirtioKind::Console(spec) => {
+            let (device, control, input) = console::make(id, spec, output)?;
+            Made {
+                control: Some(Control::Console(control, input)),
                 ..Made::plain(device)
             }
         }
