@@ -13,6 +13,7 @@ mod balloon;
 mod bare_metal;
 mod boot;
 mod churn;
+mod console;
 mod crash;
 mod dirty;
 mod inspect;
