@@ -4,8 +4,8 @@ use umbra_vmm::{ConsoleSpec, PortEnd, PortSpec, VirtioKind, VirtioSpec};
 
 use super::list::{pairs, set};
 
-/// Makes the devices: one for consoles, one for ports with names. A device with a single console has its size
-/// where every driver reads it.
+/// Makes the devices: one for consoles, whose first port is the one that a driver without control messages
+/// has, and one for ports with names.
 pub fn devices(ports: &[PortSpec]) -> impl Iterator<Item = VirtioSpec> {
     let (consoles, named): (Vec<_>, Vec<_>) =
         ports.iter().cloned().partition(|port| port.name.is_none());

@@ -44,6 +44,7 @@ fn a_terminal_is_the_guests_console_and_has_a_size(backend: &str) {
     terminal.resize(90, 30);
     let running = Umbra::new(&arguments, &terminal.input()).start();
     terminal.wait_until_raw();
+    // What is typed before the guest takes input waits.
     enter(&terminal, "echo \"shell: $(tty) size: $(stty size)\"");
     running.wait_for("shell: /dev/hvc0 size: 30 90\r", LIMIT);
 

@@ -33,10 +33,10 @@ impl Say<'_> {
         bytes.extend(value.to_le_bytes());
         match self {
             Self::Name(name) => bytes.extend(name.as_bytes()),
-            // In this order in Linux and QEMU, whatever the specification says.
+            // As 5.3.6.2 has it; some versions of Linux read it the other way round.
             Self::Resize(columns, rows) => {
-                bytes.extend(rows.to_le_bytes());
                 bytes.extend(columns.to_le_bytes());
+                bytes.extend(rows.to_le_bytes());
             }
             _ => {}
         }
@@ -83,7 +83,7 @@ mod tests {
             (Say::Name("ab"), &[2, 1, 0, 0, 7, 0, 1, 0, b'a', b'b']),
             (
                 Say::Resize(0x102, 0x304),
-                &[2, 1, 0, 0, 5, 0, 0, 0, 4, 3, 2, 1],
+                &[2, 1, 0, 0, 5, 0, 0, 0, 2, 1, 4, 3],
             ),
         ];
         for (say, bytes) in table {

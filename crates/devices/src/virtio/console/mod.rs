@@ -8,17 +8,17 @@
 //!   emerg_wr ── without a driver: at once; else by the thread ──> port 0
 //! ```
 //!
-//! One port that is a console needs no control queues, and has none (VIRTIO_CONSOLE_F_MULTIPORT is not offered).
-//! Otherwise ports are told by control messages: which there are, what they are called, and whether somebody is
-//! at the host's end.
+//! Ports are told by control messages (VIRTIO_CONSOLE_F_MULTIPORT): which there are, what they are called, and
+//! whether somebody is at the host's end. A single console has them, too: Linux says by one when it takes
+//! input, and drops what comes before. A driver without them has the first port, and that is always open.
 //!
 //! **Bytes wait where they are.** What the host's end does not take stays in the driver's buffer, and what the
 //! guest does not read stays in the host's socket: the device holds one piece at a time. While nobody is at the
 //! host's end of a port its output is dropped, as on a line that is not plugged in; an end that is there and
 //! takes nothing holds the guest's writers up. A driver that has not opened a port gets nothing by it.
 //!
-//! **Size.** The configuration has columns and rows where 5.3.4 says. The control message RESIZE has rows first,
-//! though 5.3.6.2 names them the other way round: all but a few versions of Linux, and QEMU, have them so.
+//! **Size.** The control message RESIZE has columns first, as the specification (5.3.6.2) and Debian's kernels
+//! 6.1 have it. QEMU and other versions of Linux have rows first: there a size arrives the other way round.
 //!
 //! Not here: ports that come and go while the driver runs.
 
@@ -98,25 +98,16 @@ impl Console {
     pub fn new(options: ConsoleOptions) -> io::Result<(Self, ConsoleControl)> {
         let count = options.ports.len();
         assert!((1..=Self::PORTS_MAX).contains(&count), "1 to 31 ports");
-        let has_control = count > 1 || !options.ports[0].is_console;
         let resizable = options.size.is_some();
         let shared = Arc::new(Shared::new(options.name, count, options.size)?);
-        let queues = match has_control {
-            true => 2 + 2 * count,
-            false => 2,
-        };
         let console = Self {
             shared: shared.clone(),
-            sizes: vec![Self::QUEUE_SIZE; queues],
+            sizes: vec![Self::QUEUE_SIZE; 2 + 2 * count],
             resizable,
             ports: Some(options.ports.into_iter().map(Port::new).collect()),
             worker: None,
         };
         Ok((console, ConsoleControl(shared)))
-    }
-
-    fn has_control(&self) -> bool {
-        self.sizes.len() > 2
     }
 }
 
@@ -126,12 +117,11 @@ impl Device for Console {
     }
 
     fn features(&self) -> Features {
-        let mut features = Features::RINGS.with(feature::EMERG_WRITE);
+        let mut features = Features::RINGS
+            .with(feature::EMERG_WRITE)
+            .with(feature::MULTIPORT);
         if self.resizable {
             features = features.with(feature::SIZE);
-        }
-        if self.has_control() {
-            features = features.with(feature::MULTIPORT);
         }
         features
     }

@@ -141,7 +141,7 @@ impl Bench {
 }
 
 #[test]
-fn a_single_console_has_no_control_and_several_ports_have() {
+fn features_and_queues_are_those_of_its_ports() {
     let single = Bench::new(&[], None);
     assert_eq!(single.driver.read(0x08), 3);
     let double = Bench::new(&["data"], Some((132, 50)));
@@ -154,7 +154,8 @@ fn a_single_console_has_no_control_and_several_ports_have() {
             bench.driver.read(0x34)
         },
     );
-    assert_eq!((features(&single) & 7, queues(&single, 2)), (4, 0));
+    assert_eq!((features(&single) & 7, queues(&single, 3)), (6, 128));
+    assert_eq!(queues(&single, 4), 0);
     assert_eq!((features(&double) & 7, queues(&double, 5)), (7, 128));
     assert_eq!(queues(&double, 6), 0);
 }
@@ -232,7 +233,7 @@ fn ports_are_told_in_the_order_that_drivers_expect() {
     assert_eq!(bench.hear(), (1, 1, 1, vec![]));
     bench.say(0, 3, 1);
     assert_eq!(bench.hear(), (0, 4, 1, vec![]));
-    assert_eq!(bench.hear(), (0, 5, 0, vec![25, 0, 80, 0]));
+    assert_eq!(bench.hear(), (0, 5, 0, vec![80, 0, 25, 0]));
     bench.say(1, 3, 1);
     assert_eq!(bench.hear(), (1, 7, 1, b"data".to_vec()));
     let client = bench.connect(1);
@@ -303,7 +304,7 @@ fn a_size_is_told_by_configuration_and_message() {
     let generation = bench.driver.read(0xfc);
     bench.control.resize(80, 25);
     bench.control.resize(100, 40);
-    assert_eq!(bench.hear(), (0, 5, 0, vec![40, 0, 100, 0]));
+    assert_eq!(bench.hear(), (0, 5, 0, vec![100, 0, 40, 0]));
     assert_eq!(bench.driver.read(0x60) & 2, 2);
     assert_ne!(bench.driver.read(0xfc), generation);
     assert_eq!(bench.driver.read(0x100), 40 << 16 | 100);
