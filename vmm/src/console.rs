@@ -7,11 +7,12 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use umbra_virtio::Event;
 
 use crate::error::BuildError;
 
@@ -52,12 +53,44 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Signalled when there is room, for who does not wait here.
+    room: OnceLock<Arc<Event>>,
+}
+
+impl Shared {
+    /// Tells everybody who waits that the queue has changed.
+    fn tell(&self) {
+        self.changed.notify_all();
+        if let Some(room) = self.room.get() {
+            room.signal();
+        }
+    }
 }
 
 /// The guest's end of the queue.
 #[derive(Clone)]
 pub struct Output {
     shared: Arc<Shared>,
+}
+
+impl Output {
+    /// Appends what there is room for, and returns how much that was. Everything is taken, and lost, when the
+    /// machine is ending. Never blocks.
+    pub fn try_write(&self, bytes: &[u8]) -> usize {
+        let mut state = self.shared.state.lock();
+        if state.closed {
+            return bytes.len();
+        }
+        let taken = bytes.len().min(QUEUE.saturating_sub(state.queue.len()));
+        state.queue.extend(&bytes[..taken]);
+        self.shared.changed.notify_all();
+        taken
+    }
+
+    /// Has an event signalled when there is room again. One is enough for a machine; more are not heard of.
+    pub fn on_room(&self, event: Arc<Event>) {
+        let _ = self.shared.room.set(event);
+    }
 }
 
 impl Write for Output {
@@ -117,7 +150,7 @@ impl Writer {
     /// Lets go whoever waits for room; nothing more is taken.
     pub fn close(&self) {
         self.shared.state.lock().closed = true;
-        self.shared.changed.notify_all();
+        self.shared.tell();
     }
 }
 
@@ -156,7 +189,7 @@ impl Drop for Finish<'_> {
         state.done = true;
         state.closed = true;
         state.queue.clear();
-        self.0.changed.notify_all();
+        self.0.tell();
     }
 }
 
@@ -173,7 +206,7 @@ fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
         }
         batch.clear();
         batch.extend(state.queue.drain(..));
-        shared.changed.notify_all();
+        shared.tell();
         drop(state);
         if let Err(error) = output.write_all(&batch).and_then(|()| output.flush()) {
             tracing::warn!(%error, "the console's output failed");

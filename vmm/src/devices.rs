@@ -29,27 +29,30 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
 use umbra_devices::PciHotplug;
+use umbra_devices::virtio::BalloonControl;
 use umbra_irq::Line;
 use umbra_pci::{Address, RootBus, Unplugged};
 use umbra_slots::{AddressSpace, DmaSpace};
 use umbra_virtio::{PciTransport, Transport};
 
-use crate::build::{self, Helper};
-use crate::error::{AddError, BuildError, PlanError, RemoveError};
+use crate::build::{self, Control, Helper};
+use crate::console::Output;
+use crate::error::{AddError, BuildError, RemoveError};
 use crate::layout;
 use crate::plan;
-use crate::spec::{VirtioKind, VirtioSpec};
+use crate::spec::{PortEnd, VirtioKind, VirtioSpec};
+use crate::terminal::PortInput;
 
 /// A virtio device of a machine. Fields are dropped in their order.
 pub struct Attached {
-    /// What it is called.
-    pub id: String,
-    /// Its kind, as in `virtio-NAME`.
-    pub kind: &'static str,
+    /// What it is.
+    pub spec: VirtioSpec,
     /// Its transport.
     pub transport: Arc<dyn Transport>,
     /// Where it is, if it is a PCI function.
     pub address: Option<Address>,
+    /// What changes it while it runs.
+    pub control: Option<Control>,
     /// Who works for it outside.
     pub _helper: Helper,
 }
@@ -111,6 +114,10 @@ struct Leaver {
 /// The root bus of a machine that has one, what its guest is told by, and who sees devices off.
 struct Pci {
     root: Arc<RootBus>,
+    /// Bytes of the machine's memory.
+    memory: u64,
+    /// Where its console is shown.
+    output: Output,
     hotplug: Arc<PciHotplug>,
     /// Both are there until the end.
     leavers: Option<Sender<Leaver>>,
@@ -151,6 +158,7 @@ impl Devices {
         space: Arc<AddressSpace>,
         root: Arc<RootBus>,
         line: Arc<dyn Line>,
+        (memory, output): (u64, Output),
     ) -> Result<Arc<Self>, BuildError> {
         let shared = Arc::new(Shared::default());
         let (leavers, theirs) = channel();
@@ -171,6 +179,8 @@ impl Devices {
             });
             let pci = Pci {
                 root,
+                memory,
+                output,
                 hotplug: Arc::new(PciHotplug::new(line, on_eject)),
                 leavers: Some(leavers),
                 thread: Some(thread),
@@ -193,12 +203,41 @@ impl Devices {
     /// Lists them, in the order in which they came.
     pub fn list(&self) -> Vec<VirtioInfo> {
         let info = |device: &Attached| VirtioInfo {
-            id: device.id.clone(),
-            kind: device.kind,
+            id: device.spec.id.clone(),
+            kind: device.spec.kind.name(),
             pci_device: device.address.map(Address::device),
             in_use: device.transport.is_active(),
         };
         self.shared.state.lock().devices.iter().map(info).collect()
+    }
+
+    /// Returns where input goes if a device has the machine's console.
+    pub fn console_input(&self) -> Option<Arc<PortInput>> {
+        let state = self.shared.state.lock();
+        let mut controls = state.devices.iter().filter_map(|d| d.control.as_ref());
+        controls.find_map(|control| match control {
+            Control::Console(_, input) => input.clone(),
+            Control::Balloon(_) => None,
+        })
+    }
+
+    /// Returns what changes a balloon.
+    pub fn balloon(&self, id: &str) -> Option<BalloonControl> {
+        let state = self.shared.state.lock();
+        let device = state.devices.iter().find(|device| device.spec.id == id)?;
+        match device.control.as_ref()? {
+            Control::Balloon(control) => Some(control.clone()),
+            Control::Console(..) => None,
+        }
+    }
+
+    /// Tells the device that has the machine's console how large that is.
+    pub fn resize_console(&self, columns: u16, rows: u16) {
+        for device in &self.shared.state.lock().devices {
+            if let Some(Control::Console(control, Some(_))) = &device.control {
+                control.resize(columns, rows);
+            }
+        }
     }
 
     /// Adds a device that the guest finds when it begins, with its BAR at an address, as firmware leaves
@@ -216,7 +255,14 @@ impl Devices {
     /// Adds a device while the guest runs, and tells it.
     pub fn add(&self, spec: &VirtioSpec) -> Result<(), AddError> {
         let pci = self.pci.as_ref().ok_or(AddError::NoPci)?;
-        plan::check_device(spec)?;
+        if let VirtioKind::Console(console) = &spec.kind
+            && console
+                .ports
+                .iter()
+                .any(|port| port.end == PortEnd::Console)
+        {
+            return Err(AddError::Terminal);
+        }
         let address = self.put(pci, spec)?;
         pci.hotplug.tell_of(address.device());
         Ok(())
@@ -228,22 +274,19 @@ impl Devices {
         let id = &spec.id;
         let address = {
             let state = self.shared.state.lock();
-            if state.devices.iter().any(|device| device.id == *id) || state.leaving.contains(id) {
-                return Err(AddError::SameId { id: id.clone() });
+            let there = state.devices.iter().map(|device| &device.spec);
+            let all = there.chain([spec]);
+            plan::check_virtio(all.clone(), pci.memory, layout::PCI_MAX)?;
+            if state.leaving.contains(id) {
+                return Err(AddError::Leaving { id: id.clone() });
             }
-            let another = state.devices.iter().any(|d| d.kind == spec.kind.name());
-            if matches!(spec.kind, VirtioKind::Vsock(_)) && another {
-                let id = id.clone();
-                return Err(AddError::Plan(PlanError::SecondVsock { id }));
-            }
-            state.free_address(&pci.root).ok_or(AddError::Full {
-                max: layout::PCI_MAX,
-            })?
+            let free = state.free_address(&pci.root);
+            free.expect("there are fewer devices than places")
         };
-        let (device, helper) = build::device(spec)?;
+        let made = build::make(spec, &pci.output)?;
         let memory = DmaSpace::new(self.space.clone(), self.backend.dma());
         let (msi, doorbells) = (self.backend.msi(), self.backend.doorbells());
-        let transport = PciTransport::new(device, memory, msi, doorbells)
+        let transport = PciTransport::new(made.device, memory, msi, doorbells)
             .expect("the capabilities of every virtio device are the same, and fit");
         let mut state = self.shared.state.lock();
         if state.ended {
@@ -259,11 +302,11 @@ impl Devices {
         let kind = spec.kind.name();
         tracing::debug!(id, kind, %address, "a virtio device");
         state.devices.push(Attached {
-            id: id.clone(),
-            kind,
+            spec: spec.clone(),
             transport,
             address: Some(address),
-            _helper: helper,
+            control: made.control,
+            _helper: made.helper,
         });
         Ok(address)
     }
@@ -290,7 +333,7 @@ impl Devices {
 
     /// Finds a device that can be removed; `None` if it is leaving.
     fn find(&self, state: &State, id: &str) -> Result<Option<(&Pci, Address, usize)>, RemoveError> {
-        let found = state.devices.iter().position(|device| device.id == id);
+        let found = state.devices.iter().position(|device| device.spec.id == id);
         let Some(at) = found else {
             let id = id.to_owned();
             return match state.leaving.contains(&id) {
@@ -323,7 +366,7 @@ impl Devices {
         let until = Instant::now() + patience;
         let mut state = self.shared.state.lock();
         loop {
-            let there = state.devices.iter().any(|device| device.id == id);
+            let there = state.devices.iter().any(|device| device.spec.id == id);
             if !there && !state.leaving.contains(id) {
                 return true;
             }
@@ -392,9 +435,9 @@ fn take_off(pci: &Pci, state: &mut State, at: usize) {
         unreachable!("only PCI functions are taken off");
     };
     pci.hotplug.forget(address.device());
-    tracing::debug!(id = device.id, %address, "a virtio device leaves");
+    tracing::debug!(id = device.spec.id, %address, "a virtio device leaves");
     if let (Some(unplugged), Some(leavers)) = (pci.root.remove(address), &pci.leavers) {
-        state.leaving.insert(device.id.clone());
+        state.leaving.insert(device.spec.id.clone());
         let sent = leavers.send(Leaver { device, unplugged });
         // The thread ends when the sender does, or has panicked.
         debug_assert!(sent.is_ok());
@@ -408,7 +451,7 @@ fn see_off(leavers: &Receiver<Leaver>, shared: &Shared) {
         drop(unplugged.wait());
         // … and it neither works nor has anything of the host.
         device.transport.shut_down();
-        let id = device.id.clone();
+        let id = device.spec.id.clone();
         drop(device);
         shared.state.lock().leaving.remove(&id);
         shared.gone.notify_all();

@@ -7,6 +7,7 @@ use umbra_cpu::template::TemplateError;
 use umbra_cpu_kvm::{HostError, KvmError};
 use umbra_devices::fw_cfg::FileError;
 use umbra_devices::virtio::block::BlockError;
+use umbra_devices::virtio::console::ListenError;
 use umbra_devices::virtio::vsock::VsockError;
 use umbra_net::{PasstError, StreamError, TapError};
 use umbra_slots::{RamError, SlotError};
@@ -123,6 +124,43 @@ pub enum PlanError {
     SecondVsock {
         /// The device.
         id: String,
+    },
+    /// A console device has too few ports, or too many.
+    #[error("the console device {id:?} has 1 to {max} ports, not {ports}")]
+    Ports {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        ports: usize,
+        /// The most.
+        max: usize,
+    },
+    /// No such name of a port.
+    #[error(
+        "{name:?} cannot be a port's name; take 1 to 64 letters, digits, dots, dashes and underscores"
+    )]
+    PortName {
+        /// What was asked for.
+        name: String,
+    },
+    /// Two ports of one name.
+    #[error("two ports are named {name:?}; rename one")]
+    SamePort {
+        /// The name.
+        name: String,
+    },
+    /// Two ports for one terminal.
+    #[error("two ports want the machine's console; leave it to one")]
+    TwoConsoles,
+    /// A balloon takes all memory.
+    #[error("the balloon {id:?} of {size} bytes leaves nothing of {memory} bytes; make it smaller")]
+    Balloon {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        size: u64,
+        /// What the machine has.
+        memory: u64,
     },
     /// The width of the generation tag is out of range.
     #[error("a generation tag has 2 to 19 bits, not {bits}; choose a width in between")]
@@ -248,6 +286,15 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+    /// A port has no host end.
+    #[error("a port of the console device {id:?} cannot be connected")]
+    Port {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: PortError,
+    },
     /// A thread could not be started.
     #[error("cannot start a thread for {what}; raise the limit of processes")]
     Thread {
@@ -269,18 +316,15 @@ pub enum AddError {
     /// The specification is wrong.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// Another device has the name, or one that is leaving still has.
-    #[error("there is a device named {id:?} already; wait until it has gone, or take another name")]
-    SameId {
+    /// A device that is leaving still has the name.
+    #[error("the device {id:?} is leaving; wait until it has gone, or take another name")]
+    Leaving {
         /// The name.
         id: String,
     },
-    /// All places are taken.
-    #[error("the PCI bus has {max} devices, and room for no more; remove one first")]
-    Full {
-        /// How many there can be.
-        max: usize,
-    },
+    /// Where the machine's input goes was decided when it was built.
+    #[error("a console that is added cannot have the machine's terminal; take a socket or a file")]
+    Terminal,
     /// The host refused.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -305,6 +349,27 @@ pub enum RemoveError {
         /// The name.
         id: String,
     },
+}
+
+/// Why a port has no host end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PortError {
+    /// No socket.
+    #[error(transparent)]
+    Socket(#[from] ListenError),
+    /// No file.
+    #[error("cannot write the file {path:?}; check the path")]
+    File {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host refused an event.
+    #[error("the host refused an event; raise the limit of open files")]
+    Event(#[source] std::io::Error),
 }
 
 /// Why a network device has no host end.

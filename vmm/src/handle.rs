@@ -7,11 +7,13 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
 use umbra_devices::Serial;
+use umbra_devices::virtio::BalloonControl;
 
 use crate::devices::{Devices, VirtioInfo};
 use crate::error::{AddError, RemoveError};
 use crate::policy::{Event, Outcome, Paused};
 use crate::spec::VirtioSpec;
+use crate::terminal::PortInput;
 
 /// Ends a machine from outside, holds it still, looks into it. Cheap to clone.
 #[derive(Clone)]
@@ -134,6 +136,18 @@ impl Handle {
         self.devices.wait_gone(id, patience)
     }
 
+    /// Returns what changes the balloon of this name, and says what the guest tells of its memory. `None` if
+    /// there is no such balloon. It may be kept; a machine that has ended does nothing more about it.
+    pub fn balloon(&self, id: &str) -> Option<BalloonControl> {
+        self.devices.balloon(id)
+    }
+
+    /// Says how large the terminal is that shows the machine's console. The guest hears of it where a virtio
+    /// console has that ([`PortEnd::Console`](crate::PortEnd::Console)); a serial port has no size.
+    pub fn resize_console(&self, columns: u16, rows: u16) {
+        self.devices.resize_console(columns, rows);
+    }
+
     /// Returns the guest's console input.
     pub fn console(&self) -> ConsoleInput {
         self.input.clone()
@@ -152,24 +166,46 @@ struct Gate {
     closed: bool,
 }
 
+/// Where input goes.
+#[derive(Clone)]
+pub(crate) enum Sink {
+    /// To the serial port.
+    Serial(Arc<Serial>),
+    /// To the port that has the machine's console.
+    Port(Arc<PortInput>),
+}
+
+impl Sink {
+    fn input(&self, bytes: &[u8]) -> usize {
+        match self {
+            Self::Serial(serial) => serial.input(bytes),
+            Self::Port(port) => port.input(bytes),
+        }
+    }
+}
+
 /// Sends input to the guest's console. Cheap to clone.
 #[derive(Clone)]
 pub struct ConsoleInput {
-    serial: Arc<Serial>,
+    sink: Sink,
     gate: Arc<(Mutex<Gate>, Condvar)>,
 }
 
 impl ConsoleInput {
-    pub(crate) fn new(serial: Arc<Serial>) -> Self {
+    pub(crate) fn new(sink: Sink) -> Self {
         let gate = Arc::new((Mutex::new(Gate::default()), Condvar::new()));
         let theirs = Arc::clone(&gate);
         // Called under the port's lock: the gate's lock comes after it, and is never held while
         // the port is called.
-        serial.on_space(move || {
+        let told = move || {
             theirs.0.lock().room += 1;
             theirs.1.notify_all();
-        });
-        Self { serial, gate }
+        };
+        match &sink {
+            Sink::Serial(serial) => serial.on_space(told),
+            Sink::Port(port) => port.on_space(told),
+        }
+        Self { sink, gate }
     }
 
     /// Sends all of `bytes`; blocks while the guest does not read.
@@ -187,7 +223,7 @@ impl ConsoleInput {
                 }
                 gate.room
             };
-            bytes = &bytes[self.serial.input(bytes)..];
+            bytes = &bytes[self.sink.input(bytes)..];
             if bytes.is_empty() {
                 return Ok(());
             }
@@ -201,7 +237,7 @@ impl ConsoleInput {
     /// Sends as many of `bytes` as there is room for, and returns how many. Never blocks.
     #[must_use = "bytes that were not taken have to be sent again"]
     pub fn try_send(&self, bytes: &[u8]) -> usize {
-        self.serial.input(bytes)
+        self.sink.input(bytes)
     }
 
     pub(crate) fn close(&self) {

@@ -42,6 +42,7 @@ mod machine;
 mod plan;
 mod policy;
 mod spec;
+mod terminal;
 mod vcpu;
 
 #[cfg(test)]
@@ -50,19 +51,21 @@ mod tests;
 pub use console::Console;
 pub use devices::VirtioInfo;
 pub use driver::Ended;
-pub use error::{AddError, BuildError, NetError, PlanError, RemoveError, RunError};
+pub use error::{AddError, BuildError, NetError, PlanError, PortError, RemoveError, RunError};
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::{Outcome, Paused};
 pub use spec::{
-    Backend, BackingFiles, Bucket, Cache, ConfigFile, Content, CpuModel, DiskSpec, EngineKind,
-    Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec, Spec, Verify, VirtioKind,
-    VirtioSpec, VsockSpec,
+    Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
+    DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec,
+    PortEnd, PortSpec, Spec, Verify, VirtioKind, VirtioSpec, VsockSpec,
 };
 
 pub use build::probe;
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
+pub use umbra_devices::virtio::BalloonControl;
+pub use umbra_devices::virtio::balloon::{BalloonCounters, BalloonStatistics, TargetError};
 pub use umbra_net::MacError;

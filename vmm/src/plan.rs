@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 
 use umbra_boot::layout::MIN_RAM;
 use umbra_devices::virtio::vsock::VSOCK_PATH_MAX;
-use umbra_devices::virtio::{Net, Vsock};
+use umbra_devices::virtio::{Console, Net, Vsock};
 
 use crate::error::PlanError;
 use crate::layout;
-use crate::spec::{Backend, NetHost, NetSpec, Spec, Verify, VirtioKind, VirtioSpec, VsockSpec};
+use crate::spec::{
+    Backend, BalloonSpec, ConsoleSpec, NetHost, NetSpec, PortEnd, Spec, Verify, VirtioKind,
+    VirtioSpec, VsockSpec,
+};
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
 const MAX_CPUS: u32 = 255;
@@ -67,7 +70,7 @@ impl Plan {
         } else {
             layout::VIRTIO_MAX
         };
-        check_virtio(&spec.virtio, max)?;
+        check_virtio(&spec.virtio, spec.memory, max)?;
         Ok(Self { spec })
     }
 
@@ -92,30 +95,39 @@ fn check_memory(bytes: u64) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn check_virtio(devices: &[VirtioSpec], max: usize) -> Result<(), PlanError> {
-    if devices.len() > max {
-        return Err(PlanError::TooManyVirtio {
-            count: devices.len(),
-            max,
-        });
+/// Checks all devices of a machine, of which there can be `max`.
+pub fn check_virtio<'a>(
+    devices: impl IntoIterator<Item = &'a VirtioSpec> + Clone,
+    memory: u64,
+    max: usize,
+) -> Result<(), PlanError> {
+    let count = devices.clone().into_iter().count();
+    if count > max {
+        return Err(PlanError::TooManyVirtio { count, max });
     }
     let mut ids = BTreeSet::new();
+    let mut ports = Ports::default();
+    let mut has_vsock = false;
     for device in devices {
-        check_device(device)?;
         let id = &device.id;
+        if !is_name(id) {
+            return Err(PlanError::Id { id: id.clone() });
+        }
         if !ids.insert(id) {
             return Err(PlanError::SameId { id: id.clone() });
         }
+        match &device.kind {
+            VirtioKind::Rng | VirtioKind::Block(_) => {}
+            VirtioKind::Net(net) => check_net(id, net)?,
+            VirtioKind::Vsock(_) if std::mem::replace(&mut has_vsock, true) => {
+                return Err(PlanError::SecondVsock { id: id.clone() });
+            }
+            VirtioKind::Vsock(vsock) => check_vsock(id, vsock)?,
+            VirtioKind::Balloon(balloon) => check_balloon(id, balloon, memory)?,
+            VirtioKind::Console(console) => ports.check(id, console)?,
+        }
     }
-    let mut vsocks = devices
-        .iter()
-        .filter(|device| matches!(device.kind, VirtioKind::Vsock(_)));
-    match vsocks.nth(1) {
-        Some(second) => Err(PlanError::SecondVsock {
-            id: second.id.clone(),
-        }),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn check_vsock(id: &str, vsock: &VsockSpec) -> Result<(), PlanError> {
@@ -135,20 +147,6 @@ fn check_vsock(id: &str, vsock: &VsockSpec) -> Result<(), PlanError> {
             len,
             max: VSOCK_PATH_MAX,
         }),
-    }
-}
-
-/// Checks one device by itself.
-pub fn check_device(device: &VirtioSpec) -> Result<(), PlanError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let id = &device.id;
-    if id.is_empty() || id.len() > MAX_ID || !id.chars().all(good) {
-        return Err(PlanError::Id { id: id.clone() });
-    }
-    match &device.kind {
-        VirtioKind::Net(net) => check_net(id, net),
-        VirtioKind::Vsock(vsock) => check_vsock(id, vsock),
-        VirtioKind::Rng | VirtioKind::Block(_) => Ok(()),
     }
 }
 
@@ -173,9 +171,57 @@ fn check_net(id: &str, net: &NetSpec) -> Result<(), PlanError> {
     }
 }
 
+fn is_name(text: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    !text.is_empty() && text.len() <= MAX_ID && text.chars().all(good)
+}
+
+/// The ports of all console devices.
+#[derive(Default)]
+struct Ports<'a> {
+    names: BTreeSet<&'a str>,
+    has_console: bool,
+}
+
+impl<'a> Ports<'a> {
+    fn check(&mut self, id: &str, console: &'a ConsoleSpec) -> Result<(), PlanError> {
+        let (ports, max) = (console.ports.len(), Console::PORTS_MAX);
+        if !(1..=max).contains(&ports) {
+            let id = id.to_owned();
+            return Err(PlanError::Ports { id, ports, max });
+        }
+        for port in &console.ports {
+            if let Some(name) = port.name.as_deref() {
+                if !is_name(name) {
+                    return Err(PlanError::PortName { name: name.into() });
+                }
+                if !self.names.insert(name) {
+                    return Err(PlanError::SamePort { name: name.into() });
+                }
+            }
+            if port.end == PortEnd::Console && std::mem::replace(&mut self.has_console, true) {
+                return Err(PlanError::TwoConsoles);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_balloon(id: &str, balloon: &BalloonSpec, memory: u64) -> Result<(), PlanError> {
+    if balloon.size >= memory {
+        return Err(PlanError::Balloon {
+            id: id.to_owned(),
+            size: balloon.size,
+            memory,
+        });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::PortSpec;
 
     #[test]
     fn the_default_machine_can_be_planned() {
@@ -312,6 +358,55 @@ mod tests {
             Plan::new(two),
             Err(PlanError::SecondVsock { id: "w".into() })
         );
+    }
+
+    #[test]
+    fn a_balloon_leaves_some_memory() {
+        let with = |size| {
+            let balloon = BalloonSpec {
+                size,
+                ..BalloonSpec::default()
+            };
+            let spec = Spec::new("kernel").memory(64 << 20);
+            Plan::new(spec.virtio("b", VirtioKind::Balloon(balloon)))
+        };
+        assert!(with(0).is_ok() && with((64 << 20) - 1).is_ok());
+        for size in [64 << 20, u64::MAX] {
+            let (id, memory) = ("b".into(), 64 << 20);
+            assert_eq!(with(size), Err(PlanError::Balloon { id, size, memory }));
+        }
+    }
+
+    #[test]
+    fn ports_have_names_of_their_own_and_one_has_the_terminal() {
+        let port = |name: Option<&str>, end| PortSpec {
+            name: name.map(str::to_owned),
+            end,
+        };
+        let file = || PortEnd::File("f".into());
+        let with = |ports| {
+            let kind = VirtioKind::Console(ConsoleSpec { ports });
+            Plan::new(Spec::new("kernel").virtio("c", kind)).map(drop)
+        };
+        let all = vec![
+            port(None, PortEnd::Console),
+            port(None, file()),
+            port(Some("a.b"), file()),
+        ];
+        assert_eq!(with(all), Ok(()));
+        let (id, ports, max) = ("c".into(), 0, 31);
+        assert_eq!(with(vec![]), Err(PlanError::Ports { id, ports, max }));
+        for name in ["", "a/b"] {
+            let refused = PlanError::PortName { name: name.into() };
+            assert_eq!(with(vec![port(Some(name), file())]), Err(refused));
+        }
+        let twice = vec![port(Some("a"), file()), port(Some("a"), file())];
+        assert_eq!(with(twice), Err(PlanError::SamePort { name: "a".into() }));
+        let twice = vec![
+            port(None, PortEnd::Console),
+            port(Some("a"), PortEnd::Console),
+        ];
+        assert_eq!(with(twice), Err(PlanError::TwoConsoles));
     }
 
     #[test]

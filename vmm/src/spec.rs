@@ -105,6 +105,10 @@ pub enum VirtioKind {
     Net(NetSpec),
     /// Sockets between programs of the guest and of the host.
     Vsock(VsockSpec),
+    /// A memory balloon.
+    Balloon(BalloonSpec),
+    /// Consoles, and ports of bytes.
+    Console(ConsoleSpec),
 }
 
 impl VirtioKind {
@@ -115,6 +119,8 @@ impl VirtioKind {
             Self::Block(_) => "blk",
             Self::Net(_) => "net",
             Self::Vsock(_) => "vsock",
+            Self::Balloon(_) => "balloon",
+            Self::Console(_) => "console",
         }
     }
 }
@@ -216,6 +222,58 @@ pub struct VsockSpec {
     /// A unix socket that is made: programs connect there, and say `CONNECT PORT`. Who serves port N for the
     /// guest has a unix socket at this path with `_N` behind it.
     pub path: PathBuf,
+}
+
+/// A memory balloon: by it the guest lends memory to the host.
+/// [`Handle::balloon`](crate::Handle::balloon) changes it while the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalloonSpec {
+    /// How many bytes the guest shall lend from the beginning, less than it has; rounded down to pages.
+    pub size: u64,
+    /// The guest may take pages back rather than end a process when it runs out of memory.
+    pub deflate_on_oom: bool,
+    /// The guest says which pages it does not use, and the host has them until it does.
+    pub free_page_reporting: bool,
+}
+
+impl Default for BalloonSpec {
+    fn default() -> Self {
+        Self {
+            size: 0,
+            deflate_on_oom: true,
+            free_page_reporting: true,
+        }
+    }
+}
+
+/// A console device: 1 to 31 ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleSpec {
+    /// Its ports.
+    pub ports: Vec<PortSpec>,
+}
+
+/// A port of a console device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSpec {
+    /// What the guest calls it, as in Linux's `/dev/virtio-ports/NAME`. Without a name it is a console, as
+    /// `/dev/hvc0`.
+    pub name: Option<String>,
+    /// The host's end.
+    pub end: PortEnd,
+}
+
+/// The host's end of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PortEnd {
+    /// The machine's [`Console`](crate::Console), whose input goes here then, and no longer to the serial port.
+    /// Output of both is shown. One port of a machine can have it.
+    Console,
+    /// A unix socket that is made at this path, for one client at a time.
+    Socket(PathBuf),
+    /// A file that is made or emptied; it gives no input.
+    File(PathBuf),
 }
 
 /// A virtio device.

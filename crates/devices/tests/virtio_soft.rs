@@ -8,11 +8,11 @@ use std::sync::Arc;
 use umbra_bus::Bus;
 use umbra_cpu::{Backend, Exit, Io, Served};
 use umbra_cpu_soft::{Audit, MmuConfig, SoftBackend, SoftConfig, model};
-use umbra_devices::virtio::Rng;
+use umbra_devices::virtio::{Balloon, BalloonOptions, Rng};
 use umbra_slots::{
     AddressSpace, DmaSpace, Flags, Gpa, GpaRange, HugePages, Options, RamOptions, RamRegion,
 };
-use umbra_virtio::{MmioTransport, Transport};
+use umbra_virtio::{Device, MmioTransport, Transport};
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
 use umbra_x86::{cr0, cr4, efer, rflags};
 
@@ -81,6 +81,16 @@ impl Io for Machine {
 impl Machine {
     /// A machine with an entropy device that gives the same bytes again and again.
     fn new(bytes: &'static [u8]) -> Self {
+        let rng = Rng::with_source(Arc::new(|to: &mut [u8]| {
+            for (to, from) in to.iter_mut().zip(bytes.iter().cycle()) {
+                *to = *from;
+            }
+            Ok(to.len())
+        }));
+        Self::with(Box::new(rng))
+    }
+
+    fn with(device: Box<dyn Device>) -> Self {
         let space = AddressSpace::new(Options::default());
         let ram = RamRegion::new(RamOptions {
             len: RAM,
@@ -100,15 +110,9 @@ impl Machine {
             },
         };
         let backend = SoftBackend::new(space.clone(), umbra_clock::Clock::start(), config);
-        let rng = Rng::with_source(Arc::new(|to: &mut [u8]| {
-            for (to, from) in to.iter_mut().zip(bytes.iter().cycle()) {
-                *to = *from;
-            }
-            Ok(to.len())
-        }));
         let dma = DmaSpace::new(space.clone(), backend.dma());
         let line = backend.pin(20).unwrap();
-        let transport = MmioTransport::new(Box::new(rng), dma, line);
+        let transport = MmioTransport::new(device, dma, line);
         let bus = Bus::new(space.clone());
         let window = GpaRange::new(Gpa(WINDOW), MmioTransport::LEN).unwrap();
         bus.insert(window, transport.clone()).unwrap();
@@ -257,4 +261,58 @@ fn a_used_ring_in_a_page_table_is_translated_by() {
     code.extend(&read);
     assert_eq!(machine.run(&code), (1, 7));
     machine.transport.shut_down();
+}
+
+/// A machine with a balloon whose driver lends the page at `at` when it notifies.
+fn lender(at: u64) -> Machine {
+    let options = BalloonOptions {
+        name: "balloon".into(),
+        target: 0,
+        deflate_on_oom: false,
+        free_page_reporting: false,
+    };
+    let (balloon, _) = Balloon::new(options).unwrap();
+    let machine = Machine::with(Box::new(balloon));
+    let number = 0x6_0000;
+    machine.put_u64(number, at >> 12);
+    machine.offer(number, 4, USED);
+    // The device reads it.
+    machine.put_u64(RINGS[0] + 56, 4);
+    machine
+}
+
+#[test]
+fn code_in_a_page_that_is_lent_is_executed_no_more() {
+    let machine = lender(FUNCTION);
+    machine.put(FUNCTION, &[0xb8, 1, 0, 0, 0, 0xc3]); // mov eax, 1; ret
+    // Zeros are `add [rax], al` up to here.
+    machine.put(FUNCTION + 0x1000, &[0xb8, 2, 0, 0, 0, 0xc3]); // mov eax, 2; ret
+    let mut code = call(0);
+    code.extend(KEEP);
+    code.extend(make_available());
+    code.extend(wait_for(USED + 2));
+    code.extend(call(code.len()));
+    assert_eq!(machine.run(&code), (1, 2));
+}
+
+#[test]
+fn a_page_table_that_is_lent_translates_no_more() {
+    let machine = lender(PAGES);
+    let mut code = READ.to_vec();
+    code.extend(KEEP);
+    code.extend(make_available());
+    // Where nothing needs that table.
+    code.extend(wait_for(USED + 2));
+    code.extend(FLUSH);
+    code.extend(READ);
+    machine.put(CODE, &[&code[..], &UD2].concat());
+    let mut vcpu = machine.backend.vcpu(0).unwrap();
+    vcpu.set_state(&long_mode()).unwrap();
+    let exit = vcpu.run(&machine).unwrap();
+    let Exit::Shutdown(crash) = &exit else {
+        panic!("{exit:?}");
+    };
+    // The last read has no page, and there is nobody who would handle that.
+    assert!(crash.reason.contains("#PF(0x0) at 0x201000"), "{exit:?}");
+    assert_eq!(vcpu.state().gpr[3], 1);
 }

@@ -165,10 +165,7 @@ impl<'a> Iterator for Pieces<'a> {
             return Some(Err(GuestMemoryError::InvalidGuestAddress(address)));
         };
         let len = usize::try_from(ram.remaining).map_or(self.left, |rest| rest.min(self.left));
-        let mark = DmaMark {
-            memory: self.memory,
-            at: self.at,
-        };
+        let mark = DmaMark::new(self.memory, self.at);
         let slice = volatile(&ram, len, mark);
         // Slots end below 2^52: no address wraps before it is beyond them.
         self.at = Gpa(self.at.0 + len as u64);
@@ -188,7 +185,11 @@ pub struct DmaMark<'a> {
     at: Gpa,
 }
 
-impl DmaMark<'_> {
+impl<'a> DmaMark<'a> {
+    pub(crate) fn new(memory: &'a DmaMemory, at: Gpa) -> Self {
+        Self { memory, at }
+    }
+
     /// The address `offset` bytes further; beyond every slot if there is none.
     fn further(&self, offset: usize) -> Gpa {
         Gpa(self.at.0.saturating_add(offset as u64))
@@ -252,10 +253,7 @@ impl Bitmap for DmaMemory {
     }
 
     fn slice_at(&self, offset: usize) -> DmaMark<'_> {
-        DmaMark {
-            memory: self,
-            at: Gpa(offset as u64),
-        }
+        DmaMark::new(self, Gpa(offset as u64))
     }
 }
 

@@ -20,6 +20,7 @@
 mod addr;
 mod advise;
 mod dirty;
+mod discard;
 mod dma;
 mod dma_memory;
 mod editor;
@@ -34,6 +35,7 @@ mod volatile;
 
 pub use addr::{Generation, Gfn, Gpa, IoId};
 pub use dirty::{DirtyLog, DirtyPages, DirtyRef};
+pub use discard::Discarded;
 pub use dma::Dma;
 pub use dma_memory::{DmaMark, DmaMemory, DmaSpace};
 pub use editor::Editor;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, MmapRegion};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use crate::{DirtyLog, RamError, advise};
 
@@ -22,6 +22,16 @@ pub enum HugePages {
     Transparent,
     /// 2 MiB pages of hugetlbfs; fails if the host has reserved too few.
     Hugetlbfs,
+}
+
+impl HugePages {
+    /// Bytes of a page that the host gives and takes.
+    fn page(self) -> u64 {
+        match self {
+            Self::No | Self::Transparent => 0x1000,
+            Self::Hugetlbfs => 0x20_0000,
+        }
+    }
 }
 
 /// How to make a [`RamRegion`].
@@ -98,6 +108,34 @@ impl RamRegion {
         self.map.bitmap()
     }
 
+    /// Gives memory back to the host, which reads as zeros then. `offset` and `len` are multiples of 4 KiB
+    /// inside the region.
+    pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<(), RamError> {
+        let page = self.huge.page();
+        let end = offset + len;
+        // The host frees whole pages of its own; what is left of others is zeroed here.
+        let first = offset.next_multiple_of(page).min(end);
+        let last = (end / page * page).max(first);
+        self.zero(offset, first);
+        self.zero(last, end);
+        if first == last {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punched =
+            rustix::io::retry_on_intr(|| fallocate(self.file.file(), flags, first, last - first));
+        punched.map_err(failed("fallocate", last - first))
+    }
+
+    /// Writes zeros from one offset to another one.
+    fn zero(&self, from: u64, to: u64) {
+        let zeros = [0; 0x1000];
+        for at in (from..to).step_by(zeros.len()) {
+            let page = self.map.get_slice(at as usize, zeros.len());
+            page.expect("inside the region").copy_from(&zeros);
+        }
+    }
+
     /// Returns the mapping.
     pub(crate) fn map(&self) -> &Arc<MmapRegion<DirtyLog>> {
         &self.map
@@ -119,11 +157,17 @@ impl RamRegion {
     }
 }
 
+/// What a call of the host's has become.
+fn failed(call: &'static str, len: u64) -> impl FnOnce(rustix::io::Errno) -> RamError {
+    move |errno| RamError::Host {
+        call,
+        len,
+        source: io::Error::from(errno),
+    }
+}
+
 fn checked_size(len: u64, huge: HugePages) -> Result<usize, RamError> {
-    let page = match huge {
-        HugePages::No | HugePages::Transparent => 0x1000,
-        HugePages::Hugetlbfs => 0x20_0000,
-    };
+    let page = huge.page();
     match usize::try_from(len) {
         Ok(size) if len != 0 && len.is_multiple_of(page) && len < 1 << 52 => Ok(size),
         _ => Err(RamError::BadLength { len, page }),
@@ -131,21 +175,14 @@ fn checked_size(len: u64, huge: HugePages) -> Result<usize, RamError> {
 }
 
 fn memory_file(len: u64, huge: HugePages, prefault: bool) -> Result<File, RamError> {
-    let failed = |call| {
-        move |errno: rustix::io::Errno| RamError::Host {
-            call,
-            len,
-            source: io::Error::from(errno),
-        }
-    };
     let flags = match huge {
         HugePages::No | HugePages::Transparent => MemfdFlags::CLOEXEC,
         HugePages::Hugetlbfs => MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
     };
-    let file = memfd_create("guest-ram", flags).map_err(failed("memfd_create"))?;
-    ftruncate(&file, len).map_err(failed("ftruncate"))?;
+    let file = memfd_create("guest-ram", flags).map_err(failed("memfd_create", len))?;
+    ftruncate(&file, len).map_err(failed("ftruncate", len))?;
     if prefault {
-        fallocate(&file, FallocateFlags::empty(), 0, len).map_err(failed("fallocate"))?;
+        fallocate(&file, FallocateFlags::empty(), 0, len).map_err(failed("fallocate", len))?;
     }
     Ok(File::from(file))
 }

@@ -12,6 +12,8 @@ use crate::size;
 use crate::status::{HELP, Status};
 use crate::trace;
 
+mod balloon;
+mod console;
 mod disk;
 mod fw_cfg;
 mod list;
@@ -170,6 +172,16 @@ pub struct MachineArgs {
     /// Add an entropy device (virtio-rng)
     #[arg(long)]
     pub rng: bool,
+    /// Add a memory balloon (virtio-balloon), by which the guest gives memory back: size=SIZE it shall lend
+    /// from the beginning, deflate-on-oom=on or off, free-page-reporting=on or off [default: 0, on, on]
+    #[arg(long, value_name = "KEY=VALUE...", num_args = 0..=1, default_missing_value = "",
+          value_parser = balloon::parse)]
+    pub balloon: Option<balloon::Balloon>,
+    /// Add a virtio console: stdio (this terminal, which the serial port then shares for output only),
+    /// socket=PATH (a unix socket that is made) or file=PATH; with name=NAME a port that the guest finds as
+    /// /dev/virtio-ports/NAME instead of a console; may be repeated. The kernel takes it with console=hvc0
+    #[arg(long, value_name = "END[,name=NAME]", value_parser = console::parse)]
+    pub console: Vec<umbra_vmm::PortSpec>,
     /// Name virtio devices on the kernel's command line too, for kernels without ACPI
     #[arg(long)]
     pub virtio_cmdline: bool,
@@ -303,7 +315,15 @@ impl MachineArgs {
             .zip(&self.disk)
             .map(|(number, disk)| disk.device(number));
         let vsock = self.vsock.as_ref().map(vsock::Vsock::device);
-        disks.chain(nets).chain(rng).chain(vsock).collect()
+        let balloon = self.balloon.as_ref().map(balloon::Balloon::device);
+        let consoles = console::devices(&self.console);
+        disks
+            .chain(nets)
+            .chain(rng)
+            .chain(vsock)
+            .chain(balloon)
+            .chain(consoles)
+            .collect()
     }
 }
 

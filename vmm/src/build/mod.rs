@@ -1,6 +1,8 @@
 //! From a plan to a machine: one function a step, in the order in which things need each other.
 
 mod backend;
+mod balloon;
+mod console;
 mod devices;
 mod fw_cfg;
 mod images;
@@ -24,14 +26,14 @@ use crate::build::backend::Chosen;
 use crate::console::{Console, Writer};
 use crate::devices::Devices;
 use crate::error::BuildError;
-use crate::handle::ConsoleInput;
+use crate::handle::{ConsoleInput, Sink};
 use crate::layout;
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::spec::Spec;
 
 pub use backend::probe;
-pub use virtio::{Helper, device};
+pub use virtio::{Control, Helper, make};
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
@@ -68,7 +70,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         ports: &ports,
         clock,
         memory: spec.memory,
-        output,
+        output: output.clone(),
         to_driver: to_driver.clone(),
     };
     let power = devices::listener(to_driver.clone());
@@ -81,14 +83,17 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         devices::add_fw_cfg(&ports, FwCfg::new(items, backend.dma()))?;
     }
     let virtio = if spec.pci {
-        pci::add(&spec, &backend, &bus, &ports, &space, reset)?
+        pci::add(&spec, &backend, &bus, &ports, &space, &output, reset)?
     } else {
         let (port, device) = reset;
         ports.insert(port, 1, device)?;
-        let attached = virtio::add(&spec, &backend, &bus, &space)?;
+        let attached = virtio::add(&spec, &backend, &bus, &space, &output)?;
         Devices::fixed(backend.clone(), space.clone(), attached)
     };
-    let input = ConsoleInput::new(serial.clone());
+    let input = ConsoleInput::new(match virtio.console_input() {
+        Some(port) => Sink::Port(port),
+        None => Sink::Serial(serial.clone()),
+    });
     let vcpus = processors(&*backend, spec.cpus, &loaded.state)?;
     Ok(Machine {
         vcpus,

@@ -10,6 +10,7 @@ use umbra_irq::Unconnected;
 use umbra_pci::{Address, ConfigPorts, Ecam, HostBridge, RootBus, Windows};
 use umbra_slots::{AddressSpace, Gpa, GpaRange};
 
+use crate::console::Output;
 use crate::devices::Devices;
 use crate::error::{AddError, BuildError};
 use crate::layout;
@@ -33,6 +34,7 @@ pub fn add(
     bus: &Arc<Bus>,
     ports: &Ports,
     space: &Arc<AddressSpace>,
+    output: &Output,
     reset: (u16, PioDevice),
 ) -> Result<Arc<Devices>, BuildError> {
     let (first, last) = layout::PCI_WINDOW;
@@ -53,7 +55,13 @@ pub fn add(
 
     let line = backend.chip().line(layout::PCI_INTERRUPT);
     let line = line.unwrap_or_else(|| Arc::new(Unconnected));
-    let devices = Devices::on_pci(backend.clone(), space.clone(), root, line)?;
+    let devices = Devices::on_pci(
+        backend.clone(),
+        space.clone(),
+        root,
+        line,
+        (spec.memory, output.clone()),
+    )?;
     if let Some(hotplug) = devices.hotplug() {
         ports.insert(layout::PCI_HOTPLUG, PciHotplug::PORTS, hotplug.clone())?;
     }

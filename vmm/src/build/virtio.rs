@@ -8,20 +8,53 @@ use umbra_boot::VirtioMmio;
 use umbra_bus::Bus;
 use umbra_cpu::Backend;
 use umbra_devices::virtio::net::NetOptions;
-use umbra_devices::virtio::{Block, BlockOptions, Net, Rng};
+use umbra_devices::virtio::{BalloonControl, Block, BlockOptions, ConsoleControl, Net, Rng};
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_virtio::{Device, MmioTransport};
 
 use super::vsock;
+use crate::build::{balloon, console};
+use crate::console::Output;
 use crate::devices::Attached;
 use crate::error::{BuildError, NetError};
 use crate::layout;
 use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind, VirtioSpec};
+use crate::terminal::PortInput;
 
 /// Who works outside for a device, as long as it is there.
 pub type Helper = Option<Passt>;
+
+/// What changes a device while it runs.
+#[derive(Clone)]
+pub enum Control {
+    /// A balloon.
+    Balloon(BalloonControl),
+    /// A console device; where input goes if it has the machine's console.
+    Console(ConsoleControl, Option<Arc<PortInput>>),
+}
+
+/// A device before it has a place.
+pub struct Made {
+    /// The device.
+    pub device: Box<dyn Device>,
+    /// What changes it.
+    pub control: Option<Control>,
+    /// Who works for it.
+    pub helper: Helper,
+}
+
+impl Made {
+    /// One that is left to itself.
+    fn plain(device: impl Device + 'static) -> Self {
+        Self {
+            device: Box::new(device),
+            control: None,
+            helper: None,
+        }
+    }
+}
 
 /// Says where the devices behind memory will be.
 pub fn places(spec: &Spec) -> Vec<VirtioMmio> {
@@ -59,6 +92,7 @@ pub fn add(
     backend: &Arc<dyn Backend>,
     bus: &Bus,
     space: &Arc<AddressSpace>,
+    output: &Output,
 ) -> Result<Vec<Attached>, BuildError> {
     let mut lines = Lines {
         backend: &**backend,
@@ -66,10 +100,10 @@ pub fn add(
     };
     let mut attached = Vec::new();
     for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
-        let (device, helper) = device(wanted)?;
+        let made = make(wanted, output)?;
         let memory = DmaSpace::new(space.clone(), backend.dma());
         let line = lines.end(place.interrupt);
-        let transport = MmioTransport::new(device, memory, line);
+        let transport = MmioTransport::new(made.device, memory, line);
         let range = GpaRange::new(Gpa(place.address.into()), MmioTransport::LEN)
             .expect("a page of the layout");
         let id = bus.insert(range, transport.clone())?;
@@ -85,26 +119,44 @@ pub fn add(
             "a virtio device"
         );
         attached.push(Attached {
-            id: wanted.id.clone(),
-            kind: wanted.kind.name(),
+            spec: wanted.clone(),
             transport,
             address: None,
-            _helper: helper,
+            control: made.control,
+            _helper: made.helper,
         });
     }
     Ok(attached)
 }
 
 /// Makes a device, and what it has of the host.
-pub fn device(wanted: &VirtioSpec) -> Result<(Box<dyn Device>, Helper), BuildError> {
+pub fn make(wanted: &VirtioSpec, output: &Output) -> Result<Made, BuildError> {
+    let id = &wanted.id;
     Ok(match &wanted.kind {
-        VirtioKind::Rng => (Box::new(Rng::new()), None),
-        VirtioKind::Block(disk) => (Box::new(block(&wanted.id, disk)?), None),
+        VirtioKind::Rng => Made::plain(Rng::new()),
+        VirtioKind::Block(disk) => Made::plain(block(id, disk)?),
         VirtioKind::Net(net) => {
-            let (device, helper) = network(&wanted.id, net)?;
-            (Box::new(device), helper)
+            let (device, helper) = network(id, net)?;
+            Made {
+                helper,
+                ..Made::plain(device)
+            }
         }
-        VirtioKind::Vsock(spec) => (Box::new(vsock::device(&wanted.id, spec)?), None),
+        VirtioKind::Vsock(spec) => Made::plain(vsock::device(id, spec)?),
+        VirtioKind::Console(spec) => {
+            let (device, control, input) = console::make(id, spec, output)?;
+            Made {
+                control: Some(Control::Console(control, input)),
+                ..Made::plain(device)
+            }
+        }
+        VirtioKind::Balloon(spec) => {
+            let (device, control) = balloon::make(id, spec);
+            Made {
+                control: Some(Control::Balloon(control)),
+                ..Made::plain(device)
+            }
+        }
     })
 }
 

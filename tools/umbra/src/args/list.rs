@@ -29,6 +29,15 @@ pub fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, String>
     value.parse().map_err(refused)
 }
 
+/// Reads `on` or `off`.
+pub fn switch(key: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{key}={value:?} is neither on nor off")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 //! ```text
 //!   stdin ── reader ── Escape ── queue ── sender ──> ConsoleInput      Ctrl-A x, h, Ctrl-A
 //!   SIGTERM, SIGINT, SIGHUP, SIGQUIT ── signals ──> Handle::stop
+//!   SIGWINCH ── signals ──> Handle::resize_console
 //! ```
 //! The terminal is put back on every way out: [`Session::end`], dropping a [`Session`] while a panic
 //! unwinds, the panic hook (so that the message itself can be read), and a second signal to a
@@ -35,6 +36,7 @@ impl Session {
         // Signals first: one that came between would leave the terminal raw.
         let signals = Signals::start(handle.clone()).context("cannot handle signals")?;
         let raw = RawMode::enter().context("cannot put the terminal into raw mode")?;
+        terminal::tell_size(&handle);
         let keyboard =
             Keyboard::start(handle, raw.is_some()).context("cannot read the keyboard")?;
         Ok(Self {

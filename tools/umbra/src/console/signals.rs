@@ -1,11 +1,11 @@
-//! Signals that end the run, and the one that brings it back to the foreground.
+//! Signals that end the run, the one that brings it back to the foreground, and that of another size.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
 
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::{Handle as Close, Signals as Received};
 use umbra_vmm::Handle;
 
@@ -22,7 +22,7 @@ impl Signals {
     /// Starts the thread. The first signal ends the machine in good order, a second one the
     /// process at once.
     pub fn start(machine: Handle) -> io::Result<Self> {
-        let mut received = Received::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGCONT])?;
+        let mut received = Received::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGCONT, SIGWINCH])?;
         let close = received.handle();
         let first = Arc::new(AtomicI32::new(0));
         let theirs = Arc::clone(&first);
@@ -33,6 +33,7 @@ impl Signals {
                     match signal {
                         // The terminal may have gone meanwhile.
                         SIGCONT => drop(terminal::reenter()),
+                        SIGWINCH => terminal::tell_size(&machine),
                         _ if theirs.swap(signal, Ordering::Relaxed) == 0 => machine.stop(),
                         _ => {
                             terminal::restore();

@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::{Mutex, Once, PoisonError};
 
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use umbra_vmm::Handle;
 
 /// The terminal's settings before, while it is in raw mode. One process has one terminal; the
 /// panic hook and the signal thread must find it.
@@ -44,6 +45,13 @@ pub fn reenter() -> io::Result<()> {
         tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
     }
     Ok(())
+}
+
+/// Tells the machine how large the terminal is, if there is one.
+pub fn tell_size(machine: &Handle) {
+    if let Ok(size) = tcgetwinsize(io::stdin()) {
+        machine.resize_console(size.ws_col, size.ws_row);
+    }
 }
 
 /// Puts the terminal back, if it is in raw mode. Once is enough; more do no harm.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use umbra_vmm::{
-    AddError, Console, DiskSpec, Handle, Mac, Machine, NetHost, NetSpec, Outcome, Plan,
+    AddError, Console, DiskSpec, Handle, Mac, Machine, NetHost, NetSpec, Outcome, Plan, PlanError,
     RemoveError, Spec, VirtioKind, VirtioSpec,
 };
 
@@ -248,7 +248,8 @@ fn a_paused_machine_takes_devices_and_finds_them_later(name: &str) {
     let more = devices(bench.directory.path(), "more");
     bench.handle.add_device(&more[0]).unwrap();
     let refused = bench.handle.add_device(&more[0]).unwrap_err();
-    assert!(matches!(refused, AddError::SameId { .. }), "{refused}");
+    let same = matches!(refused, AddError::Plan(PlanError::SameId { .. }));
+    assert!(same, "{refused}");
     bench.handle.remove_device_at_once("first-blk").unwrap();
     assert!(bench.handle.wait_removed("first-blk", PATIENCE));
     assert!(!in_use(&bench.handle, "more-rng"));

@@ -9,9 +9,11 @@
 
 mod audit;
 mod bad_input;
+mod balloon;
 mod bare_metal;
 mod boot;
 mod churn;
+mod console;
 mod crash;
 mod dirty;
 mod hotplug;

@@ -11,6 +11,7 @@ pub mod program;
 mod pty;
 pub mod restless;
 pub mod screen;
+pub mod shell;
 pub mod stock;
 pub mod tools;
 pub mod userland;

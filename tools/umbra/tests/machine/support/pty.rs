@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
 /// Both ends of a pseudo-terminal.
 pub struct Terminal {
@@ -40,6 +40,17 @@ impl Terminal {
     /// Presses keys.
     pub fn press(&self, keys: &[u8]) {
         assert_eq!(rustix::io::write(&self.master, keys), Ok(keys.len()));
+    }
+
+    /// Makes it another size; whoever has it open is not told.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&self.master, size).unwrap();
     }
 
     /// Waits until a program has put the terminal into raw mode.

@@ -188,7 +188,14 @@ impl Bench {
             folder = self.folder.display(),
         );
         let output = Command::new("timeout")
-            .args([PATIENCE, "unshare", "--map-root-user", "--net", "--pid", "--fork"])
+            .args([
+                PATIENCE,
+                "unshare",
+                "--map-root-user",
+                "--net",
+                "--pid",
+                "--fork",
+            ])
             .args(["--kill-child", "sh", "-eu", "-c", &script])
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
