@@ -131,6 +131,22 @@ fn an_msr_that_cannot_change_may_be_listed_with_its_value() {
 }
 
 #[test]
+fn a_component_that_is_not_there_may_be_zero() {
+    let mut machine = machine();
+    let mut state = machine.vcpu().save().unwrap();
+    let initial = state.xsave.clone();
+    let avx = Component {
+        number: 2,
+        offset: 576,
+        len: 256,
+    };
+    state.xsave = XsaveImage::initial(vec![avx]).unwrap();
+    state.xsave.use_component(2).unwrap();
+    machine.vcpu().restore(&state).unwrap();
+    assert_eq!(machine.vcpu().save().unwrap().xsave, initial);
+}
+
+#[test]
 fn a_component_in_its_initial_configuration_is_initial_whatever_the_bytes_say() {
     let mut machine = machine();
     let mut state = machine.vcpu().save().unwrap();
@@ -480,7 +496,8 @@ fn exception(vector: u8, payload: Option<u64>, stage: Stage) -> Option<HeldExcep
 
 fn with_component(component: Component) -> XsaveImage {
     let mut image = XsaveImage::initial(vec![component]).expect("one component");
-    image.use_component(component.number).expect("it is listed");
+    let bytes = image.use_component(component.number);
+    bytes.expect("it is listed")[3] = 1;
     image
 }
 
@@ -513,6 +530,9 @@ fn the_stock_model_has_no_protection_keys() {
     let mut maximal = machine();
     let mut state = maximal.vcpu().save().unwrap();
     let mut stock = Machine::in_time(model::x86_64_v2(0, 1), Clock::starting_at(2 * NOW));
+    // Zero forbids nothing, as it is without them.
+    stock.vcpu().restore(&state).unwrap();
+    state.xsave.use_component(Component::PKRU).unwrap()[0] = 1;
     let error = stock.vcpu().restore(&state).unwrap_err();
     let CpuError::State(error) = error else {
         panic!("{error}")

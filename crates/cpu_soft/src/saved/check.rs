@@ -298,11 +298,17 @@ fn check_exception(exception: &HeldException) -> Result<()> {
 /// The legacy state of an image, whose components are all `known`.
 fn fx_area(image: &XsaveImage, known: u64) -> Result<FxArea> {
     let used = image.xstate_bv();
-    let unknown = used & !(known | component::X87 | component::SSE);
-    if unknown != 0 {
-        let number = unknown.trailing_zeros();
-        let why = "this processor does not have it";
-        require(false, Part::Xsave(number), used, why)?;
+    for component in image.components() {
+        // All that there are have zeros in their initial configuration (SDM vol. 1, 13.6), which is what a
+        // processor without them is in. A KVM says of some that they are used and means that.
+        let is_known = known >> component.number & 1 != 0;
+        let bytes = image.component(component.number).unwrap_or_default();
+        let is_initial = bytes.iter().all(|byte| *byte == 0);
+        let (what, why) = (
+            Part::Xsave(component.number),
+            "this processor does not have it",
+        );
+        require(is_known || is_initial, what, used, why)?;
     }
     let legacy = image.legacy();
     let mxcsr = u32::from_le_bytes([
