@@ -31,7 +31,7 @@ const STAYS: &str = "first";
 /// Reads whatever disk there is, all the time, and says which devices the bus has.
 const LOAD: &str = r#"
 stty -echo
-modprobe -a vmw_vsock_virtio_transport
+modprobe -a vmw_vsock_virtio_transport virtio_balloon
 (while :; do for d in /dev/vd?; do [ -b $d ] && dd if=$d of=/dev/null bs=64k iflag=direct 2>/dev/null; done; done) &
 (while :; do dd if=/dev/hwrng of=/dev/null bs=4096 count=16 2>/dev/null; done) &
 (while :; do for d in /sys/class/net/eth*; do ip link set ${d##*/} up; ping -c 1 -W 1 -I ${d##*/} 10.0.0.1; done 2>/dev/null >&2; done) &
@@ -98,13 +98,13 @@ fn devices(directory: &Path, prefix: &str) -> Vec<VirtioSpec> {
         VirtioKind::Rng,
         VirtioKind::Block(DiskSpec::new(disk)),
         VirtioKind::Net(net),
-        VirtioKind::Balloon(BalloonSpec::default()),
         VirtioKind::Console(ConsoleSpec {
             ports: vec![file("port")],
         }),
     ];
     if prefix != STAYS {
-        // A guest has one.
+        // Linux takes one of each.
+        kinds.push(VirtioKind::Balloon(BalloonSpec::default()));
         kinds.push(VirtioKind::Vsock(VsockSpec {
             cid: 3,
             path: directory.join("vsock"),
