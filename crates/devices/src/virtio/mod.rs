@@ -3,10 +3,12 @@
 
 pub mod block;
 pub mod net;
+pub mod pmem;
 pub mod rng;
 pub mod vsock;
 
 pub use block::{Block, BlockControl, BlockOptions};
 pub use net::Net;
+pub use pmem::Pmem;
 pub use rng::Rng;
 pub use vsock::{Vsock, VsockOptions};
