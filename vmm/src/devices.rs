@@ -34,7 +34,7 @@ use umbra_pci::{Address, RootBus, Unplugged};
 use umbra_slots::{AddressSpace, DmaSpace};
 use umbra_virtio::{PciTransport, Transport};
 
-use crate::build::{self, Helper};
+use crate::build::{self, Helper, HighMemory, Made, Surroundings};
 use crate::error::{AddError, BuildError, PlanError, RemoveError};
 use crate::layout;
 use crate::plan;
@@ -50,7 +50,7 @@ pub struct Attached {
     pub transport: Arc<dyn Transport>,
     /// Where it is, if it is a PCI function.
     pub address: Option<Address>,
-    /// Who works for it outside.
+    /// What it has outside.
     pub _helper: Helper,
 }
 
@@ -115,6 +115,8 @@ struct Pci {
     /// Both are there until the end.
     leavers: Option<Sender<Leaver>>,
     thread: Option<JoinHandle<()>>,
+    /// Where memory is that comes with them.
+    high: Arc<HighMemory>,
 }
 
 /// All of them.
@@ -148,7 +150,7 @@ impl Devices {
     /// devices yet.
     pub fn on_pci(
         backend: Arc<dyn Backend>,
-        space: Arc<AddressSpace>,
+        (space, high): (Arc<AddressSpace>, Arc<HighMemory>),
         root: Arc<RootBus>,
         line: Arc<dyn Line>,
     ) -> Result<Arc<Self>, BuildError> {
@@ -174,6 +176,7 @@ impl Devices {
                 hotplug: Arc::new(PciHotplug::new(line, on_eject)),
                 leavers: Some(leavers),
                 thread: Some(thread),
+                high,
             };
             Self {
                 backend,
@@ -240,7 +243,11 @@ impl Devices {
                 max: layout::PCI_MAX,
             })?
         };
-        let (device, helper) = build::device(spec)?;
+        let around = Surroundings {
+            space: &self.space,
+            high: &pci.high,
+        };
+        let Made { device, helper } = build::make(spec, &around)?;
         let memory = DmaSpace::new(self.space.clone(), self.backend.dma());
         let (msi, doorbells) = (self.backend.msi(), self.backend.doorbells());
         let transport = PciTransport::new(device, memory, msi, doorbells)

@@ -50,15 +50,15 @@ mod tests;
 pub use console::Console;
 pub use devices::VirtioInfo;
 pub use driver::Ended;
-pub use error::{AddError, BuildError, NetError, PlanError, RemoveError, RunError};
+pub use error::{AddError, BuildError, NetError, PlanError, PmemError, RemoveError, RunError};
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;
 pub use policy::{Outcome, Paused};
 pub use spec::{
     Backend, BackingFiles, Bucket, Cache, ConfigFile, Content, CpuModel, DiskSpec, EngineKind,
-    Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec, Spec, Verify, VirtioKind,
-    VirtioSpec, VsockSpec,
+    Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec, PmemSpec, Spec, Verify,
+    VirtioKind, VirtioSpec, VsockSpec,
 };
 
 pub use build::probe;

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use umbra_boot::layout::MIN_RAM;
 use umbra_devices::virtio::vsock::VSOCK_PATH_MAX;
-use umbra_devices::virtio::{Net, Vsock};
+use umbra_devices::virtio::{Net, Pmem, Vsock};
 
 use crate::error::PlanError;
 use crate::layout;
-use crate::spec::{Backend, NetHost, NetSpec, Spec, Verify, VirtioKind, VirtioSpec, VsockSpec};
+use crate::spec::{
+    Backend, NetHost, NetSpec, PmemSpec, Spec, Verify, VirtioKind, VirtioSpec, VsockSpec,
+};
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
 const MAX_CPUS: u32 = 255;
@@ -148,6 +150,7 @@ pub fn check_device(device: &VirtioSpec) -> Result<(), PlanError> {
     match &device.kind {
         VirtioKind::Net(net) => check_net(id, net),
         VirtioKind::Vsock(vsock) => check_vsock(id, vsock),
+        VirtioKind::Pmem(pmem) => check_pmem(id, pmem),
         VirtioKind::Rng | VirtioKind::Block(_) => Ok(()),
     }
 }
@@ -169,6 +172,18 @@ fn check_net(id: &str, net: &NetSpec) -> Result<(), PlanError> {
             mtu,
             min: MIN_MTU,
         }),
+        _ => Ok(()),
+    }
+}
+
+fn check_pmem(id: &str, pmem: &PmemSpec) -> Result<(), PlanError> {
+    match pmem.size {
+        Some(size) if size == 0 || !size.is_multiple_of(Pmem::ALIGNMENT) => {
+            Err(PlanError::PmemSize {
+                id: id.to_owned(),
+                size,
+            })
+        }
         _ => Ok(()),
     }
 }
@@ -312,6 +327,22 @@ mod tests {
             Plan::new(two),
             Err(PlanError::SecondVsock { id: "w".into() })
         );
+    }
+
+    #[test]
+    fn persistent_memory_is_a_multiple_of_2_mib() {
+        let with = |size| {
+            let pmem = PmemSpec {
+                size,
+                ..PmemSpec::new("/f")
+            };
+            Plan::new(Spec::new("kernel").virtio("p", VirtioKind::Pmem(pmem)))
+        };
+        assert!(with(None).is_ok() && with(Some(2 << 20)).is_ok());
+        for size in [0, 1 << 20, u64::MAX] {
+            let id = "p".into();
+            assert_eq!(with(Some(size)), Err(PlanError::PmemSize { id, size }));
+        }
     }
 
     #[test]

@@ -105,6 +105,8 @@ pub enum VirtioKind {
     Net(NetSpec),
     /// Sockets between programs of the guest and of the host.
     Vsock(VsockSpec),
+    /// A file of the host as memory.
+    Pmem(PmemSpec),
 }
 
 impl VirtioKind {
@@ -115,6 +117,7 @@ impl VirtioKind {
             Self::Block(_) => "blk",
             Self::Net(_) => "net",
             Self::Vsock(_) => "vsock",
+            Self::Pmem(_) => "pmem",
         }
     }
 }
@@ -216,6 +219,29 @@ pub struct VsockSpec {
     /// A unix socket that is made: programs connect there, and say `CONNECT PORT`. Who serves port N for the
     /// guest has a unix socket at this path with `_N` behind it.
     pub path: PathBuf,
+}
+
+/// A file of the host that the guest has as memory, above its RAM. Nobody may truncate it meanwhile: that ends
+/// the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PmemSpec {
+    /// The file, or the host's block device.
+    pub path: PathBuf,
+    /// The guest may only read it. What it writes all the same is lost, without a word to it.
+    pub read_only: bool,
+    /// How many bytes of it, from its beginning, are shown; all if there is no number. A multiple of 2 MiB.
+    pub size: Option<u64>,
+}
+
+impl PmemSpec {
+    /// All of a file that can be written.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            read_only: false,
+            size: None,
+        }
+    }
 }
 
 /// A virtio device.

@@ -3,9 +3,11 @@
 mod backend;
 mod devices;
 mod fw_cfg;
+mod high;
 mod images;
 mod memory;
 mod pci;
+mod pmem;
 mod virtio;
 mod vsock;
 
@@ -31,7 +33,8 @@ use crate::plan::Plan;
 use crate::spec::Spec;
 
 pub use backend::probe;
-pub use virtio::{Helper, device};
+pub use high::HighMemory;
+pub use virtio::{Helper, Made, Surroundings, make};
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {

@@ -14,14 +14,64 @@ use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_virtio::{Device, MmioTransport};
 
-use super::vsock;
+use super::high::{HighMemory, Shown};
+use super::{pmem, vsock};
 use crate::devices::Attached;
 use crate::error::{BuildError, NetError};
 use crate::layout;
 use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind, VirtioSpec};
 
-/// Who works outside for a device, as long as it is there.
-pub type Helper = Option<Passt>;
+/// What a device has outside, as long as it is there. Fields are dropped in their order.
+#[derive(Default)]
+pub struct Helper {
+    /// Who works for it.
+    _passt: Option<Passt>,
+    /// Its memory.
+    _memory: Option<Shown>,
+}
+
+impl Helper {
+    /// Memory of the map that is the device's.
+    pub fn memory(shown: Shown) -> Self {
+        Self {
+            _memory: Some(shown),
+            ..Self::default()
+        }
+    }
+
+    fn passt(passt: Option<Passt>) -> Self {
+        Self {
+            _passt: passt,
+            ..Self::default()
+        }
+    }
+}
+
+/// What a device finds around it.
+pub struct Surroundings<'a> {
+    /// The map.
+    pub space: &'a Arc<AddressSpace>,
+    /// Where in it there is room.
+    pub high: &'a Arc<HighMemory>,
+}
+
+/// A device that has no place yet, and what it has outside.
+pub struct Made {
+    /// The device.
+    pub device: Box<dyn Device>,
+    /// Dropped when the device has gone.
+    pub helper: Helper,
+}
+
+impl Made {
+    /// One that has nothing outside.
+    fn plain(device: impl Device + 'static) -> Self {
+        Self {
+            device: Box::new(device),
+            helper: Helper::default(),
+        }
+    }
+}
 
 /// Says where the devices behind memory will be.
 pub fn places(spec: &Spec) -> Vec<VirtioMmio> {
@@ -64,9 +114,11 @@ pub fn add(
         backend: &**backend,
         shared: HashMap::new(),
     };
+    let high = HighMemory::new(spec.memory, backend.physical_bits());
+    let around = Surroundings { space, high: &high };
     let mut attached = Vec::new();
     for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
-        let (device, helper) = device(wanted)?;
+        let Made { device, helper } = make(wanted, &around)?;
         let memory = DmaSpace::new(space.clone(), backend.dma());
         let line = lines.end(place.interrupt);
         let transport = MmioTransport::new(device, memory, line);
@@ -95,16 +147,22 @@ pub fn add(
     Ok(attached)
 }
 
-/// Makes a device, and what it has of the host.
-pub fn device(wanted: &VirtioSpec) -> Result<(Box<dyn Device>, Helper), BuildError> {
+/// Makes a device, and what it has of the host. Waits for processors where memory comes or, after a failure,
+/// goes: the caller holds no lock that one may want.
+pub fn make(wanted: &VirtioSpec, around: &Surroundings<'_>) -> Result<Made, BuildError> {
+    let id = &wanted.id;
     Ok(match &wanted.kind {
-        VirtioKind::Rng => (Box::new(Rng::new()), None),
-        VirtioKind::Block(disk) => (Box::new(block(&wanted.id, disk)?), None),
+        VirtioKind::Rng => Made::plain(Rng::new()),
+        VirtioKind::Block(disk) => Made::plain(block(id, disk)?),
         VirtioKind::Net(net) => {
-            let (device, helper) = network(&wanted.id, net)?;
-            (Box::new(device), helper)
+            let (device, passt) = network(id, net)?;
+            Made {
+                helper: Helper::passt(passt),
+                ..Made::plain(device)
+            }
         }
-        VirtioKind::Vsock(spec) => (Box::new(vsock::device(&wanted.id, spec)?), None),
+        VirtioKind::Vsock(spec) => Made::plain(vsock::device(id, spec)?),
+        VirtioKind::Pmem(spec) => pmem::make(id, spec, around)?,
     })
 }
 
@@ -134,7 +192,7 @@ fn block(id: &str, spec: &DiskSpec) -> Result<Block, BuildError> {
 }
 
 /// Makes a network device, and starts who speaks for it.
-fn network(id: &str, spec: &NetSpec) -> Result<(Net, Helper), BuildError> {
+fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError> {
     let mac = spec.mac.unwrap_or_else(Mac::random);
     let (ports, helper) = connect(&spec.host, mac, spec.mtu).map_err(|source| BuildError::Net {
         id: id.to_owned(),
@@ -154,7 +212,7 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, Helper), BuildError> {
 
 type Ports = Vec<Box<dyn Port>>;
 
-fn connect(host: &NetHost, mac: Mac, mtu: Option<u16>) -> Result<(Ports, Helper), NetError> {
+fn connect(host: &NetHost, mac: Mac, mtu: Option<u16>) -> Result<(Ports, Option<Passt>), NetError> {
     let one = |stream: Stream| vec![Box::new(stream) as Box<dyn Port>];
     Ok(match host {
         NetHost::Tap { name, queues } => {
