@@ -18,7 +18,7 @@ struct Target {
     max_len: u32,
 }
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 7] = [
     Target {
         name: "mmu",
         max_len: 4096,
@@ -41,6 +41,10 @@ const TARGETS: [Target; 6] = [
     },
     Target {
         name: "vsock",
+        max_len: 1024,
+    },
+    Target {
+        name: "pmem",
         max_len: 1024,
     },
 ];
