@@ -35,7 +35,7 @@ use umbra_pci::{Address, RootBus, Unplugged};
 use umbra_slots::{AddressSpace, DmaSpace};
 use umbra_virtio::{PciTransport, Transport};
 
-use crate::build::{self, Control, Helper};
+use crate::build::{self, Control, Helper, HighMemory, Surroundings};
 use crate::console::Output;
 use crate::error::{AddError, BuildError, RemoveError};
 use crate::layout;
@@ -53,7 +53,7 @@ pub struct Attached {
     pub address: Option<Address>,
     /// What changes it while it runs.
     pub control: Option<Control>,
-    /// Who works for it outside.
+    /// What it has outside.
     pub _helper: Helper,
 }
 
@@ -122,6 +122,8 @@ struct Pci {
     /// Both are there until the end.
     leavers: Option<Sender<Leaver>>,
     thread: Option<JoinHandle<()>>,
+    /// Where memory is that comes with them.
+    high: Arc<HighMemory>,
 }
 
 /// All of them.
@@ -155,7 +157,7 @@ impl Devices {
     /// devices yet.
     pub fn on_pci(
         backend: Arc<dyn Backend>,
-        space: Arc<AddressSpace>,
+        (space, high): (Arc<AddressSpace>, Arc<HighMemory>),
         root: Arc<RootBus>,
         line: Arc<dyn Line>,
         (memory, output): (u64, Output),
@@ -184,6 +186,7 @@ impl Devices {
                 hotplug: Arc::new(PciHotplug::new(line, on_eject)),
                 leavers: Some(leavers),
                 thread: Some(thread),
+                high,
             };
             Self {
                 backend,
@@ -283,7 +286,12 @@ impl Devices {
             let free = state.free_address(&pci.root);
             free.expect("there are fewer devices than places")
         };
-        let made = build::make(spec, &pci.output)?;
+        let around = Surroundings {
+            space: &self.space,
+            high: &pci.high,
+            output: &pci.output,
+        };
+        let made = build::make(spec, &around)?;
         let memory = DmaSpace::new(self.space.clone(), self.backend.dma());
         let (msi, doorbells) = (self.backend.msi(), self.backend.doorbells());
         let transport = PciTransport::new(made.device, memory, msi, doorbells)

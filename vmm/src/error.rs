@@ -125,6 +125,16 @@ pub enum PlanError {
         /// The device.
         id: String,
     },
+    /// Persistent memory of a size that no guest could map.
+    #[error(
+        "the persistent memory {id:?} is a multiple of 2 MiB, not {size} bytes; round the size"
+    )]
+    PmemSize {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        size: u64,
+    },
     /// A console device has too few ports, or too many.
     #[error("the console device {id:?} has 1 to {max} ports, not {ports}")]
     Ports {
@@ -277,6 +287,15 @@ pub enum BuildError {
         #[source]
         source: VsockError,
     },
+    /// A file cannot be persistent memory.
+    #[error("the persistent memory {id:?} cannot be used")]
+    Pmem {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: PmemError,
+    },
     /// The host refused what a virtio device needs.
     #[error("the host refused what the device {id:?} needs; raise the limit of open files")]
     Virtio {
@@ -385,6 +404,61 @@ pub enum NetError {
     /// Nobody at the socket.
     #[error(transparent)]
     Stream(#[from] StreamError),
+}
+
+/// Why a file cannot be persistent memory of a guest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PmemError {
+    /// It cannot be opened, or somebody else has it.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Guests map 2 MiB at a time.
+    #[error(
+        "the file {path} has {len} bytes, and a guest maps whole 2 MiB only: make it longer with \
+         `truncate -s {good} {path}`, or say how much of it is shown (size=)"
+    )]
+    Size {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Its length.
+        len: u64,
+        /// A length that is good.
+        good: u64,
+    },
+    /// There is less of it than wanted.
+    #[error("the file {path} has {len} bytes, and {wanted} were to be shown; make it longer")]
+    TooShort {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Its length.
+        len: u64,
+        /// What was asked for.
+        wanted: u64,
+    },
+    /// The host refused something.
+    #[error(
+        "the host refused what the file {path} needs; raise the limits of open files and processes"
+    )]
+    Host {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Its error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host does not map it.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The guest's physical addresses are used up.
+    #[error("the processor's physical addresses have no room for {len} bytes more; show less")]
+    NoRoom {
+        /// How many.
+        len: u64,
+    },
+    /// The map refused it: too many pieces of memory.
+    #[error(transparent)]
+    Map(#[from] SlotError),
 }
 
 /// Why a machine ended that the guest did not end.

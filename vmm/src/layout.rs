@@ -47,6 +47,16 @@ pub const PCI_INTERRUPT: u32 = 9;
 /// How many functions there can be beside the host bridge.
 pub const PCI_MAX: usize = 31;
 
+/// What memory of devices above RAM begins at multiples of: guests with huge pages and those with large memory
+/// blocks take it as it is.
+pub const HIGH_ALIGNMENT: u64 = 1 << 30;
+
+/// Returns the first address for memory of devices in a machine with `memory` bytes of RAM.
+pub fn high(memory: u64) -> u64 {
+    let end = HOLE_END + memory.saturating_sub(HOLE);
+    end.next_multiple_of(HIGH_ALIGNMENT)
+}
+
 /// A range of guest-physical RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ram {

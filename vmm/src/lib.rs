@@ -51,7 +51,9 @@ mod tests;
 pub use console::Console;
 pub use devices::VirtioInfo;
 pub use driver::Ended;
-pub use error::{AddError, BuildError, NetError, PlanError, PortError, RemoveError, RunError};
+pub use error::{
+    AddError, BuildError, NetError, PlanError, PmemError, PortError, RemoveError, RunError,
+};
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;
@@ -59,7 +61,7 @@ pub use policy::{Outcome, Paused};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
     DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec,
-    PortEnd, PortSpec, Spec, Verify, VirtioKind, VirtioSpec, VsockSpec,
+    PmemSpec, PortEnd, PortSpec, Spec, Verify, VirtioKind, VirtioSpec, VsockSpec,
 };
 
 pub use build::probe;

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use umbra_boot::layout::MIN_RAM;
 use umbra_devices::virtio::vsock::VSOCK_PATH_MAX;
-use umbra_devices::virtio::{Console, Net, Vsock};
+use umbra_devices::virtio::{Console, Net, Pmem, Vsock};
 
 use crate::error::PlanError;
 use crate::layout;
 use crate::spec::{
-    Backend, BalloonSpec, ConsoleSpec, NetHost, NetSpec, PortEnd, Spec, Verify, VirtioKind,
-    VirtioSpec, VsockSpec,
+    Backend, BalloonSpec, ConsoleSpec, NetHost, NetSpec, PmemSpec, PortEnd, Spec, Verify,
+    VirtioKind, VirtioSpec, VsockSpec,
 };
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
@@ -119,6 +119,7 @@ pub fn check_virtio<'a>(
         match &device.kind {
             VirtioKind::Rng | VirtioKind::Block(_) => {}
             VirtioKind::Net(net) => check_net(id, net)?,
+            VirtioKind::Pmem(pmem) => check_pmem(id, pmem)?,
             VirtioKind::Vsock(_) if std::mem::replace(&mut has_vsock, true) => {
                 return Err(PlanError::SecondVsock { id: id.clone() });
             }
@@ -216,6 +217,18 @@ fn check_balloon(id: &str, balloon: &BalloonSpec, memory: u64) -> Result<(), Pla
         });
     }
     Ok(())
+}
+
+fn check_pmem(id: &str, pmem: &PmemSpec) -> Result<(), PlanError> {
+    match pmem.size {
+        Some(size) if size == 0 || !size.is_multiple_of(Pmem::ALIGNMENT) => {
+            Err(PlanError::PmemSize {
+                id: id.to_owned(),
+                size,
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -374,6 +387,22 @@ mod tests {
         for size in [64 << 20, u64::MAX] {
             let (id, memory) = ("b".into(), 64 << 20);
             assert_eq!(with(size), Err(PlanError::Balloon { id, size, memory }));
+        }
+    }
+
+    #[test]
+    fn persistent_memory_is_a_multiple_of_2_mib() {
+        let with = |size| {
+            let pmem = PmemSpec {
+                size,
+                ..PmemSpec::new("/f")
+            };
+            Plan::new(Spec::new("kernel").virtio("p", VirtioKind::Pmem(pmem)))
+        };
+        assert!(with(None).is_ok() && with(Some(2 << 20)).is_ok());
+        for size in [0, 1 << 20, u64::MAX] {
+            let id = "p".into();
+            assert_eq!(with(Some(size)), Err(PlanError::PmemSize { id, size }));
         }
     }
 

@@ -109,6 +109,8 @@ pub enum VirtioKind {
     Balloon(BalloonSpec),
     /// Consoles, and ports of bytes.
     Console(ConsoleSpec),
+    /// A file of the host as memory.
+    Pmem(PmemSpec),
 }
 
 impl VirtioKind {
@@ -121,6 +123,7 @@ impl VirtioKind {
             Self::Vsock(_) => "vsock",
             Self::Balloon(_) => "balloon",
             Self::Console(_) => "console",
+            Self::Pmem(_) => "pmem",
         }
     }
 }
@@ -242,6 +245,29 @@ impl Default for BalloonSpec {
             size: 0,
             deflate_on_oom: true,
             free_page_reporting: true,
+        }
+    }
+}
+
+/// A file of the host that the guest has as memory, above its RAM. Nobody may truncate it meanwhile: that ends
+/// the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PmemSpec {
+    /// The file, or the host's block device.
+    pub path: PathBuf,
+    /// The guest may only read it. What it writes all the same is lost, without a word to it.
+    pub read_only: bool,
+    /// How many bytes of it, from its beginning, are shown; all if there is no number. A multiple of 2 MiB.
+    pub size: Option<u64>,
+}
+
+impl PmemSpec {
+    /// All of a file that can be written.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            read_only: false,
+            size: None,
         }
     }
 }

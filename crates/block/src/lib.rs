@@ -47,4 +47,4 @@ pub use engine::{Completion, Durability, Engine, EngineKind, Job, Operation};
 pub use error::OpenError;
 pub use limiter::{Bucket, Limiter, Limits};
 pub use memory::{Access, Buffers, OutOfReach};
-pub use open::{BackingFiles, DiskOptions, Format, open};
+pub use open::{BackingFiles, DiskOptions, Format, open, open_file};

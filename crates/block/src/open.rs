@@ -63,7 +63,11 @@ pub fn open(path: &Path, options: &DiskOptions) -> Result<Arc<dyn Disk>, OpenErr
     }
 }
 
-pub(crate) fn open_file(path: &Path, options: &DiskOptions) -> Result<File, OpenError> {
+/// Opens the file of a raw disk as [`open`] does, for whoever maps it.
+///
+/// # Errors
+/// If the host refuses, it is neither a regular file nor a block device, or somebody else has it.
+pub fn open_file(path: &Path, options: &DiskOptions) -> Result<File, OpenError> {
     let mut flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     if options.direct {
         flags |= libc::O_DIRECT;

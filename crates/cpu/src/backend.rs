@@ -27,6 +27,9 @@ pub trait Backend: Send + Sync {
     /// If the host refuses.
     fn vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, CpuError>;
 
+    /// Returns the width of physical addresses, as CPUID tells the guest.
+    fn physical_bits(&self) -> u32;
+
     /// Returns the interrupt lines by the numbers that the ACPI tables use: below 16 those of ISA.
     fn chip(&self) -> &dyn Chip;
 

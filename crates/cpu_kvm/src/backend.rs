@@ -318,6 +318,10 @@ impl Backend for KvmBackend {
         Ok(Box::new(KvmVcpu::new(fd, machine, requests, pic, saver)))
     }
 
+    fn physical_bits(&self) -> u32 {
+        self.cpuid.physical_bits()
+    }
+
     fn chip(&self) -> &dyn Chip {
         self.irqchip.chip()
     }

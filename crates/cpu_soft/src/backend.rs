@@ -69,6 +69,10 @@ impl Backend for SoftBackend {
         Ok(Box::new(vcpu))
     }
 
+    fn physical_bits(&self) -> u32 {
+        self.config.cpuid[0].physical_bits()
+    }
+
     fn chip(&self) -> &dyn Chip {
         &self.chipset.chips
     }

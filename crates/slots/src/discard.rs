@@ -4,7 +4,7 @@
 //!   DmaMemory::discard(range)
 //!     whole pages of RAM that the guest may write     a hole in the region's file, slot by slot
 //!     then DmaMark::mark_dirty                         as after any store of a device
-//!     the rest: I/O windows, holes, read-only RAM      left alone, and counted
+//!     I/O windows, holes, read-only RAM, files         left alone, and counted
 //! ```
 //!
 //! RAM is a file that is mapped shared, so what is freed is a piece of the file: every mapping of it, also
@@ -59,7 +59,9 @@ impl DmaMemory {
     /// Returns how many of `wanted` bytes are of one kind, and the RAM if they are RAM to be discarded.
     fn piece_at(&self, gpa: Gpa, wanted: u64) -> (u64, Option<RamTarget<'_>>) {
         match self.map().resolve(gpa) {
-            Target::Ram(ram) if !ram.read_only => (ram.remaining.min(wanted), Some(ram)),
+            Target::Ram(ram) if !ram.read_only && !is_of_file(&ram) => {
+                (ram.remaining.min(wanted), Some(ram))
+            }
             Target::Ram(RamTarget { remaining, .. }) | Target::Io { remaining, .. } => {
                 (remaining.min(wanted), None)
             }
@@ -80,6 +82,11 @@ impl DmaMemory {
         DmaMark::new(self, gpa).mark_dirty(0, len as usize);
         result
     }
+}
+
+/// A hole in a file of the host's would be data that is lost.
+fn is_of_file(ram: &RamTarget<'_>) -> bool {
+    matches!(ram.slot.backing(), Backing::Ram { region, .. } if region.is_of_file())
 }
 
 #[cfg(test)]

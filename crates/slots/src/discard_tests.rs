@@ -8,8 +8,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::{
-    AccessError, AddressSpace, Dma, DmaSpace, Flags, HugePages, IoId, Options, RamOptions,
-    RamRegion, SlotId,
+    AccessError, AddressSpace, Dma, DmaSpace, FileAccess, Flags, HugePages, IoId, Options,
+    RamOptions, RamRegion, SlotId,
 };
 
 /// Remembers what was reported.
@@ -154,6 +154,30 @@ fn only_whole_pages_are_discarded() {
         assert_eq!(bench.discard(start, len).freed, freed, "{start:#x}");
         assert_eq!(bench.empty(), expected, "{start:#x}");
     }
+}
+
+#[test]
+fn a_file_of_the_hosts_keeps_its_bytes() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(0x2000).unwrap();
+    let region = RamRegion::of_file(file, 0x2000, FileAccess::ReadWrite).unwrap();
+    let bench = bench();
+    let added = bench.space.update("a file", |e| {
+        e.add_ram(Gpa(0x10_0000), region, 0, 0x2000, Flags::default())
+    });
+    added.unwrap().wait();
+    let map = bench.space.load();
+    map.write(Gpa(0x10_0000), &[7; 0x2000]).unwrap();
+    let memory = DmaSpace::new(bench.space.clone(), bench.followers.clone()).memory();
+    let range = GpaRange::new(Gpa(0x10_0000), 0x2000).unwrap();
+    let ignored = Discarded {
+        freed: 0,
+        ignored: 0x2000,
+    };
+    assert_eq!(memory.discard(range).unwrap(), ignored);
+    let mut bytes = [0; 0x2000];
+    map.read(Gpa(0x10_0000), &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 0x2000]);
 }
 
 #[test]

@@ -34,7 +34,8 @@ impl Editor {
     ///
     /// # Errors
     /// Anything not a multiple of 4 KiB, a range outside the region or the physical space, an
-    /// overlap, too many slots, or a host that will not map the part.
+    /// overlap, too many slots, a slot to write of a region that is only read, or a host that will not
+    /// map the part.
     pub fn add_ram(
         &mut self,
         start: Gpa,
@@ -46,6 +47,7 @@ impl Editor {
         let range = ram_range(start, len)?;
         aligned("offset", offset)?;
         inside(&region, offset, len)?;
+        allowed(&region, flags)?;
         self.free(range, None)?;
         self.room()?;
         let view = region.view(offset, len)?;
@@ -124,12 +126,16 @@ impl Editor {
     /// Changes what may be done with a RAM slot. Turning the dirty log on begins a clean one.
     ///
     /// # Errors
-    /// If there is no such slot, or it is a window.
+    /// If there is no such slot, it is a window, or its region is only read and it would be written.
     pub fn set_flags(&mut self, id: SlotId, flags: Flags) -> Result<(), SlotError> {
         let index = self.index(id)?;
-        let Backing::Ram { flags: now, .. } = &mut self.slots[index].backing else {
+        let Backing::Ram {
+            region, flags: now, ..
+        } = &mut self.slots[index].backing
+        else {
             return Err(SlotError::NotRam(id));
         };
+        allowed(region, flags)?;
         *now = flags;
         Ok(())
     }
@@ -202,4 +208,11 @@ fn inside(region: &RamRegion, offset: u64, len: u64) -> Result<(), SlotError> {
             region_len: region.len(),
         }),
     }
+}
+
+fn allowed(region: &RamRegion, flags: Flags) -> Result<(), SlotError> {
+    if region.is_read_only() && !flags.read_only {
+        return Err(SlotError::ReadOnlyRegion);
+    }
+    Ok(())
 }

@@ -73,6 +73,9 @@ pub enum SlotError {
         /// Size of the region.
         region_len: u64,
     },
+    /// The region cannot be written, and so no slot of it.
+    #[error("a file that is only read cannot be a slot that is written; make the slot read-only")]
+    ReadOnlyRegion,
     /// The host would not map a part of the region.
     #[error(transparent)]
     Ram(#[from] RamError),
@@ -101,10 +104,18 @@ pub enum RamError {
         #[source]
         source: std::io::Error,
     },
+    /// A file ends before what was to be shown of it does.
+    #[error("a file of {file_len:#x} bytes cannot be {len:#x} bytes of guest RAM")]
+    FileTooShort {
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes that it has.
+        file_len: u64,
+    },
     /// The region could not be mapped.
     #[error(
         "mapping {len:#x} bytes of guest RAM failed: huge pages must be reserved in \
-         /proc/sys/vm/nr_hugepages, and ulimit -v allow the length"
+         /proc/sys/vm/nr_hugepages, a file be open for what is done with it, and ulimit -v allow the length"
     )]
     Map {
         /// Bytes asked for.

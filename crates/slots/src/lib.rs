@@ -41,7 +41,7 @@ pub use dma_memory::{DmaMark, DmaMemory, DmaSpace};
 pub use editor::Editor;
 pub use error::{AccessError, RamError, SlotError};
 pub use listener::{Change, Listener, Wait};
-pub use ram::{HugePages, RamOptions, RamRegion};
+pub use ram::{FileAccess, HugePages, RamOptions, RamRegion};
 pub use range::GpaRange;
 pub use slot::{Backing, Flags, Slot, SlotId};
 pub use snapshot::{GuestMemory, RamTarget, Snapshot, Target};
@@ -49,5 +49,7 @@ pub use space::{AddressSpace, Guard, Hold, Options, Stale, Updated};
 
 #[cfg(test)]
 mod edge_tests;
+#[cfg(test)]
+mod file_tests;
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,17 @@
-//! Guest RAM: a memfd mapped shared, so that other processes can be given it.
+//! Guest RAM: a memfd mapped shared, so that other processes can be given it; or a file of the host, whose
+//! bytes are what the guest finds.
+//!
+//! **A file that becomes shorter.** Who touches a page behind the end of a mapped file gets SIGBUS, and so does
+//! who writes to a hole of a file for which the host has no room left. Nothing here catches that: it ends the
+//! process. Linux cannot keep others from truncating a file (only a memfd can be sealed), so whoever maps one
+//! locks it, and has to know who else may write it.
 
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, ftruncate, memfd_create, seek};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
@@ -46,6 +52,69 @@ pub struct RamOptions {
     pub prefault: bool,
 }
 
+/// What may be done with a file of the host that a guest is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileAccess {
+    /// It is read. Every slot of such a region is read-only, and nothing here can write it.
+    Read,
+    /// What is written is in the file: at once for who reads it, and to stay when it is synchronised.
+    ReadWrite,
+}
+
+/// How a region is mapped, and every part of it.
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    prot: i32,
+    flags: i32,
+    hugetlbfs: bool,
+    /// It is a file of the host's, and not memory of its own.
+    of_file: bool,
+}
+
+const PROT_READ: i32 = 0x1;
+const PROT_WRITE: i32 = 0x2;
+const MAP_SHARED: i32 = 0x1;
+const MAP_PRIVATE: i32 = 0x2;
+const MAP_NORESERVE: i32 = 0x4000;
+const MAP_POPULATE: i32 = 0x8000;
+
+impl Mapping {
+    fn memory(huge: HugePages) -> Self {
+        let reserve = match huge {
+            // Without a reservation the first touch of a page that is not there would be SIGBUS.
+            HugePages::Hugetlbfs => 0,
+            HugePages::No | HugePages::Transparent => MAP_NORESERVE,
+        };
+        Self {
+            prot: PROT_READ | PROT_WRITE,
+            flags: MAP_SHARED | reserve,
+            hugetlbfs: huge == HugePages::Hugetlbfs,
+            of_file: false,
+        }
+    }
+
+    fn file(access: FileAccess) -> Self {
+        let (prot, sharing) = match access {
+            FileAccess::Read => (PROT_READ, MAP_PRIVATE),
+            FileAccess::ReadWrite => (PROT_READ | PROT_WRITE, MAP_SHARED),
+        };
+        Self {
+            prot,
+            flags: sharing | MAP_NORESERVE,
+            hugetlbfs: false,
+            of_file: true,
+        }
+    }
+
+    /// The same with all pages taken at once.
+    fn prefaulted(self) -> Self {
+        Self {
+            flags: self.flags | MAP_POPULATE,
+            ..self
+        }
+    }
+}
+
 /// A piece of guest RAM: host memory behind a file descriptor, mapped once.
 ///
 /// Lives as long as some snapshot, or some user, holds its `Arc`.
@@ -53,7 +122,7 @@ pub struct RamOptions {
 pub struct RamRegion {
     map: Arc<MmapRegion<DirtyLog>>,
     file: FileOffset,
-    huge: HugePages,
+    mapping: Mapping,
 }
 
 impl RamRegion {
@@ -69,16 +138,54 @@ impl RamRegion {
         } = options;
         let size = checked_size(len, huge)?;
         let file = FileOffset::new(memory_file(len, huge, prefault)?, 0);
+        let mapping = Mapping::memory(huge);
         // The log grows with the length: a host that will not map so much is asked before.
-        drop(map(&file, size, false, huge, ())?);
-        let map = map(&file, size, prefault, huge, DirtyLog::new(size))?;
+        drop(map(&file, size, mapping, ())?);
+        let first = match prefault {
+            true => mapping.prefaulted(),
+            false => mapping,
+        };
+        let map = map(&file, size, first, DirtyLog::new(size))?;
         if huge == HugePages::Transparent {
             // Advice that the host does not take is no failure: the guest runs on small pages.
             if let Err(error) = advise::huge_pages(&map) {
                 tracing::debug!(%error, "no transparent huge pages for guest RAM");
             }
         }
-        Ok(Arc::new(Self { map, file, huge }))
+        Ok(Arc::new(Self { map, file, mapping }))
+    }
+
+    /// Shows the first `len` bytes of a file, which is opened for what `access` says. Whoever truncates it
+    /// while it is mapped may end this process: see the module.
+    ///
+    /// # Errors
+    /// If the length is no multiple of 4 KiB, the file is shorter, or the host does not map it.
+    pub fn of_file(file: File, len: u64, access: FileAccess) -> Result<Arc<Self>, RamError> {
+        let size = checked_size(len, HugePages::No)?;
+        // Block devices have a size, too. Nobody uses the position of the file.
+        let file_len = seek(&file, SeekFrom::End(0)).map_err(|errno| RamError::Host {
+            call: "lseek",
+            len,
+            source: errno.into(),
+        })?;
+        if file_len < len {
+            return Err(RamError::FileTooShort { len, file_len });
+        }
+        let file = FileOffset::new(file, 0);
+        let mapping = Mapping::file(access);
+        drop(map(&file, size, mapping, ())?);
+        let map = map(&file, size, mapping, DirtyLog::new(size))?;
+        Ok(Arc::new(Self { map, file, mapping }))
+    }
+
+    /// Tells whether what it holds is a file of the host's, which stays.
+    pub fn is_of_file(&self) -> bool {
+        self.mapping.of_file
+    }
+
+    /// Tells whether nothing can write it: it is a file that is only read.
+    pub fn is_read_only(&self) -> bool {
+        self.mapping.prot & PROT_WRITE == 0
     }
 
     /// Returns the number of bytes; never zero.
@@ -111,7 +218,11 @@ impl RamRegion {
     /// Gives memory back to the host, which reads as zeros then. `offset` and `len` are multiples of 4 KiB
     /// inside the region.
     pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<(), RamError> {
-        let page = self.huge.page();
+        let huge = match self.mapping.hugetlbfs {
+            true => HugePages::Hugetlbfs,
+            false => HugePages::No,
+        };
+        let page = huge.page();
         let end = offset + len;
         // The host frees whole pages of its own; what is left of others is zeroed here.
         let first = offset.next_multiple_of(page).min(end);
@@ -153,7 +264,7 @@ impl RamRegion {
         }
         let file = FileOffset::from_arc(self.file.arc().clone(), offset);
         let log = self.dirty().at_offset(offset as usize);
-        map(&file, len as usize, false, self.huge, log)
+        map(&file, len as usize, self.mapping, log)
     }
 }
 
@@ -190,26 +301,14 @@ fn memory_file(len: u64, huge: HugePages, prefault: bool) -> Result<File, RamErr
 fn map<B: Bitmap>(
     file: &FileOffset,
     size: usize,
-    prefault: bool,
-    huge: HugePages,
+    mapping: Mapping,
     log: B,
 ) -> Result<Arc<MmapRegion<B>>, RamError> {
-    const PROT_READ_WRITE: i32 = 0x3;
-    const MAP_SHARED: i32 = 0x1;
-    const MAP_NORESERVE: i32 = 0x4000;
-    const MAP_POPULATE: i32 = 0x8000;
-    let flags = MAP_SHARED
-        | match (prefault, huge) {
-            (true, _) => MAP_POPULATE,
-            // Without a reservation the first touch of a page that is not there would be SIGBUS.
-            (false, HugePages::Hugetlbfs) => 0,
-            (false, _) => MAP_NORESERVE,
-        };
     MmapRegionBuilder::new_with_bitmap(size, log)
-        .with_mmap_prot(PROT_READ_WRITE)
-        .with_mmap_flags(flags)
+        .with_mmap_prot(mapping.prot)
+        .with_mmap_flags(mapping.flags)
         .with_file_offset(file.clone())
-        .with_hugetlbfs(huge == HugePages::Hugetlbfs)
+        .with_hugetlbfs(mapping.hugetlbfs)
         .build()
         .map(Arc::new)
         .map_err(|source| RamError::Map {

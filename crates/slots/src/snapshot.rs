@@ -164,7 +164,7 @@ impl Snapshot {
     /// pages marked in the dirty log. Aligned writes of up to 8 bytes are single stores.
     ///
     /// # Errors
-    /// If some byte is no RAM; nothing has then been written.
+    /// If some byte is no RAM, or in a file that is only read; nothing has then been written.
     pub fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), AccessError> {
         let mut checked = 0;
         while checked < data.len() {
@@ -172,6 +172,9 @@ impl Snapshot {
             let Target::Ram(ram) = self.resolve(at) else {
                 return Err(AccessError::NotRam(at));
             };
+            if !is_writable(&ram) {
+                return Err(AccessError::ReadOnly(at));
+            }
             checked += piece(&ram, data.len() - checked);
         }
         let mut done = 0;
@@ -187,14 +190,17 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Returns all RAM in the form that `vm-memory` users take. It keeps the memory mapped.
+    /// Returns all RAM in the form that `vm-memory` users take. It keeps the memory mapped. Files that are
+    /// only read are not among it: those users write what they like.
     pub fn guest_memory(&self) -> GuestMemory {
         let regions: Vec<_> = self
             .slots
             .iter()
             .filter_map(|slot| match &slot.backing {
-                Backing::Ram { view, .. } => Some((slot.range.start(), view)),
-                Backing::Io(_) => None,
+                Backing::Ram { region, view, .. } if !region.is_read_only() => {
+                    Some((slot.range.start(), view))
+                }
+                Backing::Ram { .. } | Backing::Io(_) => None,
             })
             .map(|(start, view)| {
                 let region = GuestRegionMmap::with_arc(view.clone(), GuestAddress(start.0));
@@ -211,6 +217,11 @@ impl Snapshot {
 /// How many of `wanted` bytes are in this slot.
 fn piece(ram: &RamTarget<'_>, wanted: usize) -> usize {
     wanted.min(usize::try_from(ram.remaining).unwrap_or(usize::MAX))
+}
+
+/// Tells whether there is anything that this process could write.
+fn is_writable(ram: &RamTarget<'_>) -> bool {
+    matches!(&ram.slot.backing, Backing::Ram { region, .. } if !region.is_read_only())
 }
 
 fn slice<'a>(ram: &RamTarget<'a>, len: usize) -> vm_memory::VolatileSlice<'a, crate::DirtyRef<'a>> {

@@ -55,6 +55,14 @@ impl Table {
             .map_or_else(Leaf::default, |r| r.leaf)
     }
 
+    /// Returns the width of physical addresses: what leaf 0x80000008 says, 36 without it.
+    pub fn physical_bits(&self) -> u32 {
+        match self.get(0x8000_0008, 0).eax & 0xff {
+            0 => 36,
+            bits => bits,
+        }
+    }
+
     /// Returns all rows, in the order in which they were added.
     pub fn rows(&self) -> &[Row] {
         &self.rows

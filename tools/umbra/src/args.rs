@@ -18,6 +18,7 @@ mod disk;
 mod fw_cfg;
 mod list;
 mod net;
+mod pmem;
 mod port;
 mod vsock;
 
@@ -169,6 +170,10 @@ pub struct MachineArgs {
     /// is made; who connects there says "CONNECT PORT", and who serves port N listens at PATH_N
     #[arg(long, value_name = "cid=N,path=PATH", value_parser = vsock::parse)]
     pub vsock: Option<vsock::Vsock>,
+    /// Add a file of the host as persistent memory (virtio-pmem), /dev/pmem0 in the guest: PATH, whose size is
+    /// a multiple of 2M, then readonly, size=SIZE, id=NAME; may be repeated
+    #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = pmem::parse)]
+    pub pmem: Vec<pmem::Pmem>,
     /// Add an entropy device (virtio-rng)
     #[arg(long)]
     pub rng: bool,
@@ -314,11 +319,15 @@ impl MachineArgs {
         let disks = (0..)
             .zip(&self.disk)
             .map(|(number, disk)| disk.device(number));
+        let pmems = (0..)
+            .zip(&self.pmem)
+            .map(|(number, pmem)| pmem.device(number));
         let vsock = self.vsock.as_ref().map(vsock::Vsock::device);
         let balloon = self.balloon.as_ref().map(balloon::Balloon::device);
         let consoles = console::devices(&self.console);
         disks
             .chain(nets)
+            .chain(pmems)
             .chain(rng)
             .chain(vsock)
             .chain(balloon)

@@ -18,7 +18,7 @@ struct Target {
     max_len: u32,
 }
 
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 9] = [
     Target {
         name: "mmu",
         max_len: 4096,
@@ -49,6 +49,10 @@ const TARGETS: [Target; 8] = [
     },
     Target {
         name: "console",
+        max_len: 1024,
+    },
+    Target {
+        name: "pmem",
         max_len: 1024,
     },
 ];

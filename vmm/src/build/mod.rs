@@ -5,9 +5,11 @@ mod balloon;
 mod console;
 mod devices;
 mod fw_cfg;
+mod high;
 mod images;
 mod memory;
 mod pci;
+mod pmem;
 mod virtio;
 mod vsock;
 
@@ -33,7 +35,8 @@ use crate::plan::Plan;
 use crate::spec::Spec;
 
 pub use backend::probe;
-pub use virtio::{Control, Helper, make};
+pub use high::HighMemory;
+pub use virtio::{Control, Helper, Surroundings, make};
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {

@@ -10,6 +10,7 @@ use umbra_irq::Unconnected;
 use umbra_pci::{Address, ConfigPorts, Ecam, HostBridge, RootBus, Windows};
 use umbra_slots::{AddressSpace, Gpa, GpaRange};
 
+use super::high::HighMemory;
 use crate::console::Output;
 use crate::devices::Devices;
 use crate::error::{AddError, BuildError};
@@ -55,9 +56,10 @@ pub fn add(
 
     let line = backend.chip().line(layout::PCI_INTERRUPT);
     let line = line.unwrap_or_else(|| Arc::new(Unconnected));
+    let high = HighMemory::new(spec.memory, backend.physical_bits());
     let devices = Devices::on_pci(
         backend.clone(),
-        space.clone(),
+        (space.clone(), high),
         root,
         line,
         (spec.memory, output.clone()),

@@ -14,8 +14,8 @@ use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_virtio::{Device, MmioTransport};
 
-use super::vsock;
-use crate::build::{balloon, console};
+use super::high::{HighMemory, Shown};
+use super::{balloon, console, pmem, vsock};
 use crate::console::Output;
 use crate::devices::Attached;
 use crate::error::{BuildError, NetError};
@@ -23,8 +23,62 @@ use crate::layout;
 use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind, VirtioSpec};
 use crate::terminal::PortInput;
 
-/// Who works outside for a device, as long as it is there.
-pub type Helper = Option<Passt>;
+/// What a device has outside, as long as it is there. Fields are dropped in their order.
+#[derive(Default)]
+pub struct Helper {
+    /// Who works for it.
+    _passt: Option<Passt>,
+    /// Its memory.
+    _memory: Option<Shown>,
+}
+
+impl Helper {
+    /// Memory of the map that is the device's.
+    pub fn memory(shown: Shown) -> Self {
+        Self {
+            _memory: Some(shown),
+            ..Self::default()
+        }
+    }
+
+    fn passt(passt: Option<Passt>) -> Self {
+        Self {
+            _passt: passt,
+            ..Self::default()
+        }
+    }
+}
+
+/// What a device finds around it.
+pub struct Surroundings<'a> {
+    /// The map.
+    pub space: &'a Arc<AddressSpace>,
+    /// Where in it there is room.
+    pub high: &'a Arc<HighMemory>,
+    /// Where the machine's console is shown.
+    pub output: &'a Output,
+}
+
+/// A device that has no place yet, and what it has outside.
+pub struct Made {
+    /// The device.
+    pub device: Box<dyn Device>,
+    /// What changes it while it runs.
+    pub control: Option<Control>,
+    /// Dropped when the device has gone.
+    pub helper: Helper,
+}
+
+impl Made {
+    /// One that has nothing outside.
+    pub fn plain(device: impl Device + 'static) -> Self {
+        Self {
+            device: Box::new(device),
+            control: None,
+            helper: Helper::default(),
+        }
+    }
+}
 
 /// What changes a device while it runs.
 #[derive(Clone)]
@@ -33,27 +87,6 @@ pub enum Control {
     Balloon(BalloonControl),
     /// A console device; where input goes if it has the machine's console.
     Console(ConsoleControl, Option<Arc<PortInput>>),
-}
-
-/// A device before it has a place.
-pub struct Made {
-    /// The device.
-    pub device: Box<dyn Device>,
-    /// What changes it.
-    pub control: Option<Control>,
-    /// Who works for it.
-    pub helper: Helper,
-}
-
-impl Made {
-    /// One that is left to itself.
-    fn plain(device: impl Device + 'static) -> Self {
-        Self {
-            device: Box::new(device),
-            control: None,
-            helper: None,
-        }
-    }
 }
 
 /// Says where the devices behind memory will be.
@@ -98,9 +131,15 @@ pub fn add(
         backend: &**backend,
         shared: HashMap::new(),
     };
+    let high = HighMemory::new(spec.memory, backend.physical_bits());
+    let around = Surroundings {
+        space,
+        high: &high,
+        output,
+    };
     let mut attached = Vec::new();
     for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
-        let made = make(wanted, output)?;
+        let made = make(wanted, &around)?;
         let memory = DmaSpace::new(space.clone(), backend.dma());
         let line = lines.end(place.interrupt);
         let transport = MmioTransport::new(made.device, memory, line);
@@ -129,22 +168,23 @@ pub fn add(
     Ok(attached)
 }
 
-/// Makes a device, and what it has of the host.
-pub fn make(wanted: &VirtioSpec, output: &Output) -> Result<Made, BuildError> {
+/// Makes a device, and what it has of the host. Waits for processors where memory comes or, after a failure,
+/// goes: the caller holds no lock that one may want.
+pub fn make(wanted: &VirtioSpec, around: &Surroundings<'_>) -> Result<Made, BuildError> {
     let id = &wanted.id;
     Ok(match &wanted.kind {
         VirtioKind::Rng => Made::plain(Rng::new()),
         VirtioKind::Block(disk) => Made::plain(block(id, disk)?),
         VirtioKind::Net(net) => {
-            let (device, helper) = network(id, net)?;
+            let (device, passt) = network(id, net)?;
             Made {
-                helper,
+                helper: Helper::passt(passt),
                 ..Made::plain(device)
             }
         }
         VirtioKind::Vsock(spec) => Made::plain(vsock::device(id, spec)?),
         VirtioKind::Console(spec) => {
-            let (device, control, input) = console::make(id, spec, output)?;
+            let (device, control, input) = console::make(id, spec, around.output)?;
             Made {
                 control: Some(Control::Console(control, input)),
                 ..Made::plain(device)
@@ -157,6 +197,7 @@ pub fn make(wanted: &VirtioSpec, output: &Output) -> Result<Made, BuildError> {
                 ..Made::plain(device)
             }
         }
+        VirtioKind::Pmem(spec) => pmem::make(id, spec, around)?,
     })
 }
 
@@ -186,7 +227,7 @@ fn block(id: &str, spec: &DiskSpec) -> Result<Block, BuildError> {
 }
 
 /// Makes a network device, and starts who speaks for it.
-fn network(id: &str, spec: &NetSpec) -> Result<(Net, Helper), BuildError> {
+fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError> {
     let mac = spec.mac.unwrap_or_else(Mac::random);
     let (ports, helper) = connect(&spec.host, mac, spec.mtu).map_err(|source| BuildError::Net {
         id: id.to_owned(),
@@ -206,7 +247,7 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, Helper), BuildError> {
 
 type Ports = Vec<Box<dyn Port>>;
 
-fn connect(host: &NetHost, mac: Mac, mtu: Option<u16>) -> Result<(Ports, Helper), NetError> {
+fn connect(host: &NetHost, mac: Mac, mtu: Option<u16>) -> Result<(Ports, Option<Passt>), NetError> {
     let one = |stream: Stream| vec![Box::new(stream) as Box<dyn Port>];
     Ok(match host {
         NetHost::Tap { name, queues } => {

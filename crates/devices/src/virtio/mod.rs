@@ -5,6 +5,7 @@ pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod net;
+pub mod pmem;
 pub mod rng;
 pub mod vsock;
 
@@ -12,5 +13,6 @@ pub use balloon::{Balloon, BalloonControl, BalloonOptions};
 pub use block::{Block, BlockControl, BlockOptions};
 pub use console::{Console, ConsoleControl, ConsoleOptions, PortOptions};
 pub use net::Net;
+pub use pmem::Pmem;
 pub use rng::Rng;
 pub use vsock::{Vsock, VsockOptions};

@@ -15,10 +15,11 @@ export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
-# Modules for what is there: transports first, then the devices behind them.
+# Modules for what is there: transports first, then the devices behind them, then what these find.
 cat /sys/bus/acpi/devices/*/modalias /sys/bus/pci/devices/*/modalias 2>/dev/null |
   sort -u | xargs -r modprobe -abq
 cat /sys/bus/virtio/devices/*/modalias 2>/dev/null | sort -u | xargs -r modprobe -abq
+cat /sys/bus/nd/devices/*/modalias 2>/dev/null | sort -u | xargs -r modprobe -abq
 ip link set lo up
 # Addresses for what can be asked for some; who is not answered goes on asking behind the shell's back.
 for interface in /sys/class/net/e*; do

@@ -22,6 +22,7 @@ mod interrupts;
 mod network;
 mod no_kvm;
 mod pause;
+mod pmem;
 mod poll;
 mod qemu_img;
 mod slots;

@@ -1,6 +1,8 @@
 //! RAM that changes under a guest which runs in it.
 
-use umbra_slots::{Flags, Gpa, SlotError, SlotId};
+use std::io::Write;
+
+use umbra_slots::{FileAccess, Flags, Gpa, RamRegion, SlotError, SlotId};
 use umbra_vmm::{Backend, Machine, Outcome};
 
 use crate::support::backend::{any_kvm, backend, on_each_backend};
@@ -77,7 +79,47 @@ fn writes_to_read_only_memory_are_dropped_and_reach_it_again_later(name: &str) {
     stop(guest);
 }
 
+/// A file that is only read is mapped so: a write that got through would end this process.
+fn a_file_is_memory_that_is_written_or_only_read(name: &str) {
+    for access in [FileAccess::Read, FileAccess::ReadWrite] {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&vec![0xff; MIB as usize]).unwrap();
+        let opened = std::fs::File::options()
+            .read(true)
+            .write(access == FileAccess::ReadWrite)
+            .open(file.path());
+        let region = RamRegion::of_file(opened.unwrap(), MIB, access).unwrap();
+        let (guest, slot) = hammer(backend(name), EXTRA, |machine| {
+            let flags = Flags {
+                read_only: region.is_read_only(),
+                dirty_log: false,
+            };
+            let added = machine.space().update("file", |e| {
+                e.add_ram(Gpa(EXTRA), region.clone(), 0, MIB, flags)
+            });
+            added.unwrap().wait()
+        });
+        goes_on(&guest);
+        let removed = guest.space.update("file", |e| e.remove(slot));
+        removed.unwrap().wait();
+        goes_on(&guest);
+        stop(guest);
+        let bytes = std::fs::read(file.path()).unwrap();
+        // The guest writes zeros, 32 bits wide.
+        let zeros = match access {
+            FileAccess::Read => 0,
+            FileAccess::ReadWrite => 4,
+        };
+        assert!(bytes[..zeros].iter().all(|byte| *byte == 0), "{access:?}");
+        assert!(
+            bytes[zeros..].iter().all(|byte| *byte == 0xff),
+            "{access:?}"
+        );
+    }
+}
+
 on_each_backend! {
+    a_file_is_memory_that_is_written_or_only_read,
     a_slot_shrinks_and_grows_under_the_guest_that_executes_from_it,
     writes_to_read_only_memory_are_dropped_and_reach_it_again_later,
 }
