@@ -279,7 +279,7 @@ impl Devices {
             let state = self.shared.state.lock();
             let there = state.devices.iter().map(|device| &device.spec);
             let all = there.chain([spec]);
-            plan::check_virtio(all.clone(), pci.memory, layout::PCI_MAX)?;
+            plan::check_virtio(all, pci.memory, layout::PCI_MAX)?;
             if state.leaving.contains(id) {
                 return Err(AddError::Leaving { id: id.clone() });
             }
