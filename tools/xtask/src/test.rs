@@ -57,7 +57,7 @@ fn missing() -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Modules of tests, and what has to work for them: a program with arguments, and what to do if it does not.
-const NEEDED: [(&str, &str, &[&str], &str); 2] = [
+const NEEDED: [(&str, &str, &[&str], &str); 3] = [
     (
         "qemu_img",
         "sh",
@@ -65,18 +65,19 @@ const NEEDED: [(&str, &str, &[&str], &str); 2] = [
         "there is no qemu-img or no e2fsck (apt-get install qemu-utils e2fsprogs)",
     ),
     (
+        "pmem_ext4",
+        "sh",
+        &["-c", "test -x /sbin/mke2fs && test -x /sbin/debugfs"],
+        "there is no mke2fs or no debugfs (apt-get install e2fsprogs)",
+    ),
+    (
         "network",
-        "unshare",
+        "sh",
         &[
-            "--map-root-user",
-            "--net",
-            "--pid",
-            "--fork",
-            "test",
             "-c",
-            "/dev/net/tun",
+            "test -x /sbin/mke2fs && unshare --map-root-user --net --pid --fork test -c /dev/net/tun",
         ],
-        "no network namespace can be made here, or there is no /dev/net/tun",
+        "no network namespace can be made here, or there is no /dev/net/tun or no mke2fs",
     ),
 ];
 

@@ -161,8 +161,9 @@ fn the_host_has_what_the_guest_does_not_use(backend: &str, more: &str) {
     guest.fill();
     let used = resident();
     guest.forget();
-    // Linux waits two seconds before it reports what was freed.
-    guest.wait("reported", || resident() + 80 * MIB < used);
+    // Linux waits two seconds before it reports what was freed, and reports whole 2 MiB only: how much of what
+    // the files had that is depends on who took memory between them.
+    guest.wait("reported", || resident() + FILES / 2 < used);
     assert_eq!(guest.balloon.actual(), 0);
     guest.fill();
     guest.finish();

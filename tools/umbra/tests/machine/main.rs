@@ -22,7 +22,7 @@ mod interrupts;
 mod network;
 mod no_kvm;
 mod pause;
-mod pmem;
+mod pmem_ext4;
 mod poll;
 mod qemu_img;
 mod slots;

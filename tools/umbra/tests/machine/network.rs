@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::support::backend::on_each_stock_backend;
 use crate::support::guest::{Guest, LINUX_6_1, or_skip};
 use crate::support::namespace;
+use crate::support::tools;
 
 /// What is transferred each way.
 const BYTES: usize = 100_000_000;
@@ -45,10 +46,13 @@ fn guest_commands(server: &str) -> String {
     format!(
         r#"
 echo "complaints: $(dmesg | grep -ciE 'virtio.*(error|fail|wrong|broken)')"
-wget -q -O /tmp/big http://{server}/big && echo "fetched: $(md5sum < /tmp/big)"
+tools=vda
+{mount}
+in_tools curl -sf -o /tmp/big http://{server}/big && echo "fetched: $(md5sum < /tmp/big)"
 nc {server} 99 < /tmp/big && echo "sent: all"
 poweroff -f
-"#
+"#,
+        mount = tools::MOUNT
     )
 }
 
@@ -66,9 +70,9 @@ fn server_commands(site: &Site) -> String {
     )
 }
 
-fn umbra_command(guest: &Guest, backend: &str, net: &str, commands: &Path) -> String {
+fn umbra_command(guest: &Guest, backend: &str, devices: &str, commands: &Path) -> String {
     format!(
-        "$umbra run --kernel {} --initrd {} --backend {backend} --net '{net}' \
+        "$umbra run --kernel {} --initrd {} --backend {backend} {devices} \
          --cmdline 'console=ttyS0 panic=-1 quiet' < {}",
         guest.kernel(),
         guest.initrd(),
@@ -95,7 +99,7 @@ fn check(printed: &namespace::Printed, site: &Site) {
 }
 
 fn a_guest_reaches_the_host_by_a_tap_interface(backend: &str) {
-    let Some(guest) = Guest::fetch(LINUX_6_1) else {
+    let (Some(guest), Some(tools)) = (Guest::fetch(LINUX_6_1), or_skip(tools::disk())) else {
         return;
     };
     let site = Site::new();
@@ -106,8 +110,11 @@ fn a_guest_reaches_the_host_by_a_tap_interface(backend: &str) {
                  echo \"queues: $(ls -d /sys/class/net/eth0/queues/tx-* | wc -l)\"\n\
                  echo \"mtu: $(cat /sys/class/net/eth0/mtu)\"\n";
     fs::write(&commands, format!("{setup}{}", guest_commands("10.9.0.1"))).unwrap();
-    let net = "tap=t0,queues=2,mtu=9000,mac=52:54:00:0a:0b:0c";
-    let machine = umbra_command(&guest, backend, net, &commands);
+    let devices = format!(
+        "--net tap=t0,queues=2,mtu=9000,mac=52:54:00:0a:0b:0c --disk '{},readonly'",
+        tools.display()
+    );
+    let machine = umbra_command(&guest, backend, &devices, &commands);
     let script = format!(
         "{machine} --cpus 2 &\nmachine=$!\n\
          until $busybox ip link show t0 > /dev/null 2>&1; do sleep 0.05; done\n\
@@ -134,13 +141,20 @@ fn a_guest_reaches_the_host_with_no_interface_of_its_own(backend: &str) {
     let (Some(guest), Some(passt)) = (Guest::fetch(LINUX_6_1), or_skip(namespace::passt())) else {
         return;
     };
+    let Some(tools) = or_skip(tools::disk()) else {
+        return;
+    };
     let site = Site::new();
     let commands = site.path().join("commands");
     // passt gives its guest the address of the host, and is the gateway.
     let setup = "echo \"leased: $(ip addr show eth0 | grep -c 'inet 10.8.0.1/24')\"\n";
     fs::write(&commands, format!("{setup}{}", guest_commands("10.8.0.2"))).unwrap();
-    let net = format!("user,passt={}", passt.display());
-    let machine = umbra_command(&guest, backend, &net, &commands);
+    let devices = format!(
+        "--pci --net 'user,passt={}' --disk '{},readonly'",
+        passt.display(),
+        tools.display()
+    );
+    let machine = umbra_command(&guest, backend, &devices, &commands);
     // Something has to be there that passt can take its address from.
     let script = format!(
         "$busybox ip link set lo up\n\
@@ -170,7 +184,7 @@ fn an_interface_that_is_deleted_is_a_link_that_is_down(backend: &str) {
                  ping -c 3 -W 1 10.9.0.1 > /dev/null || echo \"alive: yes\"\n\
                  poweroff -f\n";
     fs::write(&commands, waits).unwrap();
-    let machine = umbra_command(&guest, backend, "tap=t0,id=lan", &commands);
+    let machine = umbra_command(&guest, backend, "--net tap=t0,id=lan", &commands);
     let script = format!(
         "{machine} &\nmachine=$!\n\
          until $busybox ip link show t0 > /dev/null 2>&1; do sleep 0.05; done\n\
