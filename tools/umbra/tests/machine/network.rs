@@ -123,7 +123,7 @@ fn a_guest_reaches_the_host_by_a_tap_interface(backend: &str) {
          {}wait $machine\nwait $receiver\n",
         server_commands(&site)
     );
-    let Some(printed) = or_skip(namespace::run(&script, 240)) else {
+    let Some(printed) = or_skip(namespace::run(&script, 340)) else {
         return;
     };
     check(&printed, &site);
@@ -165,7 +165,7 @@ fn a_guest_reaches_the_host_with_no_interface_of_its_own(backend: &str) {
          {}{machine}\nwait $receiver\n",
         server_commands(&site)
     );
-    let Some(printed) = or_skip(namespace::run(&script, 240)) else {
+    let Some(printed) = or_skip(namespace::run(&script, 340)) else {
         return;
     };
     check(&printed, &site);
@@ -193,7 +193,7 @@ fn an_interface_that_is_deleted_is_a_link_that_is_down(backend: &str) {
          until $busybox ping -c 1 -W 1 10.9.0.2 > /dev/null 2>&1; do sleep 0.1; done\n\
          $busybox ip link delete t0\nwait $machine\n"
     );
-    let Some(printed) = or_skip(namespace::run(&script, 120)) else {
+    let Some(printed) = or_skip(namespace::run(&script, 240)) else {
         return;
     };
     assert_eq!(answer(&printed.stdout, "carrier: "), "0");
