@@ -1,13 +1,15 @@
-//! What the fuzz targets share: the decoding of inputs, memory that is watched on both sides, and a
-//! machine with a virtio device in such memory.
+//! What the fuzz targets share: the decoding of inputs, memory that is watched on both sides, a
+//! machine with a virtio device in such memory, and a driver for it.
 //!
 //! An input is a stream of numbers; one that has come to its end reads as zeros. The same input
 //! makes a target do the same again, so that a finding can be replayed.
 
+mod driver;
 mod guard;
 mod machine;
 mod source;
 
+pub use driver::{NEXT, VirtioDriver, WRITE};
 pub use guard::{GUARD, Guard};
 pub use machine::{MORE, Machine, RAM, ROM};
 pub use source::Source;

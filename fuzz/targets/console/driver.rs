@@ -2,26 +2,17 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use umbra_devices::virtio::console::{PortHost, Wants};
 use umbra_devices::virtio::{Console, ConsoleControl, ConsoleOptions, PortOptions};
-use umbra_fuzz::{MORE, Machine, RAM, ROM, Source};
-use umbra_slots::Gpa;
+use umbra_fuzz::{MORE, NEXT, RAM, ROM, Source, VirtioDriver, WRITE};
 use umbra_virtio::Event;
 
-/// Descriptors, available and used ring of queue 0; those of queue n are 0x3000 * n higher.
-const RINGS: [u64; 3] = [0x1000, 0x2000, 0x3000];
-const QUEUES: u32 = 8;
+const QUEUES: usize = 8;
 /// Messages and bytes to send.
 const DATA: u64 = 0x2_0000;
 const ROOM: u64 = 0x3_0000;
-const SIZE: u16 = 8;
-
-const STATUS: u64 = 0x70;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
 
 /// The far side of a host's end.
 struct Line {
@@ -93,16 +84,11 @@ impl Line {
     }
 }
 
-/// The driver, its machine, and the far sides.
+/// The driver, and the far sides.
 pub struct Driver {
-    machine: Machine,
+    virtio: VirtioDriver,
     control: ConsoleControl,
     lines: Vec<Arc<Line>>,
-    available: [u16; QUEUES as usize],
-}
-
-fn rings(queue: u32) -> [u64; 3] {
-    RINGS.map(|at| at + 0x3000 * u64::from(queue))
 }
 
 fn address(source: &mut Source<'_>) -> u64 {
@@ -112,7 +98,7 @@ fn address(source: &mut Source<'_>) -> u64 {
         1 => MORE + near,
         2 => ROM - near,
         3 => source.u64(),
-        4 => rings(near as u32 % QUEUES)[near as usize % 3],
+        4 => VirtioDriver::rings(near as u16 % QUEUES as u16)[near as usize % 3],
         5..8 => ROOM + near,
         _ => DATA + 8 * (near & 15),
     }
@@ -143,79 +129,16 @@ impl Driver {
             size: (source.below(2) == 0).then_some((80, 25)),
         };
         let (device, control) = Console::new(options).expect("the host has descriptors");
-        let mut driver = Self {
-            machine: Machine::new(Box::new(device)),
+        Self {
+            virtio: VirtioDriver::new(Box::new(device), QUEUES),
             control,
             lines,
-            available: [0; QUEUES as usize],
-        };
-        driver.start(u32::MAX);
-        driver
-    }
-
-    fn set(&self, offset: u64, value: u32) {
-        self.machine.write(offset, &value.to_le_bytes());
-    }
-
-    fn get(&self, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        self.machine.read(offset, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    /// Starts with those of the device's features that are in `features`.
-    fn start(&mut self, features: u32) {
-        self.set(STATUS, 0);
-        assert_eq!(self.get(STATUS), 0, "a reset is complete");
-        self.set(STATUS, 3);
-        self.set(0x14, 0);
-        let offered = self.get(0x10);
-        for (select, word) in [(0, offered & features), (1, 1)] {
-            self.set(0x24, select);
-            self.set(0x20, word);
         }
-        self.set(STATUS, 11);
-        for queue in 0..QUEUES {
-            self.set(0x30, queue);
-            if self.get(0x34) == 0 {
-                continue;
-            }
-            self.set(0x38, SIZE.into());
-            let rings = rings(queue);
-            for (offset, at) in [0x80, 0x90, 0xa0].into_iter().zip(rings) {
-                self.set(offset, at as u32);
-                self.set(offset + 4, 0);
-            }
-            self.set(0x44, 1);
-            self.machine.put(rings[1], &[0; 4]);
-            self.machine.put(rings[2], &[0; 4]);
-        }
-        self.available = [0; QUEUES as usize];
-        self.set(STATUS, 15);
-    }
-
-    fn describe(&self, queue: u32, index: u16, (at, len, flags, next): (u64, u32, u16, u16)) {
-        let mut bytes = at.to_le_bytes().to_vec();
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        let place = rings(queue)[0] + 16 * u64::from(index);
-        self.machine.put(place, &bytes);
-    }
-
-    fn offer(&mut self, queue: u32, head: u16) {
-        let available = &mut self.available[queue as usize];
-        let ring = rings(queue)[1];
-        let slot = ring + 4 + 2 * u64::from(*available % SIZE);
-        self.machine.put(slot, &head.to_le_bytes());
-        *available = available.wrapping_add(1);
-        self.machine.put(ring + 2, &available.to_le_bytes());
-        self.set(0x50, queue);
     }
 
     /// A chain of up to three buffers, for any queue.
     fn chain(&mut self, source: &mut Source<'_>) {
-        let queue = source.below(QUEUES as usize) as u32;
+        let queue = source.below(QUEUES) as u16;
         let head = u16::from(source.u8() % 6);
         let mut flags = match (queue % 2 == 0) != (source.below(16) == 0) {
             true => WRITE,
@@ -228,12 +151,13 @@ impl Driver {
                 false => 0,
             };
             let (at, len) = (address(source), len(source));
-            self.describe(queue, index, (at, len, flags | next, index + 1));
+            self.virtio
+                .describe(queue, index, (at, len, flags | next, index + 1));
             if source.below(8) == 0 {
                 flags = WRITE;
             }
         }
-        self.offer(queue, head);
+        self.virtio.offer(queue, head);
     }
 
     /// A control message where data are.
@@ -250,7 +174,7 @@ impl Driver {
             &value.to_le_bytes(),
         ]
         .concat();
-        self.machine
+        self.virtio
             .put(DATA + 8 * u64::from(source.u8() & 15), &bytes);
     }
 
@@ -272,22 +196,13 @@ impl Driver {
     /// Does one thing.
     pub fn step(&mut self, source: &mut Source<'_>) {
         match source.below(12) {
-            0 => self.start(source.u32()),
+            0 => self.virtio.start(source.u32()),
             1 | 2 => self.message(source),
-            3 => self.machine.toggle(),
-            4 => {
-                let offset = 0x100 + u64::from(source.u8() & 0x1f);
-                let width = source.pick(&[1, 2, 4, 8]);
-                self.machine.write(offset, source.bytes(width));
-            }
+            3 => self.virtio.toggle(),
+            4 => self.virtio.write_config(source, 0x20),
             5 => self.control.resize(source.u16(), source.u16()),
             6 | 7 => self.host(source),
-            8 => {
-                let place = rings(source.below(QUEUES as usize) as u32);
-                let at = source.pick(&place) + u64::from(source.u8());
-                let bytes = source.bytes(8);
-                self.machine.put(at, bytes);
-            }
+            8 => self.virtio.poke(source),
             9 => std::thread::yield_now(),
             _ => self.chain(source),
         }
@@ -295,28 +210,16 @@ impl Driver {
 
     /// Whatever was before: after a reset the device does its work.
     pub fn finish(&mut self) {
-        self.set(STATUS, 0);
+        self.virtio.reset();
         self.lines[0].change(|state| (state.is_open, state.room) = (true, usize::MAX));
-        self.start(!2);
-        assert_eq!(self.get(STATUS), 15);
-        self.machine.put(DATA, b"still here");
-        self.describe(1, 0, (DATA, 10, 0, 0));
-        self.offer(1, 0);
-        let begin = Instant::now();
-        while self.read::<4>(rings(1)[2])[2] != 1 {
-            let waited = begin.elapsed();
-            assert!(waited < Duration::from_secs(5), "nothing comes back");
-            std::thread::yield_now();
-        }
+        self.virtio.start(!2);
+        assert!(self.virtio.works());
+        self.virtio.put(DATA, b"still here");
+        self.virtio.describe(1, 0, (DATA, 10, 0, 0));
+        self.virtio.offer(1, 0);
+        self.virtio.wait(1);
         assert_eq!(self.lines[0].lock().taken, b"still here");
-        self.set(STATUS, 0);
-        self.machine.check();
-    }
-
-    fn read<const N: usize>(&self, at: u64) -> [u8; N] {
-        let mut bytes = [0; N];
-        let memory = self.machine.space.load();
-        memory.read(Gpa(at), &mut bytes).expect("it is RAM");
-        bytes
+        self.virtio.reset();
+        self.virtio.check();
     }
 }

@@ -5,32 +5,25 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use umbra_devices::virtio::{Vsock, VsockOptions};
-use umbra_fuzz::{MORE, Machine, RAM, ROM, Source};
-use umbra_slots::Gpa;
+use umbra_fuzz::{MORE, NEXT, RAM, ROM, Source, VirtioDriver, WRITE};
 
 use crate::host::{BUSY, Host, SERVED};
 
-/// Descriptors, available and used ring of queue 0; those of queue n are 0x1000 * n higher.
-const RINGS: [u64; 3] = [0x1000, 0x1400, 0x1800];
+const QUEUES: usize = 3;
 const RX: u16 = 0;
 const TX: u16 = 1;
 /// Where packets to send are, by descriptor.
 const SEND: u64 = 0x8000;
 /// Where packets are received, by descriptor: 0x800 bytes each.
 const RECEIVE: u64 = 0x2_0000;
-const SIZE: u16 = 8;
+const SIZE: u16 = VirtioDriver::SIZE;
 const CID: u64 = 3;
 const HEADER: usize = 44;
 
-const STATUS: u64 = 0x70;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-
-/// The driver, its machine, and the programs of the host.
+/// The driver, and the programs of the host.
 pub struct Driver {
-    machine: Machine,
+    virtio: VirtioDriver,
     host: Host,
-    available: [u16; 3],
     /// Used elements that were looked at.
     seen: u16,
     /// Ports of connections: the host's, the guest's.
@@ -45,7 +38,7 @@ fn address(source: &mut Source<'_>) -> u64 {
         2 => ROM - near,
         3 => source.u64(),
         4 => u64::MAX - near,
-        5 => RINGS[near as usize % 3],
+        5 => VirtioDriver::rings(RX)[near as usize % 3],
         _ => SEND + 64 * near,
     }
 }
@@ -62,102 +55,35 @@ impl Driver {
             path,
         };
         let device = Vsock::new(options).expect("the host has sockets");
-        let mut driver = Self {
-            machine: Machine::new(Box::new(device)),
+        Self {
+            virtio: VirtioDriver::new(Box::new(device), QUEUES),
             host: Host::new(),
-            available: [0; 3],
             seen: 0,
             ports: VecDeque::new(),
-        };
-        driver.start(u32::MAX);
-        driver
-    }
-
-    fn set(&self, offset: u64, value: u32) {
-        self.machine.write(offset, &value.to_le_bytes());
-    }
-
-    fn get(&self, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        self.machine.read(offset, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn read<const N: usize>(&self, at: u64) -> [u8; N] {
-        let mut bytes = [0; N];
-        let memory = self.machine.space.load();
-        memory.read(Gpa(at), &mut bytes).expect("it is RAM");
-        bytes
+        }
     }
 
     /// Starts with those of the device's features that are in `features`.
     fn start(&mut self, features: u32) {
-        self.set(STATUS, 0);
-        assert_eq!(self.get(STATUS), 0, "a reset is complete");
-        self.set(STATUS, 3);
-        self.set(0x14, 0);
-        let offered = self.get(0x10);
-        for (select, word) in [(0, offered & features), (1, 1)] {
-            self.set(0x24, select);
-            self.set(0x20, word);
-        }
-        self.set(STATUS, 11);
-        for queue in 0..3 {
-            self.set(0x30, queue);
-            self.set(0x38, SIZE.into());
-            let rings = RINGS.map(|at| at + 0x1000 * u64::from(queue));
-            for (offset, at) in [0x80, 0x90, 0xa0].into_iter().zip(rings) {
-                self.set(offset, at as u32);
-                self.set(offset + 4, 0);
-            }
-            self.set(0x44, 1);
-            self.machine.put(rings[1], &[0; 4]);
-            self.machine.put(rings[2], &[0; 4]);
-        }
-        self.available = [0; 3];
+        self.virtio.start(features);
         self.seen = 0;
         self.ports.clear();
-        self.set(STATUS, 15);
-    }
-
-    fn describe(&self, queue: u16, index: u16, (at, len, flags, next): (u64, u32, u16, u16)) {
-        let mut bytes = at.to_le_bytes().to_vec();
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        let table = RINGS[0] + 0x1000 * u64::from(queue);
-        self.machine.put(table + 16 * u64::from(index), &bytes);
-    }
-
-    fn offer(&mut self, queue: u16, head: u16) {
-        let ring = RINGS[1] + 0x1000 * u64::from(queue);
-        let next = &mut self.available[usize::from(queue)];
-        let slot = ring + 4 + 2 * u64::from(*next % SIZE);
-        *next = next.wrapping_add(1);
-        let index = next.to_le_bytes();
-        self.machine.put(slot, &head.to_le_bytes());
-        self.machine.put(ring + 2, &index);
-        self.set(0x50, queue.into());
-    }
-
-    fn used(&self, queue: u16) -> u16 {
-        u16::from_le_bytes(self.read(RINGS[2] + 0x1000 * u64::from(queue) + 2))
     }
 
     /// Gives the device a good buffer.
     fn make_room(&mut self, head: u16) {
         let at = RECEIVE + 0x800 * u64::from(head);
-        self.describe(RX, head, (at, 0x800, WRITE, 0));
-        self.offer(RX, head);
+        self.virtio.describe(RX, head, (at, 0x800, WRITE, 0));
+        self.virtio.offer(RX, head);
     }
 
     /// Looks at the packets that came: requests are connections to be.
     fn look(&mut self) {
-        let used = self.used(RX);
+        let used = self.virtio.used(RX);
         while self.seen != used && used.wrapping_sub(self.seen) <= SIZE {
-            let element = RINGS[2] + 4 + 8 * u64::from(self.seen % SIZE);
-            let head = u64::from(self.read::<4>(element)[0]) % u64::from(SIZE);
-            let header: [u8; HEADER] = self.read(RECEIVE + 0x800 * head);
+            let element = VirtioDriver::rings(RX)[2] + 4 + 8 * u64::from(self.seen % SIZE);
+            let head = u64::from(self.virtio.load::<4>(element)[0]) % u64::from(SIZE);
+            let header: [u8; HEADER] = self.virtio.load(RECEIVE + 0x800 * head);
             let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| header[at + n]));
             if header[30] == 1 {
                 self.ports.push_back((word(16), word(20)));
@@ -215,23 +141,31 @@ impl Driver {
         }
         let head = u16::from(source.u8() % 6);
         let at = SEND + 0x100 * u64::from(head);
-        self.machine.put(at, &header);
+        self.virtio.put(at, &header);
         match source.below(16) {
-            0 => self.describe(TX, head, (address(source), source.u32(), 0, 0)),
-            1 => self.describe(TX, head, (at, source.u8().into(), 0, 0)),
+            0 => self
+                .virtio
+                .describe(TX, head, (address(source), source.u32(), 0, 0)),
+            1 => self
+                .virtio
+                .describe(TX, head, (at, source.u8().into(), 0, 0)),
             _ => {
-                self.describe(TX, head, (at, HEADER as u32, NEXT, head + 1));
+                self.virtio
+                    .describe(TX, head, (at, HEADER as u32, NEXT, head + 1));
                 // Much of memory, so that there is enough.
-                self.describe(TX, head + 1, (0x4000, len.min(0x3_0000), 0, 0));
+                self.virtio
+                    .describe(TX, head + 1, (0x4000, len.min(0x3_0000), 0, 0));
             }
         }
-        self.offer(TX, head);
+        self.virtio.offer(TX, head);
     }
 
     /// Waits a little until the device has heard all.
     fn settle(&mut self) {
         let begin = Instant::now();
-        while self.used(TX) != self.available[1] && begin.elapsed() < Duration::from_millis(1) {
+        while self.virtio.used(TX) != self.virtio.offered(TX)
+            && begin.elapsed() < Duration::from_millis(1)
+        {
             std::thread::yield_now();
         }
         self.look();
@@ -241,28 +175,20 @@ impl Driver {
     pub fn step(&mut self, source: &mut Source<'_>) {
         match source.below(24) {
             0 => self.start(source.u32()),
-            1 => self.machine.toggle(),
-            2 => {
-                let offset = 0x100 + u64::from(source.u8() & 0xf);
-                let width = source.pick(&[1, 2, 4, 8]);
-                self.machine.write(offset, source.bytes(width));
-            }
-            3 => {
-                let at = source.pick(&RINGS) + 0x1000 * u64::from(source.u8() & 1);
-                let at = at + u64::from(source.u8());
-                let bytes = source.bytes(8);
-                self.machine.put(at, bytes);
-            }
+            1 => self.virtio.toggle(),
+            2 => self.virtio.write_config(source, 0x10),
+            3 => self.virtio.poke(source),
             4 => {
-                self.machine.pause();
+                self.virtio.pause();
                 self.host.step(source);
-                self.machine.resume();
+                self.virtio.resume();
             }
             5 => {
                 let head = u16::from(source.u8()) % SIZE;
                 let len = 32 + u32::from(source.u8() & 0x1f);
-                self.describe(RX, head, (address(source), len, WRITE, 0));
-                self.offer(RX, head);
+                self.virtio
+                    .describe(RX, head, (address(source), len, WRITE, 0));
+                self.virtio.offer(RX, head);
             }
             6 | 7 => self.settle(),
             8..=11 => self.make_room(u16::from(source.u8()) % SIZE),
@@ -274,7 +200,7 @@ impl Driver {
     /// Whatever was before: after a reset the device does its work.
     pub fn finish(mut self) {
         self.start(u32::MAX);
-        assert_eq!(self.get(STATUS), 15);
+        assert!(self.virtio.works());
         // Programs that came before the reset come first.
         let begin = Instant::now();
         let mut answered = 0;
@@ -310,16 +236,16 @@ impl Driver {
             std::thread::yield_now();
         }
         let header = self.header(2, (answered, 77));
-        self.machine.put(SEND, &header);
-        self.describe(TX, 0, (SEND, HEADER as u32, 0, 0));
-        self.offer(TX, 0);
+        self.virtio.put(SEND, &header);
+        self.virtio.describe(TX, 0, (SEND, HEADER as u32, 0, 0));
+        self.virtio.offer(TX, 0);
         let line = format!("OK {answered}\n");
         let heard = Host::hear(&mut program, line.len());
         assert_eq!(heard.as_deref(), Some(line.as_bytes()));
-        self.set(STATUS, 0);
-        self.machine.check();
+        self.virtio.reset();
+        self.virtio.check();
         assert_eq!(Host::hear(&mut program, 1), None, "a reset ends it");
-        drop(self.machine);
+        drop(self.virtio);
         assert!(!Host::path().exists(), "the socket is removed");
     }
 }
