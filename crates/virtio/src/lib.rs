@@ -43,6 +43,7 @@ mod device;
 mod echo;
 mod event;
 mod features;
+mod front;
 mod interrupt;
 mod mmio;
 mod pci;

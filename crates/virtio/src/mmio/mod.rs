@@ -27,25 +27,17 @@ use umbra_slots::{DmaSpace, IoId};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
-use crate::bells::Bells;
-use crate::session::{Half, Hold, Part, Session, Step};
+use crate::front::Front;
+use crate::session::{Half, Hold, Part, Session};
 use crate::{Device, Interrupt, Transport};
 use pin::Pin;
 use registers::{CONFIG, MAGIC, QUEUE_NOTIFY, Register, VENDOR, VERSION};
 
 /// A virtio device behind a window of memory.
 pub struct MmioTransport {
-    state: Mutex<State>,
+    state: Mutex<Front>,
     /// After `state`; the device's thread takes this one only.
     pin: Arc<Pin>,
-}
-
-struct State {
-    session: Session,
-    bells: Option<Bells>,
-    offered_select: u32,
-    accepted_select: u32,
-    queue_select: u32,
 }
 
 impl MmioTransport {
@@ -57,13 +49,7 @@ impl MmioTransport {
         let pin = Arc::new(Pin::new(line));
         let interrupt = Arc::new(Interrupt::new(Box::new(pin.clone())));
         Arc::new(Self {
-            state: Mutex::new(State {
-                session: Session::new(device, memory, interrupt),
-                bells: None,
-                offered_select: 0,
-                accepted_select: 0,
-                queue_select: 0,
-            }),
+            state: Mutex::new(Front::new(Session::new(device, memory, interrupt))),
             pin,
         })
     }
@@ -71,12 +57,7 @@ impl MmioTransport {
     /// Lets notifications reach the device by doorbells, as window `id` of the bus. Whether they do
     /// or not, the device works the same.
     pub fn attach(&self, id: IoId, doorbells: Arc<dyn Doorbells>) {
-        let mut state = self.state.lock();
-        // Those of another window go first.
-        state.bells = None;
-        let mut bells = Bells::new(id, doorbells, bell);
-        bells.hang(state.session.events());
-        state.bells = Some(bells);
+        self.state.lock().attach(id, doorbells, bell);
     }
 
     fn read(&self, register: Register) -> u32 {
@@ -118,17 +99,25 @@ impl MmioTransport {
             Register::DriverFeaturesSel => state.accepted_select = value,
             Register::QueueSel => state.queue_select = value,
             Register::QueueSize => session.set_queue_size(state.queue_select, value),
-            Register::QueueReady => state.set_queue_ready(value),
+            Register::QueueReady => match value {
+                0 => state.take_queue(),
+                1 => session.set_queue_ready(state.queue_select, true),
+                _ => {}
+            },
             Register::QueueNotify => {
                 if let Some(event) = session.event(value) {
                     event.signal();
                 }
             }
             Register::InterruptAck => self.pin.acknowledge(value),
-            Register::Status => self.set_status(state, value),
-            Register::QueueDesc(half) => state.set_queue_address(Part::Table, half, value),
-            Register::QueueDriver(half) => state.set_queue_address(Part::Available, half, value),
-            Register::QueueDevice(half) => state.set_queue_address(Part::Used, half, value),
+            Register::Status => {
+                if state.set_status(value) {
+                    self.pin.clear();
+                }
+            }
+            Register::QueueDesc(half) => set_address(state, Part::Table, half, value),
+            Register::QueueDriver(half) => set_address(state, Part::Available, half, value),
+            Register::QueueDevice(half) => set_address(state, Part::Used, half, value),
             Register::MagicValue
             | Register::Version
             | Register::DeviceId
@@ -138,27 +127,6 @@ impl MmioTransport {
             | Register::InterruptStatus
             | Register::SharedMemory
             | Register::ConfigGeneration => {}
-        }
-    }
-
-    fn set_status(&self, state: &mut State, value: u32) {
-        match state.session.set_status(value) {
-            Step::Nothing => {}
-            Step::Started => {
-                if let Some(bells) = &mut state.bells {
-                    bells.hang(state.session.events());
-                }
-            }
-            Step::Reset => {
-                state.offered_select = 0;
-                state.accepted_select = 0;
-                state.queue_select = 0;
-                if let Some(bells) = &mut state.bells {
-                    bells.take_all_down();
-                }
-                // The device has stopped: nobody raises it again.
-                self.pin.clear();
-            }
         }
     }
 }
@@ -172,24 +140,9 @@ fn bell(queue: u32) -> Doorbell {
     }
 }
 
-impl State {
-    fn set_queue_address(&mut self, part: Part, half: Half, value: u32) {
-        self.session
-            .set_queue_address(self.queue_select, part, half, value);
-    }
-
-    fn set_queue_ready(&mut self, value: u32) {
-        match value {
-            0 => {
-                if let Some(bells) = &mut self.bells {
-                    bells.take_down(self.queue_select);
-                }
-                self.session.set_queue_ready(self.queue_select, false);
-            }
-            1 => self.session.set_queue_ready(self.queue_select, true),
-            _ => {}
-        }
-    }
+fn set_address(state: &mut Front, part: Part, half: Half, value: u32) {
+    let queue = state.queue_select;
+    state.session.set_queue_address(queue, part, half, value);
 }
 
 impl Transport for MmioTransport {
@@ -210,9 +163,7 @@ impl Transport for MmioTransport {
     }
 
     fn shut_down(&self) {
-        let mut state = self.state.lock();
-        state.bells = None;
-        state.session.reset();
+        self.state.lock().shut_down();
         self.pin.clear();
     }
 }

@@ -1,8 +1,8 @@
 //! The common configuration (virtio 1.3, 4.1.4.3).
 
+use super::PciTransport;
 use super::vectors::NO_VECTOR;
-use super::{PciTransport, State};
-use crate::session::{Half, Part, Step};
+use crate::session::{Half, Part};
 
 /// A field, or half of one of 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +85,9 @@ impl PciTransport {
     fn read_field(&self, field: Field) -> u32 {
         let state = self.state.lock();
         let session = &state.session;
-        let queue = session.queue(state.queue_select.into());
+        let queue = session.queue(state.queue_select);
+        // It was given 16 bits.
+        let selected = state.queue_select as u16;
         match field {
             Field::DeviceFeatureSelect => state.offered_select,
             Field::DeviceFeature => session.offered_word(state.offered_select),
@@ -95,11 +97,11 @@ impl PciTransport {
             Field::NumQueues => session.queue_count().try_into().unwrap_or(u32::MAX),
             Field::DeviceStatus => session.status(),
             Field::ConfigGeneration => session.device().config_generation(),
-            Field::QueueSelect => state.queue_select.into(),
+            Field::QueueSelect => state.queue_select,
             Field::QueueSize => queue.map_or(0, |setup| setup.size),
-            Field::QueueMsixVector => self.vectors.queue(state.queue_select).into(),
+            Field::QueueMsixVector => self.vectors.queue(selected).into(),
             Field::QueueEnable => queue.map_or(0, |setup| setup.ready.into()),
-            Field::QueueNotifyOff => state.queue_select.into(),
+            Field::QueueNotifyOff => state.queue_select,
             Field::QueueAddress(part, half) => {
                 queue.map_or(0, |setup| half.of(setup.addresses[part as usize]))
             }
@@ -110,17 +112,21 @@ impl PciTransport {
         let mut state = self.state.lock();
         let state = &mut *state;
         let session = &mut state.session;
-        let queue = u32::from(state.queue_select);
+        let queue = state.queue_select;
         match field {
             Field::DeviceFeatureSelect => state.offered_select = value,
             Field::DriverFeatureSelect => state.accepted_select = value,
             Field::DriverFeature => session.accept_word(state.accepted_select, value),
             // Fields of 16 bits have been given 16 bits.
             Field::ConfigMsixVector => self.vectors.set_config(value as u16),
-            Field::DeviceStatus => self.set_status(state, value),
-            Field::QueueSelect => state.queue_select = value as u16,
+            Field::DeviceStatus => {
+                if state.set_status(value) {
+                    self.vectors.clear();
+                }
+            }
+            Field::QueueSelect => state.queue_select = value,
             Field::QueueSize => session.set_queue_size(queue, value),
-            Field::QueueMsixVector => self.vectors.set_queue(state.queue_select, value as u16),
+            Field::QueueMsixVector => self.vectors.set_queue(queue as u16, value as u16),
             // A queue is taken back by a reset only (4.1.4.3.2).
             Field::QueueEnable => {
                 if value == 1 {
@@ -132,27 +138,6 @@ impl PciTransport {
             | Field::NumQueues
             | Field::ConfigGeneration
             | Field::QueueNotifyOff => {}
-        }
-    }
-
-    fn set_status(&self, state: &mut State, value: u32) {
-        match state.session.set_status(value) {
-            Step::Nothing => {}
-            Step::Started => {
-                if let Some(bells) = &mut state.bells {
-                    bells.hang(state.session.events());
-                }
-            }
-            Step::Reset => {
-                state.offered_select = 0;
-                state.accepted_select = 0;
-                state.queue_select = 0;
-                if let Some(bells) = &mut state.bells {
-                    bells.take_all_down();
-                }
-                // The device has stopped: nobody sends any more.
-                self.vectors.clear();
-            }
         }
     }
 }

@@ -37,7 +37,7 @@ use umbra_slots::{DmaSpace, GpaRange, IoId};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
-use crate::bells::Bells;
+use crate::front::Front;
 use crate::session::{Hold, Session};
 use crate::{Device, Interrupt, Transport};
 use layout::{BAR, BAR_LEN, NOTIFY, NOTIFY_MULTIPLIER, Region, Window};
@@ -60,15 +60,7 @@ pub struct PciTransport {
     window: Window,
     vectors: Arc<Vectors>,
     doorbells: Option<Arc<dyn Doorbells>>,
-    state: Mutex<State>,
-}
-
-struct State {
-    session: Session,
-    bells: Option<Bells>,
-    offered_select: u32,
-    accepted_select: u32,
-    queue_select: u16,
+    state: Mutex<Front>,
 }
 
 impl PciTransport {
@@ -109,13 +101,7 @@ impl PciTransport {
             window,
             vectors,
             doorbells,
-            state: Mutex::new(State {
-                session,
-                bells: None,
-                offered_select: 0,
-                accepted_select: 0,
-                queue_select: 0,
-            }),
+            state: Mutex::new(Front::new(session)),
         }))
     }
 
@@ -225,15 +211,9 @@ impl Function for PciTransport {
     }
 
     fn attach(&self, _: u8, id: IoId) {
-        let Some(doorbells) = &self.doorbells else {
-            return;
-        };
-        let mut state = self.state.lock();
-        // Those of another window go first.
-        state.bells = None;
-        let mut bells = Bells::new(id, doorbells.clone(), bell);
-        bells.hang(state.session.events());
-        state.bells = Some(bells);
+        if let Some(doorbells) = &self.doorbells {
+            self.state.lock().attach(id, doorbells.clone(), bell);
+        }
     }
 }
 
@@ -255,9 +235,7 @@ impl Transport for PciTransport {
     }
 
     fn shut_down(&self) {
-        let mut state = self.state.lock();
-        state.bells = None;
-        state.session.reset();
+        self.state.lock().shut_down();
         self.vectors.clear();
     }
 }
