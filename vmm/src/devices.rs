@@ -267,6 +267,8 @@ impl Devices {
             return Err(AddError::Terminal);
         }
         let address = self.put(pci, spec)?;
+        // A guest that has not heard yet that it shall let go who was here before must not hear it now.
+        pci.hotplug.forget(address.device());
         pci.hotplug.tell_of(address.device());
         Ok(())
     }
@@ -307,6 +309,7 @@ impl Devices {
             .add(address, transport.clone())
             .expect("nobody else adds functions");
         state.last = address.device();
+        state.missed &= !(1 << address.device());
         let kind = spec.kind.name();
         tracing::debug!(id, kind, %address, "a virtio device");
         state.devices.push(Attached {
