@@ -12,6 +12,9 @@
 //! (a slot that shrinks, that becomes read-only, that is replaced by another) is made while every
 //! processor is held outside (`pen`). A slot that grows keeps its piece and gets another one.
 //!
+//! The same is true of what is missing for a moment: the processor's thread reads or writes it by the map that
+//! it loads then. Whoever takes RAM away waits for the threads that are doing so (`reach`): KVM does not.
+//!
 //! One slot of the map is one or more *pieces*: what KVM calls a slot. KVM can change the flags of a
 //! piece, and nothing else.
 
@@ -24,7 +27,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region2,
 };
 use kvm_ioctls::VmFd;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use umbra_slots::{
     Backing, Change, DirtyPages, Gpa, GpaRange, Listener, RamRegion, Slot, SlotError, SlotId,
     Snapshot, Wait,
@@ -179,6 +182,8 @@ pub(crate) struct Mirror {
     doorbells: Arc<Registry>,
     state: Mutex<State>,
     rings: Option<Arc<dirty::Rings>>,
+    /// Shared while a processor's thread reaches into RAM by itself, by the map that it has loaded then.
+    reach: Arc<RwLock<()>>,
 }
 
 impl Mirror {
@@ -194,7 +199,14 @@ impl Mirror {
             doorbells,
             state: Mutex::default(),
             rings,
+            reach: Arc::default(),
         }
+    }
+
+    /// To be held by a processor's thread from before it loads a map until it has read or written the RAM that
+    /// the map shows: whoever takes that RAM away waits for it.
+    pub fn reach(&self) -> impl Drop + '_ {
+        self.reach.read()
     }
 
     /// Makes KVM's slots those of a map that exists already.
@@ -325,6 +337,16 @@ impl Listener for Mirror {
         }
         drop(state);
         self.doorbells.after(change);
+    }
+
+    fn published(&self, change: &Change) -> Option<Wait> {
+        let left = change.removed_ram().next().is_some();
+        if !left && change.restricted_ram().next().is_none() {
+            return None;
+        }
+        // KVM has let go of it already; a thread that serves an exit may have loaded the old map before.
+        let reach = self.reach.clone();
+        Some(Box::new(move || drop(reach.write())))
     }
 
     fn followed(&self) -> Result<(), SlotError> {

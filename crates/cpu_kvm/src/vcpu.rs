@@ -123,12 +123,12 @@ impl KvmVcpu {
             Ok(VcpuExit::MmioRead(gpa, data)) => {
                 self.stats.mmio += 1;
                 self.unfinished = true;
-                read_memory(io, &self.machine.space, Gpa(gpa), data);
+                read_memory(io, &self.machine, Gpa(gpa), data);
             }
             Ok(VcpuExit::MmioWrite(gpa, data)) => {
                 self.stats.mmio += 1;
                 self.unfinished = true;
-                write_memory(io, &self.machine.space, Gpa(gpa), data);
+                write_memory(io, &self.machine, Gpa(gpa), data);
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.stats.ports += 1;
@@ -234,18 +234,20 @@ impl KvmVcpu {
 
 /// Reads for an instruction that KVM found no RAM for. If there is some by now, it is read as the
 /// guest would have: the access has not ended, and this is one moment of it.
-fn read_memory(io: &dyn Io, space: &AddressSpace, gpa: Gpa, data: &mut [u8]) {
+fn read_memory(io: &dyn Io, machine: &Machine, gpa: Gpa, data: &mut [u8]) {
     while io.mmio_read(gpa, data) == Served::Memory {
-        if space.load_full().read(gpa, data).is_ok() {
+        let _reach = machine.mirror.reach();
+        if machine.space.load_full().read(gpa, data).is_ok() {
             return;
         }
     }
 }
 
 /// Writes, the same way; the dirty log is marked.
-fn write_memory(io: &dyn Io, space: &AddressSpace, gpa: Gpa, data: &[u8]) {
+fn write_memory(io: &dyn Io, machine: &Machine, gpa: Gpa, data: &[u8]) {
     while io.mmio_write(gpa, data) == Served::Memory {
-        let map = space.load_full();
+        let _reach = machine.mirror.reach();
+        let map = machine.space.load_full();
         let writable = |at: u64| matches!(map.resolve(Gpa(at)), Target::Ram(ram) if !ram.read_only);
         let last = gpa.0.wrapping_add(data.len() as u64 - 1);
         if writable(gpa.0) && writable(last) && map.write(gpa, data).is_ok() {
