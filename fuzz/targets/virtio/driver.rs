@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use umbra_devices::virtio::Rng;
 use umbra_fuzz::{MORE, Machine, RAM, ROM, Source};
+use umbra_slots::Gpa;
 
 /// Descriptors, available and used ring of the queue, where a good driver puts them.
 const RINGS: [u64; 3] = [0x1000, 0x2000, 0x3000];
@@ -159,6 +160,16 @@ impl Driver {
         }
     }
 
+    /// Reads the used ring from an offset on.
+    fn used<const N: usize>(&self, offset: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        let memory = self.machine.space.load();
+        memory
+            .read(Gpa(RINGS[2] + offset), &mut bytes)
+            .expect("it is RAM");
+        bytes
+    }
+
     /// Whatever was before: after a reset the device does its work.
     pub fn finish(&mut self) {
         self.start([0, 1], SIZE.into(), RINGS);
@@ -168,18 +179,16 @@ impl Driver {
         self.machine.put(RINGS[0], &bytes);
         self.offer(0);
         let begin = Instant::now();
-        let mut used = [0; 12];
-        while used[2] != 1 {
-            let read = self.machine.space.load();
-            read.read(umbra_slots::Gpa(RINGS[2]), &mut used)
-                .expect("it is RAM");
+        // First the index, then what it says is there: one read of both may see the length of before.
+        while self.used::<2>(2) != [1, 0] {
             assert!(
                 begin.elapsed() < Duration::from_secs(5),
                 "nothing comes back"
             );
             std::thread::yield_now();
         }
-        assert_eq!(used[8], 16, "all of it was filled");
+        let filled = u32::from_le_bytes(self.used(8));
+        assert_eq!(filled, 16, "all of it was filled");
         self.set(STATUS, 0);
         self.machine.check();
     }
