@@ -3,21 +3,29 @@
 //!
 //! ```text
 //!   boot ── 64-bit mode, memory mapped one to one ──> main ── the command ──> exit
-//!                 pages: memory for queues             serial: what came of it
+//!                 pages, heap: memory                  serial: what came of it
 //! ```
 //! Like the polling guest it executes the one command on its command line; unlike it, it uses vector
 //! registers, as `core` does.
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
+mod block;
 mod boot;
+mod console;
 mod cpu;
+mod device;
+mod heap;
 #[path = "../../src/memory.rs"]
 mod memory;
+mod net;
 mod pages;
 mod rng;
 #[path = "../../src/serial.rs"]
 mod serial;
+mod vsock;
 
 /// The exit port (QEMU's `isa-debug-exit`).
 const EXIT: u16 = 0xf4;
@@ -39,7 +47,11 @@ fn execute(command_line: &str) -> Result<(), &'static str> {
     // Whatever follows is not ours: QEMU's `microvm` appends its devices.
     let mut number = || words.next().and_then(number).ok_or("a number is missing");
     match command {
+        Some("block") => block::run(number()?),
+        Some("console") => console::run(number()?),
+        Some("net") => net::run(number()?),
         Some("rng") => rng::run(number()?),
+        Some("vsock") => vsock::run(number()?, number()?),
         _ => Err("unknown command"),
     }
 }

@@ -16,6 +16,7 @@ mod churn;
 mod console;
 mod crash;
 mod dirty;
+mod drivers;
 mod hotplug;
 mod inspect;
 mod interrupts;

@@ -9,7 +9,7 @@ use umbra_virtio::{MmioTransport, Transport};
 use umbra_vmm::{Backend, Console, Machine, Outcome, Plan, Spec};
 
 use crate::support::backend::on_each_backend;
-use crate::support::poll::{drivers_guest, poll_guest};
+use crate::support::poll::{checksum, drivers_guest, poll_guest};
 use crate::support::screen::Screen;
 
 /// Where the device is; no RAM is there.
@@ -55,17 +55,11 @@ fn insert(machine: &Machine) -> Arc<MmioTransport> {
     transport
 }
 
-/// 64-bit FNV-1a, as the guest computes it.
-fn checksum(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    })
-}
-
 fn a_guest_that_polls_gets_random_bytes(backend: &str) {
     for len in [2, 64, 4096] {
         let command = format!("rng {WINDOW:#x} {len}");
-        let expected = checksum((0..len).map(|byte: u32| byte as u8));
+        let bytes: Vec<u8> = (0..len).map(|byte: u32| byte as u8).collect();
+        let expected = checksum(&bytes);
         let told = run(&poll_guest(), backend, &command);
         assert_eq!(told, format!("rng {len} {expected:#x}\n"));
     }

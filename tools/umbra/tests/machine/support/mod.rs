@@ -17,5 +17,5 @@ pub mod tools;
 pub mod userland;
 pub mod watched;
 
-pub use command::{Ended, Input, Umbra};
+pub use command::{Ended, Input, Running, Umbra};
 pub use pty::Terminal;

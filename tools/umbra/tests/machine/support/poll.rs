@@ -18,6 +18,13 @@ pub fn tiny_guest() -> PathBuf {
     built().join("umbra-tiny")
 }
 
+/// 64-bit FNV-1a, as the guests compute it.
+pub fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
 /// The guest with the drivers of the `virtio-drivers` crate, which is fetched.
 pub fn drivers_guest() -> PathBuf {
     bare_metal::build("tests/guest/drivers", "drivers", &["--locked"]).join("umbra-drivers")

@@ -1,0 +1,220 @@
+//! Devices under somebody else's drivers, those of the crate `virtio-drivers`, on bare metal: what another reader
+//! of the specification expects of them, without an operating system that forgives. Its guest uses vector
+//! registers, which a KVM that interprets does not know: the software processor executes it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::support::poll::{checksum, drivers_guest};
+use crate::support::{Input, Running, Umbra};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// Where the first virtio device is.
+const ADDRESS: &str = "0xfeb00000";
+/// Bytes of the nine sectors that the guest reads, and writes behind them.
+const NINE: usize = 9 * 512;
+
+fn start(device: &[&str], command: &str) -> Running {
+    let image = drivers_guest();
+    let command = command.replace('@', ADDRESS);
+    let mut arguments = vec!["run", "--backend", "soft", "--memory", "32M"];
+    arguments.extend(["--debug-exit", "--kernel", image.to_str().unwrap()]);
+    arguments.extend(["--cmdline", &command]);
+    arguments.extend(device);
+    Umbra::new(&arguments, &Input::Empty).start()
+}
+
+/// Waits for its end, which is success (the exit port says 1 then); returns the lines that it printed.
+fn lines(running: Running) -> Vec<String> {
+    let ended = running.finish(LIMIT);
+    assert_eq!((ended.status, &*ended.stderr), (Some(1), ""), "{ended}");
+    ended.stdout.lines().map(str::to_owned).collect()
+}
+
+fn path<'a>(folder: &'a TempDir, name: &str, buffer: &'a mut String) -> &'a str {
+    *buffer = folder.path().join(name).to_str().unwrap().to_owned();
+    buffer
+}
+
+fn patient(stream: UnixStream) -> UnixStream {
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream
+}
+
+/// Waits for somebody who connects.
+fn accept(listener: &UnixListener) -> UnixStream {
+    listener.set_nonblocking(true).unwrap();
+    let until = Instant::now() + LIMIT;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                return patient(stream);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => (),
+            Err(error) => panic!("{error}"),
+        }
+        assert!(Instant::now() < until, "nobody connects");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Connects as soon as somebody listens.
+fn connect(path: &Path) -> UnixStream {
+    let until = Instant::now() + LIMIT;
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return patient(stream),
+            Err(error) => assert!(Instant::now() < until, "{}: {error}", path.display()),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A disk whose length is no whole number of its requests.
+fn contents() -> Vec<u8> {
+    (0..64 * 512_u32).map(|at| (at % 251) as u8).collect()
+}
+
+/// What the guest writes.
+fn pattern() -> Vec<u8> {
+    (0..NINE).map(|at| (at * 7 / 3) as u8).collect()
+}
+
+#[test]
+fn a_disk_is_read_and_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut buffer = String::new();
+    let disk = path(&folder, "disk", &mut buffer);
+    let mut expected = contents();
+    std::fs::write(disk, &expected).unwrap();
+    let told = lines(start(
+        &["--disk", &format!("{disk},serial=number five")],
+        "block @",
+    ));
+    let read = format!("read {:#x}", checksum(&expected[..NINE]));
+    let wrote = format!("wrote {:#x}", checksum(&pattern()));
+    let past = "past the end: I/O error";
+    assert_eq!(told, ["block 64 number five", &read, &wrote, past]);
+    expected[NINE..2 * NINE].copy_from_slice(&pattern());
+    assert!(std::fs::read(disk).unwrap() == expected, "and nothing else");
+}
+
+#[test]
+fn a_disk_that_cannot_be_written_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut buffer = String::new();
+    let disk = path(&folder, "disk", &mut buffer);
+    std::fs::write(disk, contents()).unwrap();
+    let told = lines(start(
+        &["--disk", &format!("{disk},readonly,serial=r")],
+        "block @",
+    ));
+    let read = format!("read {:#x}", checksum(&contents()[..NINE]));
+    assert_eq!(told, ["block 64 r", &read, "read-only: I/O error"]);
+    assert!(std::fs::read(disk).unwrap() == contents());
+}
+
+/// Reads a frame: four bytes of length, then the frame.
+fn frame(from: &mut impl Read) -> Vec<u8> {
+    let mut len = [0; 4];
+    from.read_exact(&mut len).unwrap();
+    let mut frame = vec![0; u32::from_be_bytes(len) as usize];
+    from.read_exact(&mut frame).unwrap();
+    frame
+}
+
+#[test]
+fn frames_go_out_and_come_in() {
+    const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 9];
+    const OURS: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    let folder = tempfile::tempdir().unwrap();
+    let mut buffer = String::new();
+    let socket = path(&folder, "net", &mut buffer);
+    let listener = UnixListener::bind(socket).unwrap();
+    let net = format!("socket={socket},mac=52:54:00:00:00:09");
+    let running = start(&["--net", &net], "net @");
+    let mut stream = accept(&listener);
+    let hello = frame(&mut stream);
+    assert_eq!(hello[..12], [[0xff; 6], MAC].concat());
+    assert_eq!(&hello[12..19], b"\x88\xb5hello");
+
+    let mut bytes = 0;
+    for number in 0..100_usize {
+        let mut sent = [MAC, OURS].concat();
+        sent.extend([0x88, 0xb5]);
+        // From the shortest to the longest without an offer of more.
+        sent.extend((0..46 + number * 1454 / 99).map(|at| (at * 3 + number) as u8));
+        let len = (sent.len() as u32).to_be_bytes();
+        stream.write_all(&[&len, &sent[..]].concat()).unwrap();
+        let got = frame(&mut stream);
+        sent[..12].rotate_left(6);
+        sent[14..].reverse();
+        assert!(got == sent, "frame {number}");
+        bytes += sent.len();
+    }
+    let told = lines(running);
+    let returned = format!("returned 100 frames, {bytes} bytes");
+    assert_eq!(told, ["net [52, 54, 00, 00, 00, 09]", &returned]);
+}
+
+#[test]
+fn a_console_without_ports_has_a_conversation() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut buffer = String::new();
+    let socket = path(&folder, "console", &mut buffer);
+    let running = start(&["--console", &format!("socket={socket}")], "console @");
+    let mut stream = connect(Path::new(socket));
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    for number in 0..50 {
+        let line = "all is well, ".repeat(number % 8) + &format!("{number}\n");
+        // In pieces: lines are no messages.
+        let (first, second) = line.split_at(line.len() / 2);
+        stream.write_all(first.as_bytes()).unwrap();
+        stream.write_all(second.as_bytes()).unwrap();
+        let mut answer = String::new();
+        answers.read_line(&mut answer).unwrap();
+        assert_eq!(answer, line.to_uppercase());
+    }
+    stream.write_all(b"bye\n").unwrap();
+    assert_eq!(lines(running), ["console 50 lines"]);
+}
+
+#[test]
+fn a_socket_of_the_host_sends_back_what_it_gets() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut buffer = String::new();
+    let socket = path(&folder, "vsock", &mut buffer);
+    let listener = UnixListener::bind(format!("{socket}_7000")).unwrap();
+    let vsock = format!("{socket},cid=77");
+    let running = start(&["--vsock", &vsock], "vsock @ 7000");
+    let mut stream = accept(&listener);
+    let mut all = Vec::new();
+    let mut piece = [0; 5000];
+    loop {
+        let len = stream.read(&mut piece).unwrap();
+        if len == 0 {
+            break;
+        }
+        stream.write_all(&piece[..len]).unwrap();
+        all.extend_from_slice(&piece[..len]);
+    }
+    let expected: Vec<u8> = (0..40_000).map(|at: u32| (at * 5 / 3) as u8).collect();
+    assert!(all == expected, "{} bytes came", all.len());
+    let echo = format!("echo {:#x}", checksum(&expected));
+    assert_eq!(lines(running), ["vsock cid 77", &echo]);
+    assert!(std::fs::exists(format!("{socket}_7000")).unwrap());
+}
+
+#[test]
+fn a_command_for_another_device_fails_with_a_reason() {
+    let running = start(&["--rng"], "block @");
+    let ended = running.finish(LIMIT);
+    assert_eq!(ended.status, Some(3), "{ended}");
+    let told = "there is a device of type EntropySource\nFAIL it is another device than the command is for\n";
+    assert_eq!(ended.stdout, told, "{ended}");
+}
