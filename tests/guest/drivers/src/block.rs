@@ -1,9 +1,9 @@
-//! `block ADDR`: reads and writes a disk.
+//! `block PLACE`: reads and writes a disk.
 
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::DeviceType;
 
-use crate::device::{checksum, failed, find};
+use crate::device::{Place, checksum, failed, find};
 use crate::pages::OneToOne;
 
 /// Sectors of one request.
@@ -11,8 +11,8 @@ const SECTORS: usize = 9;
 
 /// Prints `block SECTORS ID`, and `read CHECKSUM` of the first sectors; writes to those behind them a pattern of
 /// its own, flushes, and reads it again; asks for what lies past the end.
-pub fn run(address: usize) -> Result<(), &'static str> {
-    let transport = find(address, DeviceType::Block)?;
+pub fn run(place: Place) -> Result<(), &'static str> {
+    let transport = find(place, DeviceType::Block)?;
     let mut disk = VirtIOBlk::<OneToOne, _>::new(transport)
         .map_err(failed("the device cannot be initialised"))?;
     let mut id = [0; 20];
@@ -50,7 +50,7 @@ pub fn run(address: usize) -> Result<(), &'static str> {
     past_the_end(&mut disk, &mut sectors)
 }
 
-type Disk = VirtIOBlk<OneToOne, virtio_drivers::transport::mmio::MmioTransport<'static>>;
+type Disk = VirtIOBlk<OneToOne, virtio_drivers::transport::SomeTransport<'static>>;
 
 /// One sector too many is an error of the request, and the device works on.
 fn past_the_end(disk: &mut Disk, sectors: &mut [u8]) -> Result<(), &'static str> {

@@ -1,17 +1,17 @@
-//! `console ADDR`: a conversation by a console without ports.
+//! `console PLACE`: a conversation by a console without ports.
 
 use virtio_drivers::device::console::VirtIOConsole;
 use virtio_drivers::transport::DeviceType;
 
-use crate::device::{failed, find};
+use crate::device::{Place, failed, find};
 use crate::pages::OneToOne;
 
 /// Lines are shorter.
 const LONGEST: usize = 128;
 
 /// Returns each line in capitals, until one is `bye`. Prints how many lines there were.
-pub fn run(address: usize) -> Result<(), &'static str> {
-    let transport = find(address, DeviceType::Console)?;
+pub fn run(place: Place) -> Result<(), &'static str> {
+    let transport = find(place, DeviceType::Console)?;
     let mut console = VirtIOConsole::<OneToOne, _>::new(transport)
         .map_err(failed("the device cannot be initialised"))?;
     let (mut line, mut len, mut lines) = ([0; LONGEST], 0, 0);

@@ -27,6 +27,8 @@ mod rng;
 mod serial;
 mod vsock;
 
+use device::Place;
+
 /// The exit port (QEMU's `isa-debug-exit`).
 const EXIT: u16 = 0xf4;
 
@@ -42,17 +44,23 @@ fn main(command_line: &str) -> ! {
 }
 
 fn execute(command_line: &str) -> Result<(), &'static str> {
-    let mut words = command_line.split_ascii_whitespace();
-    let command = words.next();
     // Whatever follows is not ours: QEMU's `microvm` appends its devices.
-    let mut number = || words.next().and_then(number).ok_or("a number is missing");
+    let mut words = command_line.split_ascii_whitespace();
+    let command = words.next().unwrap_or_default();
+    if !["block", "console", "net", "rng", "vsock"].contains(&command) {
+        return Err("unknown command");
+    }
+    let place = words.next().and_then(Place::parse);
+    let place = place.ok_or("a place is missing: an address, or pci:NUMBER")?;
     match command {
-        Some("block") => block::run(number()?),
-        Some("console") => console::run(number()?),
-        Some("net") => net::run(number()?),
-        Some("rng") => rng::run(number()?),
-        Some("vsock") => vsock::run(number()?, number()?),
-        _ => Err("unknown command"),
+        "block" => block::run(place),
+        "console" => console::run(place),
+        "net" => net::run(place),
+        "rng" => rng::run(place),
+        _ => {
+            let port = words.next().and_then(number);
+            vsock::run(place, port.ok_or("a number is missing")?)
+        }
     }
 }
 

@@ -1,9 +1,9 @@
-//! `net ADDR`: sends a frame, and returns what comes.
+//! `net PLACE`: sends a frame, and returns what comes.
 
 use virtio_drivers::device::net::VirtIONetRaw;
 use virtio_drivers::transport::DeviceType;
 
-use crate::device::{failed, find};
+use crate::device::{Place, failed, find};
 use crate::pages::OneToOne;
 
 /// Frames of this length, header and all, are the longest.
@@ -20,8 +20,8 @@ const TYPE: [u8; 2] = [0x88, 0xb5];
 
 /// Prints `net MAC`; says hello to everybody, then sends a hundred frames back to where they came from, with the
 /// bytes behind the header turned around.
-pub fn run(address: usize) -> Result<(), &'static str> {
-    let transport = find(address, DeviceType::Network)?;
+pub fn run(place: Place) -> Result<(), &'static str> {
+    let transport = find(place, DeviceType::Network)?;
     let mut net = VirtIONetRaw::<OneToOne, _, QUEUE>::new(transport)
         .map_err(failed("the device cannot be initialised"))?;
     let mac = net.mac_address();

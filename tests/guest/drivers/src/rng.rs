@@ -1,15 +1,15 @@
-//! `rng ADDR`: reads from an entropy device.
+//! `rng PLACE`: reads from an entropy device.
 
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::DeviceType;
 
-use crate::device::{failed, find};
+use crate::device::{Place, failed, find};
 use crate::pages::OneToOne;
 use crate::serial::Serial;
 
 /// Prints `rng LENGTH BYTES`, for two requests in turn.
-pub fn run(address: usize) -> Result<(), &'static str> {
-    let transport = find(address, DeviceType::EntropySource)?;
+pub fn run(place: Place) -> Result<(), &'static str> {
+    let transport = find(place, DeviceType::EntropySource)?;
     let mut device = VirtIORng::<OneToOne, _>::new(transport)
         .map_err(failed("the device cannot be initialised"))?;
     for mut buffer in [[0; 16], [0; 16]] {

@@ -1,4 +1,4 @@
-//! `vsock ADDR PORT`: connects to the host, which sends back what it gets.
+//! `vsock PLACE PORT`: connects to the host, which sends back what it gets.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -6,11 +6,10 @@ use alloc::vec::Vec;
 use virtio_drivers::device::socket::{
     SocketError, VirtIOSocket, VsockAddr, VsockConnectionManager, VsockEventType,
 };
-use virtio_drivers::transport::DeviceType;
-use virtio_drivers::transport::mmio::MmioTransport;
+use virtio_drivers::transport::{DeviceType, SomeTransport};
 use virtio_drivers::{Error, Result};
 
-use crate::device::{checksum, failed, find};
+use crate::device::{Place, checksum, failed, find};
 use crate::pages::OneToOne;
 
 /// The host (virtio 1.3, 5.10.4).
@@ -29,8 +28,8 @@ const PIECE: usize = 3000;
 const ROOM: u32 = 8192;
 
 /// Prints `vsock cid CID`, and `echo CHECKSUM` of what came back; then ends the connection.
-pub fn run(address: usize, port: usize) -> core::result::Result<(), &'static str> {
-    let transport = find(address, DeviceType::Socket)?;
+pub fn run(place: Place, port: usize) -> core::result::Result<(), &'static str> {
+    let transport = find(place, DeviceType::Socket)?;
     let driver = VirtIOSocket::<OneToOne, _>::new(transport)
         .map_err(failed("the device cannot be initialised"))?;
     let mut talk = Talk {
@@ -60,7 +59,7 @@ pub fn run(address: usize, port: usize) -> core::result::Result<(), &'static str
 }
 
 struct Talk {
-    sockets: VsockConnectionManager<OneToOne, MmioTransport<'static>>,
+    sockets: VsockConnectionManager<OneToOne, SomeTransport<'static>>,
     host: VsockAddr,
     /// The host has accepted.
     there: bool,

@@ -13,15 +13,50 @@ use crate::support::poll::{checksum, drivers_guest};
 use crate::support::{Input, Running, Umbra};
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// Where the first virtio device is.
-const ADDRESS: &str = "0xfeb00000";
 /// Bytes of the nine sectors that the guest reads, and writes behind them.
 const NINE: usize = 9 * 512;
 
-fn start(device: &[&str], command: &str) -> Running {
+/// What carries the device: an option, and where the first device is then, as the guest reads it.
+#[derive(Clone, Copy)]
+struct Transport {
+    option: Option<&'static str>,
+    place: &'static str,
+}
+
+const MMIO: Transport = Transport {
+    option: None,
+    place: "0xfeb00000",
+};
+/// Device 0 is the bus itself.
+const PCI: Transport = Transport {
+    option: Some("--pci"),
+    place: "pci:1",
+};
+
+/// Makes each claim a test on either transport.
+macro_rules! on_each_transport {
+    ($($test:ident),* $(,)?) => {
+        mod mmio { $(#[test] fn $test() { super::$test(super::MMIO) })* }
+        mod pci { $(#[test] fn $test() { super::$test(super::PCI) })* }
+    };
+}
+
+on_each_transport! {
+    a_disk_is_read_and_written,
+    a_disk_that_cannot_be_written_says_so,
+    frames_go_out_and_come_in,
+    a_console_without_ports_has_a_conversation,
+    a_socket_of_the_host_sends_back_what_it_gets,
+    random_bytes_come,
+    a_command_for_another_device_fails_with_a_reason,
+}
+
+/// Runs the guest; `@` in its command is the device's place.
+fn start(transport: Transport, device: &[&str], command: &str) -> Running {
     let image = drivers_guest();
-    let command = command.replace('@', ADDRESS);
+    let command = command.replace('@', transport.place);
     let mut arguments = vec!["run", "--backend", "soft", "--memory", "32M"];
+    arguments.extend(transport.option);
     arguments.extend(["--debug-exit", "--kernel", image.to_str().unwrap()]);
     arguments.extend(["--cmdline", &command]);
     arguments.extend(device);
@@ -85,14 +120,14 @@ fn pattern() -> Vec<u8> {
     (0..NINE).map(|at| (at * 7 / 3) as u8).collect()
 }
 
-#[test]
-fn a_disk_is_read_and_written() {
+fn a_disk_is_read_and_written(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let mut buffer = String::new();
     let disk = path(&folder, "disk", &mut buffer);
     let mut expected = contents();
     std::fs::write(disk, &expected).unwrap();
     let told = lines(start(
+        transport,
         &["--disk", &format!("{disk},serial=number five")],
         "block @",
     ));
@@ -104,13 +139,13 @@ fn a_disk_is_read_and_written() {
     assert!(std::fs::read(disk).unwrap() == expected, "and nothing else");
 }
 
-#[test]
-fn a_disk_that_cannot_be_written_says_so() {
+fn a_disk_that_cannot_be_written_says_so(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let mut buffer = String::new();
     let disk = path(&folder, "disk", &mut buffer);
     std::fs::write(disk, contents()).unwrap();
     let told = lines(start(
+        transport,
         &["--disk", &format!("{disk},readonly,serial=r")],
         "block @",
     ));
@@ -128,8 +163,7 @@ fn frame(from: &mut impl Read) -> Vec<u8> {
     frame
 }
 
-#[test]
-fn frames_go_out_and_come_in() {
+fn frames_go_out_and_come_in(transport: Transport) {
     const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 9];
     const OURS: [u8; 6] = [2, 0, 0, 0, 0, 1];
     let folder = tempfile::tempdir().unwrap();
@@ -137,7 +171,7 @@ fn frames_go_out_and_come_in() {
     let socket = path(&folder, "net", &mut buffer);
     let listener = UnixListener::bind(socket).unwrap();
     let net = format!("socket={socket},mac=52:54:00:00:00:09");
-    let running = start(&["--net", &net], "net @");
+    let running = start(transport, &["--net", &net], "net @");
     let mut stream = accept(&listener);
     let hello = frame(&mut stream);
     assert_eq!(hello[..12], [[0xff; 6], MAC].concat());
@@ -162,12 +196,15 @@ fn frames_go_out_and_come_in() {
     assert_eq!(told, ["net [52, 54, 00, 00, 00, 09]", &returned]);
 }
 
-#[test]
-fn a_console_without_ports_has_a_conversation() {
+fn a_console_without_ports_has_a_conversation(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let mut buffer = String::new();
     let socket = path(&folder, "console", &mut buffer);
-    let running = start(&["--console", &format!("socket={socket}")], "console @");
+    let running = start(
+        transport,
+        &["--console", &format!("socket={socket}")],
+        "console @",
+    );
     let mut stream = connect(Path::new(socket));
     let mut answers = BufReader::new(stream.try_clone().unwrap());
     for number in 0..50 {
@@ -184,14 +221,13 @@ fn a_console_without_ports_has_a_conversation() {
     assert_eq!(lines(running), ["console 50 lines"]);
 }
 
-#[test]
-fn a_socket_of_the_host_sends_back_what_it_gets() {
+fn a_socket_of_the_host_sends_back_what_it_gets(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let mut buffer = String::new();
     let socket = path(&folder, "vsock", &mut buffer);
     let listener = UnixListener::bind(format!("{socket}_7000")).unwrap();
     let vsock = format!("{socket},cid=77");
-    let running = start(&["--vsock", &vsock], "vsock @ 7000");
+    let running = start(transport, &["--vsock", &vsock], "vsock @ 7000");
     let mut stream = accept(&listener);
     let mut all = Vec::new();
     let mut piece = [0; 5000];
@@ -210,11 +246,23 @@ fn a_socket_of_the_host_sends_back_what_it_gets() {
     assert!(std::fs::exists(format!("{socket}_7000")).unwrap());
 }
 
-#[test]
-fn a_command_for_another_device_fails_with_a_reason() {
-    let running = start(&["--rng"], "block @");
+fn a_command_for_another_device_fails_with_a_reason(transport: Transport) {
+    let running = start(transport, &["--rng"], "block @");
     let ended = running.finish(LIMIT);
     assert_eq!(ended.status, Some(3), "{ended}");
     let told = "there is a device of type EntropySource\nFAIL it is another device than the command is for\n";
     assert_eq!(ended.stdout, told, "{ended}");
+}
+
+fn random_bytes_come(transport: Transport) {
+    let told = lines(start(transport, &["--rng"], "rng @"));
+    let [first, second] = &told[..] else {
+        panic!("{told:?}");
+    };
+    for line in [first, second] {
+        let bytes = line.strip_prefix("rng 16 ").unwrap();
+        assert_eq!(bytes.len(), 32, "{line}");
+        assert_ne!(bytes.trim_matches('0'), "", "{line}");
+    }
+    assert_ne!(first, second);
 }

@@ -243,7 +243,11 @@ fn the_software_processor_survives_a_vector_instruction() {
 fn the_drivers_guest_boots_and_finds_no_device_where_none_is() {
     let table = [
         ("dance", "FAIL unknown command\n"),
-        ("rng", "FAIL a number is missing\n"),
+        (
+            "rng",
+            "FAIL a place is missing: an address, or pci:NUMBER\n",
+        ),
+        ("vsock 0xd0000000", "FAIL a number is missing\n"),
         ("rng 0xd0000000", "FAIL no virtio-mmio device is there\n"),
     ];
     for (command, told) in table {
