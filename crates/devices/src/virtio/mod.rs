@@ -4,7 +4,9 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+pub mod mem;
 pub mod net;
+mod news;
 pub mod pmem;
 pub mod rng;
 pub mod vsock;
@@ -12,6 +14,7 @@ pub mod vsock;
 pub use balloon::{Balloon, BalloonControl, BalloonOptions};
 pub use block::{Block, BlockControl, BlockOptions};
 pub use console::{Console, ConsoleControl, ConsoleOptions, PortOptions};
+pub use mem::{Mem, MemControl, MemOptions};
 pub use net::Net;
 pub use pmem::Pmem;
 pub use rng::Rng;

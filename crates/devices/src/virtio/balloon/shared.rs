@@ -10,6 +10,7 @@ use umbra_virtio::{Event, Interrupt};
 
 use super::pages::PAGE;
 use super::statistics::{BalloonStatistics, Polling};
+use crate::virtio::news::News;
 
 /// Bytes of the configuration (5.5.4).
 const CONFIG_LEN: usize = 16;
@@ -44,9 +45,7 @@ struct Config {
     /// Pages that it says it has lent.
     actual: u32,
     poison: u32,
-    generation: u32,
-    /// The generation that the driver was interrupted for.
-    heard: u32,
+    news: News,
 }
 
 /// Whom to tell of changes.
@@ -128,7 +127,7 @@ impl Shared {
     }
 
     pub fn generation(&self) -> u32 {
-        self.config.lock().generation
+        self.config.lock().news.generation()
     }
 
     /// Returns what the driver poisons free pages with.
@@ -149,10 +148,10 @@ impl Shared {
     pub fn reset(&self) {
         let mut config = self.config.lock();
         // The next driver reads all of it.
+        config.news.take();
         *config = Config {
             num_pages: config.num_pages,
-            generation: config.generation,
-            heard: config.generation,
+            news: config.news,
             ..Config::default()
         };
         drop(config);
@@ -165,10 +164,7 @@ impl Shared {
         let interrupt = active.as_ref().map(|active| active.interrupt.clone());
         drop(active);
         let Some(interrupt) = interrupt else { return };
-        let mut config = self.config.lock();
-        let news = config.heard != config.generation;
-        config.heard = config.generation;
-        drop(config);
+        let news = self.config.lock().news.take();
         if news {
             interrupt.config_changed();
         }
@@ -250,7 +246,7 @@ impl BalloonControl {
         let mut config = self.0.config.lock();
         if config.num_pages != num_pages {
             config.num_pages = num_pages;
-            config.generation = config.generation.wrapping_add(1);
+            config.news.change();
         }
         drop(config);
         self.0.announce();
