@@ -29,7 +29,6 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
 use umbra_devices::PciHotplug;
-use umbra_devices::virtio::BalloonControl;
 use umbra_irq::Line;
 use umbra_pci::{Address, RootBus, Unplugged};
 use umbra_slots::{AddressSpace, DmaSpace};
@@ -220,18 +219,15 @@ impl Devices {
         let mut controls = state.devices.iter().filter_map(|d| d.control.as_ref());
         controls.find_map(|control| match control {
             Control::Console(_, input) => input.clone(),
-            Control::Balloon(_) => None,
+            Control::Balloon(_) | Control::Mem(_) => None,
         })
     }
 
-    /// Returns what changes a balloon.
-    pub fn balloon(&self, id: &str) -> Option<BalloonControl> {
+    /// Returns what changes a device.
+    pub fn control(&self, id: &str) -> Option<Control> {
         let state = self.shared.state.lock();
         let device = state.devices.iter().find(|device| device.spec.id == id)?;
-        match device.control.as_ref()? {
-            Control::Balloon(control) => Some(control.clone()),
-            Control::Console(..) => None,
-        }
+        device.control.clone()
     }
 
     /// Tells the device that has the machine's console how large that is.

@@ -135,6 +135,29 @@ pub enum PlanError {
         /// What was asked for.
         size: u64,
     },
+    /// No block that memory could come and go in.
+    #[error("a block of the memory {id:?} is a power of two from 2M to 1G, not {block} bytes")]
+    MemBlock {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        block: u64,
+    },
+    /// No size that memory which comes and goes could have.
+    #[error(
+        "the memory {id:?} has some blocks of {block} bytes, and the guest takes some of them: not \
+         {size} bytes of {max}; round the sizes"
+    )]
+    MemSize {
+        /// The device.
+        id: String,
+        /// The most that was asked for.
+        max: u64,
+        /// What the guest was to take.
+        size: u64,
+        /// Bytes of a block.
+        block: u64,
+    },
     /// A console device has too few ports, or too many.
     #[error("the console device {id:?} has 1 to {max} ports, not {ports}")]
     Ports {
@@ -287,6 +310,15 @@ pub enum BuildError {
         #[source]
         source: VsockError,
     },
+    /// There is no memory that could come and go.
+    #[error("the memory {id:?} cannot be made")]
+    Mem {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: MemError,
+    },
     /// A file cannot be persistent memory.
     #[error("the persistent memory {id:?} cannot be used")]
     Pmem {
@@ -404,6 +436,24 @@ pub enum NetError {
     /// Nobody at the socket.
     #[error(transparent)]
     Stream(#[from] StreamError),
+}
+
+/// Why there is no memory that could come and go.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemError {
+    /// The host does not map it.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The guest's physical addresses are used up.
+    #[error("the processor's physical addresses have no room for {len} bytes more; ask for less")]
+    NoRoom {
+        /// How many.
+        len: u64,
+    },
+    /// The host has no thread for it.
+    #[error("the host has no thread for it; raise the limit of processes")]
+    Thread(#[source] std::io::Error),
 }
 
 /// Why a file cannot be persistent memory of a guest.

@@ -7,8 +7,9 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
 use umbra_devices::Serial;
-use umbra_devices::virtio::BalloonControl;
+use umbra_devices::virtio::{BalloonControl, MemControl};
 
+use crate::build::Control;
 use crate::devices::{Devices, VirtioInfo};
 use crate::error::{AddError, RemoveError};
 use crate::policy::{Event, Outcome, Paused};
@@ -139,7 +140,19 @@ impl Handle {
     /// Returns what changes the balloon of this name, and says what the guest tells of its memory. `None` if
     /// there is no such balloon. It may be kept; a machine that has ended does nothing more about it.
     pub fn balloon(&self, id: &str) -> Option<BalloonControl> {
-        self.devices.balloon(id)
+        match self.devices.control(id)? {
+            Control::Balloon(control) => Some(control),
+            _ => None,
+        }
+    }
+
+    /// Returns what changes how much memory the guest takes of the device of this name, and says how much it
+    /// has. `None` if there is no such device of memory. It may be kept, as a balloon's.
+    pub fn memory(&self, id: &str) -> Option<MemControl> {
+        match self.devices.control(id)? {
+            Control::Mem(control) => Some(control),
+            _ => None,
+        }
     }
 
     /// Says how large the terminal is that shows the machine's console. The guest hears of it where a virtio

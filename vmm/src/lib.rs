@@ -52,7 +52,8 @@ pub use console::Console;
 pub use devices::VirtioInfo;
 pub use driver::Ended;
 pub use error::{
-    AddError, BuildError, NetError, PlanError, PmemError, PortError, RemoveError, RunError,
+    AddError, BuildError, MemError, NetError, PlanError, PmemError, PortError, RemoveError,
+    RunError,
 };
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
@@ -60,14 +61,15 @@ pub use plan::Plan;
 pub use policy::{Outcome, Paused};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
-    DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, Module, NetHost, NetSpec,
-    PmemSpec, PortEnd, PortSpec, Spec, Verify, VirtioKind, VirtioSpec, VsockSpec,
+    DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec, Module, NetHost,
+    NetSpec, PmemSpec, PortEnd, PortSpec, Spec, Verify, VirtioKind, VirtioSpec, VsockSpec,
 };
 
 pub use build::probe;
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
-pub use umbra_devices::virtio::BalloonControl;
 pub use umbra_devices::virtio::balloon::{BalloonCounters, BalloonStatistics, TargetError};
+pub use umbra_devices::virtio::mem::SizeError;
+pub use umbra_devices::virtio::{BalloonControl, MemControl};
 pub use umbra_net::MacError;

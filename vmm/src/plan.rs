@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use umbra_boot::layout::MIN_RAM;
 use umbra_devices::virtio::vsock::VSOCK_PATH_MAX;
-use umbra_devices::virtio::{Console, Net, Pmem, Vsock};
+use umbra_devices::virtio::{Console, Mem, Net, Pmem, Vsock};
 
 use crate::error::PlanError;
 use crate::layout;
 use crate::spec::{
-    Backend, BalloonSpec, ConsoleSpec, NetHost, NetSpec, PmemSpec, PortEnd, Spec, Verify,
+    Backend, BalloonSpec, ConsoleSpec, MemSpec, NetHost, NetSpec, PmemSpec, PortEnd, Spec, Verify,
     VirtioKind, VirtioSpec, VsockSpec,
 };
 
@@ -120,6 +120,7 @@ pub fn check_virtio<'a>(
             VirtioKind::Rng | VirtioKind::Block(_) => {}
             VirtioKind::Net(net) => check_net(id, net)?,
             VirtioKind::Pmem(pmem) => check_pmem(id, pmem)?,
+            VirtioKind::Mem(mem) => check_mem(id, mem)?,
             VirtioKind::Vsock(_) if std::mem::replace(&mut has_vsock, true) => {
                 return Err(PlanError::SecondVsock { id: id.clone() });
             }
@@ -214,6 +215,23 @@ fn check_balloon(id: &str, balloon: &BalloonSpec, memory: u64) -> Result<(), Pla
             id: id.to_owned(),
             size: balloon.size,
             memory,
+        });
+    }
+    Ok(())
+}
+
+fn check_mem(id: &str, mem: &MemSpec) -> Result<(), PlanError> {
+    let MemSpec { max, size, block } = *mem;
+    let id = || id.to_owned();
+    if !block.is_power_of_two() || !(Mem::MIN_BLOCK..=layout::HIGH_ALIGNMENT).contains(&block) {
+        return Err(PlanError::MemBlock { id: id(), block });
+    }
+    if max == 0 || size > max || !max.is_multiple_of(block) || !size.is_multiple_of(block) {
+        return Err(PlanError::MemSize {
+            id: id(),
+            max,
+            size,
+            block,
         });
     }
     Ok(())

@@ -111,6 +111,8 @@ pub enum VirtioKind {
     Console(ConsoleSpec),
     /// A file of the host as memory.
     Pmem(PmemSpec),
+    /// Memory that comes and goes.
+    Mem(MemSpec),
 }
 
 impl VirtioKind {
@@ -124,6 +126,7 @@ impl VirtioKind {
             Self::Balloon(_) => "balloon",
             Self::Console(_) => "console",
             Self::Pmem(_) => "pmem",
+            Self::Mem(_) => "mem",
         }
     }
 }
@@ -268,6 +271,30 @@ impl PmemSpec {
             path: path.into(),
             read_only: false,
             size: None,
+        }
+    }
+}
+
+/// Memory above the guest's RAM that it takes and gives back in blocks.
+/// [`Handle::memory`](crate::Handle::memory) changes how much while the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemSpec {
+    /// The most, in bytes; a multiple of a block. It costs addresses, and nothing else.
+    pub max: u64,
+    /// How many bytes the guest shall take from the beginning, a multiple of a block.
+    pub size: u64,
+    /// Bytes of a block: a power of two, 2 MiB to 1 GiB. Linux takes 128 MiB at a time where it can, and gives
+    /// back blocks.
+    pub block: u64,
+}
+
+impl MemSpec {
+    /// Up to `max` bytes, of which the guest has none at the beginning, in blocks of 2 MiB.
+    pub fn new(max: u64) -> Self {
+        Self {
+            max,
+            size: 0,
+            block: 2 << 20,
         }
     }
 }

@@ -216,8 +216,11 @@ impl RamRegion {
     }
 
     /// Gives memory back to the host, which reads as zeros then. `offset` and `len` are multiples of 4 KiB
-    /// inside the region.
-    pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<(), RamError> {
+    /// inside the region. What still writes there takes a page anew.
+    ///
+    /// # Errors
+    /// If the host does not take it.
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), RamError> {
         let huge = match self.mapping.hugetlbfs {
             true => HugePages::Hugetlbfs,
             false => HugePages::No,

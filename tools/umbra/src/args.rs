@@ -17,6 +17,7 @@ mod console;
 mod disk;
 mod fw_cfg;
 mod list;
+mod mem;
 mod net;
 mod pmem;
 mod port;
@@ -174,6 +175,11 @@ pub struct MachineArgs {
     /// a multiple of 2M, then readonly, size=SIZE, id=NAME; may be repeated
     #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = pmem::parse)]
     pub pmem: Vec<pmem::Pmem>,
+    /// Add memory that the guest takes and gives back in blocks while it runs (virtio-mem): max=SIZE it may
+    /// have, size=SIZE it shall take from the beginning, block=SIZE, id=NAME [default: size=0, block=2M]; may be
+    /// repeated
+    #[arg(long, value_name = "max=SIZE[,KEY=VALUE...]", value_parser = mem::parse)]
+    pub mem: Vec<mem::Mem>,
     /// Add an entropy device (virtio-rng)
     #[arg(long)]
     pub rng: bool,
@@ -322,12 +328,14 @@ impl MachineArgs {
         let pmems = (0..)
             .zip(&self.pmem)
             .map(|(number, pmem)| pmem.device(number));
+        let mems = (0..).zip(&self.mem).map(|(number, mem)| mem.device(number));
         let vsock = self.vsock.as_ref().map(vsock::Vsock::device);
         let balloon = self.balloon.as_ref().map(balloon::Balloon::device);
         let consoles = console::devices(&self.console);
         disks
             .chain(nets)
             .chain(pmems)
+            .chain(mems)
             .chain(rng)
             .chain(vsock)
             .chain(balloon)

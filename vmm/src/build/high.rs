@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use umbra_slots::{AddressSpace, Flags, Gpa, GpaRange, RamRegion, SlotError, SlotId};
+use umbra_slots::{AddressSpace, Backing, Flags, Gpa, GpaRange, RamRegion, Slot, SlotError};
 
 use crate::layout;
 
@@ -75,10 +75,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// and nobody has it mapped any more: the caller holds no lock that one of them may want.
 pub struct Shown {
     space: Arc<AddressSpace>,
-    slot: SlotId,
     region: Arc<RamRegion>,
-    /// Given back last; never if the map keeps the slot.
+    range: GpaRange,
+    /// Given back last; never if the map keeps a slot.
     claim: Option<Claim>,
+}
+
+/// Tells whether a slot shows a part of a region.
+pub fn is_of(slot: &Slot, region: &Arc<RamRegion>) -> bool {
+    matches!(slot.backing(), Backing::Ram { region: shown, .. } if Arc::ptr_eq(shown, region))
 }
 
 impl Shown {
@@ -96,28 +101,51 @@ impl Shown {
         let added = space.update("a device brings memory", |map| {
             map.add_ram(start, region.clone(), 0, len, flags)
         })?;
-        Ok(Self {
+        added.wait();
+        Ok(Self::nothing(space, claim, region))
+    }
+
+    /// Shows nothing of a region; somebody else shows and hides parts of it within what was claimed.
+    pub fn nothing(space: &Arc<AddressSpace>, claim: Claim, region: Arc<RamRegion>) -> Self {
+        Self {
             space: space.clone(),
-            slot: added.wait(),
             region,
+            range: claim.range(),
             claim: Some(claim),
-        })
+        }
+    }
+
+    /// Returns the map.
+    pub fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
+    /// Returns the memory.
+    pub fn region(&self) -> &Arc<RamRegion> {
+        &self.region
+    }
+
+    /// Returns where it has room.
+    pub fn range(&self) -> GpaRange {
+        self.range
     }
 }
 
 impl Drop for Shown {
     fn drop(&mut self) {
-        let slot = self.slot;
-        match self
-            .space
-            .update("a device takes its memory along", |map| map.remove(slot))
-        {
+        let removed = self.space.update("a device takes its memory along", |map| {
+            let ours = map.slots().iter().filter(|slot| is_of(slot, &self.region));
+            let ids: Vec<_> = ours.map(Slot::id).collect();
+            ids.into_iter().try_for_each(|id| map.remove(id))
+        });
+        match removed {
             Ok(updated) => {
                 updated.stale.wait();
                 wait_until_unused(&self.region);
             }
             Err(error) => {
-                tracing::error!(%slot, %error, "memory of a device that has gone stays in the map");
+                let range = self.range;
+                tracing::error!(%range, %error, "memory of a device that has gone stays in the map");
                 std::mem::forget(self.claim.take());
             }
         }

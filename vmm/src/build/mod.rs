@@ -7,6 +7,7 @@ mod devices;
 mod fw_cfg;
 mod high;
 mod images;
+mod mem;
 mod memory;
 mod pci;
 mod pmem;

@@ -8,13 +8,16 @@ use umbra_boot::VirtioMmio;
 use umbra_bus::Bus;
 use umbra_cpu::Backend;
 use umbra_devices::virtio::net::NetOptions;
-use umbra_devices::virtio::{BalloonControl, Block, BlockOptions, ConsoleControl, Net, Rng};
+use umbra_devices::virtio::{
+    BalloonControl, Block, BlockOptions, ConsoleControl, MemControl, Net, Rng,
+};
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_virtio::{Device, MmioTransport};
 
 use super::high::{HighMemory, Shown};
+use super::mem::{self, HotMemory};
 use super::{balloon, console, pmem, vsock};
 use crate::console::Output;
 use crate::devices::Attached;
@@ -30,6 +33,8 @@ pub struct Helper {
     _passt: Option<Passt>,
     /// Its memory.
     _memory: Option<Shown>,
+    /// Its memory that comes and goes.
+    _hot_memory: Option<HotMemory>,
 }
 
 impl Helper {
@@ -37,6 +42,14 @@ impl Helper {
     pub fn memory(shown: Shown) -> Self {
         Self {
             _memory: Some(shown),
+            ..Self::default()
+        }
+    }
+
+    /// Memory of which parts are in the map from time to time.
+    pub fn hot_memory(memory: HotMemory) -> Self {
+        Self {
+            _hot_memory: Some(memory),
             ..Self::default()
         }
     }
@@ -87,6 +100,8 @@ pub enum Control {
     Balloon(BalloonControl),
     /// A console device; where input goes if it has the machine's console.
     Console(ConsoleControl, Option<Arc<PortInput>>),
+    /// Memory that comes and goes.
+    Mem(MemControl),
 }
 
 /// Says where the devices behind memory will be.
@@ -198,6 +213,7 @@ pub fn make(wanted: &VirtioSpec, around: &Surroundings<'_>) -> Result<Made, Buil
             }
         }
         VirtioKind::Pmem(spec) => pmem::make(id, spec, around)?,
+        VirtioKind::Mem(spec) => mem::make(id, spec, around)?,
     })
 }
 
