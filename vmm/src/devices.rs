@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
 use umbra_devices::PciHotplug;
+use umbra_devices::virtio::MemControl;
 use umbra_irq::Line;
 use umbra_pci::{Address, RootBus, Unplugged};
 use umbra_slots::{AddressSpace, DmaSpace};
@@ -321,7 +322,10 @@ impl Devices {
     /// Asks the guest to let a device go. It may take its time, or never do it.
     pub fn ask_for(&self, id: &str) -> Result<(), RemoveError> {
         let state = self.shared.state.lock();
-        if let Some((pci, address, _)) = self.find(&state, id)? {
+        if let Some((pci, address, at)) = self.find(&state, id)? {
+            if let Some(Control::Mem(memory)) = &state.devices[at].control {
+                nothing_to_lose(id, memory)?;
+            }
             pci.hotplug.ask_for(address.device());
         }
         Ok(())
@@ -432,6 +436,18 @@ impl Drop for Devices {
                 let _ = thread.join();
             }
         }
+    }
+}
+
+/// Memory that the guest works in goes only when it has given it back: Linux lets the device go and keeps the
+/// memory.
+fn nothing_to_lose(id: &str, memory: &MemControl) -> Result<(), RemoveError> {
+    match memory.plugged().max(memory.requested()) {
+        0 => Ok(()),
+        bytes => Err(RemoveError::Memory {
+            id: id.to_owned(),
+            bytes,
+        }),
     }
 }
 

@@ -400,6 +400,17 @@ pub enum RemoveError {
         /// The name.
         id: String,
     },
+    /// It is memory that the guest has, or shall have.
+    #[error(
+        "the memory {id:?} cannot go while the guest has {bytes} bytes of it, or shall take them; request \
+         0 bytes, and wait until the guest has given all back"
+    )]
+    Memory {
+        /// The name.
+        id: String,
+        /// What would be lost.
+        bytes: u64,
+    },
 }
 
 /// Why a port has no host end.

@@ -117,13 +117,15 @@ impl Handle {
     /// [`wait_removed`](Self::wait_removed). A guest that does nothing can be asked again.
     ///
     /// # Errors
-    /// If there is no such device, or it cannot be removed.
+    /// If there is no such device, or it cannot be removed. Memory that comes and goes cannot while the guest has
+    /// some of it.
     pub fn remove_device(&self, id: &str) -> Result<(), RemoveError> {
         self.devices.ask_for(id)
     }
 
     /// Takes a virtio device away from a guest that does not let it go. To the guest it is as if it had
-    /// been pulled out: registers read as all ones. Does not block.
+    /// been pulled out: registers read as all ones. Does not block. Memory goes with what the guest keeps in
+    /// it, which few guests survive.
     ///
     /// # Errors
     /// If there is no such device, or it cannot be removed.

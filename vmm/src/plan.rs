@@ -409,6 +409,33 @@ mod tests {
     }
 
     #[test]
+    fn memory_comes_in_blocks_and_no_more_than_there_is() {
+        const MIB: u64 = 1 << 20;
+        let with = |max, size, block| {
+            let mem = MemSpec { max, size, block };
+            Plan::new(Spec::new("kernel").virtio("m", VirtioKind::Mem(mem)))
+        };
+        for (max, size, block) in [(2, 0, 2), (4, 4, 2), (1024, 0, 1024), (3072, 1024, 1024)] {
+            assert!(with(max * MIB, size * MIB, block * MIB).is_ok());
+        }
+        let id = || "m".to_owned();
+        for block in [0, MIB, 3 * MIB, 2048 * MIB] {
+            let refused = PlanError::MemBlock { id: id(), block };
+            assert_eq!(with(6144 * MIB, 0, block).unwrap_err(), refused);
+        }
+        let block = 2 * MIB;
+        for (max, size) in [(0, 0), (3 * MIB, 0), (4 * MIB, 6 * MIB), (4 * MIB, MIB)] {
+            let refused = PlanError::MemSize {
+                id: id(),
+                max,
+                size,
+                block,
+            };
+            assert_eq!(with(max, size, block).unwrap_err(), refused);
+        }
+    }
+
+    #[test]
     fn persistent_memory_is_a_multiple_of_2_mib() {
         let with = |size| {
             let pmem = PmemSpec {

@@ -7,6 +7,7 @@ use umbra_vmm::{BalloonControl, BalloonSpec, BalloonStatistics, VirtioKind};
 
 use crate::support::backend::on_each_stock_backend;
 use crate::support::guest::LINUX_6_1;
+use crate::support::resident::resident;
 use crate::support::shell::Shell;
 use crate::support::stock::{answer, run};
 
@@ -20,16 +21,6 @@ const PLAIN: BalloonSpec = BalloonSpec {
     deflate_on_oom: false,
     free_page_reporting: false,
 };
-
-/// Bytes of guest memory that this process holds: that is what is mapped shared here.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssShmem:"));
-    let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
-    kib.parse::<u64>().unwrap() << 10
-}
 
 struct Lender {
     shell: Shell,

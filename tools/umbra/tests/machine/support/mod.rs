@@ -9,6 +9,7 @@ pub mod namespace;
 pub mod poll;
 pub mod program;
 mod pty;
+pub mod resident;
 pub mod restless;
 pub mod screen;
 pub mod shell;
