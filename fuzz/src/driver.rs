@@ -4,7 +4,6 @@
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-use umbra_slots::Gpa;
 use umbra_virtio::Device;
 
 use crate::{Machine, Source};
@@ -156,14 +155,6 @@ impl VirtioDriver {
             assert!(waited < Duration::from_secs(5), "nothing comes back");
             std::thread::yield_now();
         }
-    }
-
-    /// Reads guest memory, which is there.
-    pub fn load<const N: usize>(&self, at: u64) -> [u8; N] {
-        let mut bytes = [0; N];
-        let memory = self.machine.space.load();
-        memory.read(Gpa(at), &mut bytes).expect("it is RAM");
-        bytes
     }
 
     /// Writes anything into a ring, or behind it.

@@ -7,9 +7,11 @@
 mod driver;
 mod guard;
 mod machine;
+mod memory;
 mod source;
 
 pub use driver::{NEXT, VirtioDriver, WRITE};
 pub use guard::{GUARD, Guard};
-pub use machine::{MORE, Machine, RAM, ROM};
+pub use machine::Machine;
+pub use memory::{MORE, Memory, RAM, ROM, region};
 pub use source::Source;

@@ -140,7 +140,7 @@ impl Driver {
     fn chain(&mut self, source: &mut Source<'_>) {
         let queue = source.below(QUEUES) as u16;
         let head = u16::from(source.u8() % 6);
-        let mut flags = match (queue % 2 == 0) != (source.below(16) == 0) {
+        let mut flags = match queue.is_multiple_of(2) != (source.below(16) == 0) {
             true => WRITE,
             false => 0,
         };

@@ -18,7 +18,7 @@ struct Target {
     max_len: u32,
 }
 
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 11] = [
     Target {
         name: "mmu",
         max_len: 4096,
@@ -53,6 +53,14 @@ const TARGETS: [Target; 9] = [
     },
     Target {
         name: "pmem",
+        max_len: 1024,
+    },
+    Target {
+        name: "net",
+        max_len: 1024,
+    },
+    Target {
+        name: "pci",
         max_len: 1024,
     },
 ];

@@ -358,8 +358,7 @@ impl Pair {
             return Some(len);
         }
         match self.port.receive(&mut self.input) {
-            // No port gives less than a header and some bytes.
-            Ok(len) => len.filter(|len| (Header::LEN + 1..=FRAME_MAX).contains(len)),
+            Ok(len) => len,
             Err(error) => {
                 self.lose(&error);
                 None
@@ -373,7 +372,9 @@ impl Pair {
         memory: &DmaMemory,
         len: usize,
     ) -> Result<Delivery, Fault> {
-        if !self.shared.is_up() {
+        // The other end may send frames without a byte, and behind them good ones.
+        let is_frame = (Header::LEN + 1..=FRAME_MAX).contains(&len);
+        if !is_frame || !self.shared.is_up() {
             return Ok(Delivery::Dropped);
         }
         let (mut chains, mut room) = (Vec::new(), 0);
@@ -427,7 +428,7 @@ impl Pair {
 /// What became of a frame for the driver.
 enum Delivery {
     Done,
-    /// It is too large, or the link is down.
+    /// It is empty or too large, or the link is down.
     Dropped,
     NoBuffers,
 }

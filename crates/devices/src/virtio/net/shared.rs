@@ -63,7 +63,7 @@ pub struct NetStatistics {
     pub sent_frames: u64,
     /// Their bytes.
     pub sent_bytes: u64,
-    /// Frames that did not reach the driver: too large for its buffers, or the link was down.
+    /// Frames that did not reach the driver: empty, too large for its buffers, or the link was down.
     pub dropped_in: u64,
     /// Frames that the host did not take.
     pub dropped_out: u64,

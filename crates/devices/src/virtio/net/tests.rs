@@ -221,6 +221,18 @@ fn a_frame_that_does_not_fit_is_dropped_and_the_buffer_stays() {
 }
 
 #[test]
+fn empty_frames_are_dropped_and_hold_up_none_behind_them() {
+    let mut bench = Bench::started(Features::NONE);
+    bench.make_room(0, 0x100);
+    // All in one piece, so that nothing comes later that would have the rest looked at.
+    let stream = b"\0\0\0\0\0\0\0\0\0\0\0\x06behind";
+    bench.host.write_all(stream).unwrap();
+    bench.driver.wait(|d| d.used_in(RX) == 1);
+    assert_eq!(&bench.driver.memory.get::<6>(RECEIVE + 12), b"behind");
+    assert_eq!(bench.control.statistics().dropped_in, 2);
+}
+
+#[test]
 fn merged_buffers_take_a_large_frame_in_one_step() {
     let mut bench = Bench::started(feature::MRG_RXBUF);
     let payload: Vec<u8> = (0..0x250u32).map(|n| n as u8).collect();
