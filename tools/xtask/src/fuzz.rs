@@ -18,7 +18,7 @@ struct Target {
     max_len: u32,
 }
 
-const TARGETS: [Target; 11] = [
+const TARGETS: &[Target] = &[
     Target {
         name: "mmu",
         max_len: 4096,
@@ -63,6 +63,10 @@ const TARGETS: [Target; 11] = [
         name: "pci",
         max_len: 1024,
     },
+    Target {
+        name: "mem",
+        max_len: 1024,
+    },
 ];
 
 /// How long each target runs if nothing else is said.
@@ -89,7 +93,7 @@ pub fn run(arguments: &[&str]) -> Result<()> {
     let chosen = |target: &&Target| name.is_none_or(|name| name == target.name);
     let targets: Vec<_> = TARGETS.iter().filter(chosen).collect();
     if targets.is_empty() {
-        let names = TARGETS.map(|target| target.name);
+        let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
         bail!("no such fuzz target; there are {}", names.join(", "));
     }
     let folder = places::target()?.join("fuzz");
