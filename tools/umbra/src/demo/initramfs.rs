@@ -15,6 +15,8 @@ export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
+# Memory that comes is used at once, and by programs, so that it can be given back.
+echo online_movable 2>/dev/null > /sys/devices/system/memory/auto_online_blocks
 # Modules for what is there: transports first, then the devices behind them, then what these find.
 cat /sys/bus/acpi/devices/*/modalias /sys/bus/pci/devices/*/modalias 2>/dev/null |
   sort -u | xargs -r modprobe -abq

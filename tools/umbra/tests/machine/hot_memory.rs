@@ -22,9 +22,7 @@ struct Grown {
 
 impl Grown {
     fn boot(backend: &str, spec: MemSpec, change: impl FnOnce(Spec) -> Spec) -> Option<Self> {
-        // Memory that programs have, and not the kernel, can be given back.
-        let online = "memhp_default_state=online_movable";
-        let shell = Shell::boot(backend, LINUX_6_1, online, |all| {
+        let shell = Shell::boot(backend, LINUX_6_1, "", |all| {
             change(all.memory(MEMORY).virtio("m", VirtioKind::Mem(spec)))
         })?;
         let memory = shell.handle.memory("m").unwrap();
