@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const MEMORY: u64 = 256 * MIB;
 /// What the guest writes: more than it has without the device.
-const FILES: u64 = 400 * MIB;
+const FILES: u64 = 320 * MIB;
 
 struct Grown {
     shell: Shell,
@@ -61,9 +61,9 @@ impl Grown {
     fn fill(&self) {
         let sums = self.shell.ask(
             "mkdir -p /m; mount -t tmpfs -o size=900m m /m; \
-             dd if=/dev/urandom of=/m/1 bs=1M count=8 2>/dev/null; \
-             for n in $(seq 2 50); do cp /m/1 /m/$n || break; done; \
-             du -sm /m | cut -f1; cat /m/1 /m/25 /m/50 | md5sum; cat /m/1 /m/1 /m/1 | md5sum",
+             dd if=/dev/urandom of=/m/1 bs=1M count=2 2>/dev/null; \
+             for n in $(seq 2 160); do cp /m/1 /m/$n || break; done; \
+             du -sm /m | cut -f1; cat /m/1 /m/80 /m/160 | md5sum; cat /m/1 /m/1 /m/1 | md5sum",
         );
         let words: Vec<_> = sums.split_whitespace().collect();
         assert_eq!(words[0], (FILES / MIB).to_string(), "{sums}");
@@ -130,7 +130,7 @@ fn what_is_in_use_is_given_back_when_it_is_moved(backend: &str) {
     std::thread::sleep(Duration::from_secs(3));
     let kept = guest.memory.plugged();
     assert!(kept > 0 && kept <= 512 * MIB, "{kept}");
-    let sums = guest.shell.ask("cat /m/7 | md5sum; cat /m/50 | md5sum");
+    let sums = guest.shell.ask("cat /m/7 | md5sum; cat /m/160 | md5sum");
     let words: Vec<_> = sums.split_whitespace().collect();
     assert_eq!(words[0], words[2], "{sums}");
     guest.shell.ask("umount /m");

@@ -11,7 +11,8 @@ use crate::support::tools;
 const VERIFY: &str = r#"
 for disk in vda vdb; do
   in_tools fio --name=v --filename=/dev/$disk --ioengine=libaio --iodepth=16 --direct=1 --rw=randwrite \
-    --bsrange=512-64k --size=6M --verify=crc32c --verify_fatal=1 --norandommap=0 --output=/tmp/fio-$disk
+    --bsrange=512-64k --size=6M --verify=crc32c --verify_fatal=1 --norandommap=0 --output=/tmp/fio-$disk \
+    --eta=never --verify_state_save=0
   echo "$disk-verified: $? $(grep -c 'err= 0' /tmp/fio-$disk)"
 done
 "#;
