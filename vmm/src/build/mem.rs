@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
 use umbra_devices::virtio::mem::GuestMap;
-use umbra_devices::virtio::{Mem, MemControl, MemOptions};
+use umbra_devices::virtio::{Mem, MemOptions};
 use umbra_slots::{
     AddressSpace, Editor, Flags, Gpa, GpaRange, HugePages, RamOptions, RamRegion, SlotError,
     SlotId, Stale, Target,
@@ -38,12 +38,13 @@ pub fn make(id: &str, spec: &MemSpec, around: &Surroundings<'_>) -> Result<Made,
 
 fn try_make(id: &str, spec: &MemSpec, around: &Surroundings<'_>) -> Result<Made, MemError> {
     let len = spec.max;
+    // First: what fits no processor is not asked of the host.
+    let claim = around.high.claim(len).ok_or(MemError::NoRoom { len })?;
     let region = RamRegion::new(RamOptions {
         len,
         huge: HugePages::Transparent,
         prefault: false,
     })?;
-    let claim = around.high.claim(len).ok_or(MemError::NoRoom { len })?;
     let options = MemOptions {
         name: id.to_owned(),
         range: claim.range(),
@@ -53,17 +54,14 @@ fn try_make(id: &str, spec: &MemSpec, around: &Surroundings<'_>) -> Result<Made,
     let range = claim.range();
     let shown = Shown::nothing(around.space, claim, region);
     let (memory, blocks) = HotMemory::start(shown).map_err(MemError::Thread)?;
-    let (device, control) = made(options, blocks);
+    let made = Mem::new(options, blocks);
+    let (device, control) = made.expect("the plan's size is one of the device's");
     tracing::debug!(id, %range, "memory to plug");
     Ok(Made {
         device: Box::new(device),
         control: Some(Control::Mem(control)),
         helper: Helper::hot_memory(memory),
     })
-}
-
-fn made(options: MemOptions, blocks: Blocks) -> (Mem, MemControl) {
-    Mem::new(options, blocks).expect("the plan's size is one of the device's")
 }
 
 /// What has left the map.

@@ -19,7 +19,7 @@ pub enum Request {
     /// Which of them are plugged.
     State(Blocks),
     /// Something that does not exist.
-    Unknown(u16),
+    Unknown,
 }
 
 /// Some blocks, as a driver names them.
@@ -76,7 +76,7 @@ impl Request {
             1 => Self::Unplug(blocks),
             2 => Self::UnplugAll,
             3 => Self::State(blocks),
-            kind => Self::Unknown(kind),
+            _ => Self::Unknown,
         }
     }
 }

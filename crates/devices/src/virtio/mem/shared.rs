@@ -145,7 +145,7 @@ impl Shared {
             Request::Unplug(blocks) => self.with(blocks, Self::unplug),
             Request::UnplugAll => self.unplug_all(),
             Request::State(blocks) => self.with(blocks, Self::state_of),
-            Request::Unknown(_) => Answer::Error,
+            Request::Unknown => Answer::Error,
         }
     }
 
