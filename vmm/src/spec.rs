@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 pub use umbra_block::{BackingFiles, Bucket, EngineKind, Format, Limits};
 pub use umbra_cpu_kvm::IrqchipMode;
+pub use umbra_cpu_soft::Processor;
 pub use umbra_devices::virtio::block::Cache;
 pub use umbra_net::Mac;
 
@@ -361,6 +362,8 @@ pub struct Spec {
     pub kvm: KvmSpec,
     /// What the software processor claims to be.
     pub cpu_model: CpuModel,
+    /// How the software processor executes guest code. KVM has nothing to do with it.
+    pub processor: Processor,
     /// What CPUID shows less, on either backend: the name of a template, or else the path of a file
     /// ([`umbra_cpu::template`]).
     pub cpu_template: Option<String>,
@@ -406,6 +409,7 @@ impl Spec {
             backend: Backend::Auto,
             kvm: KvmSpec::default(),
             cpu_model: CpuModel::Stock,
+            processor: Processor::default(),
             cpu_template: None,
             tag_bits: 19,
             first_generation: 0,

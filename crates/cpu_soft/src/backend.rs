@@ -12,7 +12,7 @@ use umbra_x86::cpuid::Table;
 use umbra_x86::state::CpuState;
 
 use crate::dma::DeviceMemory;
-use crate::{CodePages, SoftVcpu, SoftVcpuParts};
+use crate::{Alarm, CodePages, Processor, SoftVcpu, SoftVcpuParts};
 
 /// How to make a [`SoftBackend`].
 pub struct SoftConfig {
@@ -22,6 +22,8 @@ pub struct SoftConfig {
     pub cpuid: Vec<Table>,
     /// How the MMU works, and whether it checks itself.
     pub mmu: Config,
+    /// Whether hot code is translated.
+    pub processor: Processor,
 }
 
 /// Software processors, shadow MMU, interrupt controllers.
@@ -32,6 +34,7 @@ pub struct SoftBackend {
     mmu: Arc<Mmu>,
     code: Arc<CodePages>,
     chipset: Chipset,
+    alarm: Arc<Alarm>,
 }
 
 impl SoftBackend {
@@ -42,6 +45,7 @@ impl SoftBackend {
         Arc::new(Self {
             mmu: Mmu::new(space.clone(), config.mmu),
             code: Arc::new(CodePages::new()),
+            alarm: Alarm::new(clock),
             space,
             clock,
             config,
@@ -65,6 +69,8 @@ impl Backend for SoftBackend {
             clock: self.clock,
             cpuid: self.config.cpuid[id as usize].clone(),
             code: self.code.clone(),
+            processor: self.config.processor,
+            alarm: self.alarm.clone(),
         })?;
         Ok(Box::new(vcpu))
     }

@@ -46,7 +46,7 @@ pub struct Block {
 }
 
 /// Bit mask of the 64-byte granules that `len` bytes at `offset` in a page touch.
-fn granules(offset: u64, len: u64) -> u64 {
+pub(crate) fn granules(offset: u64, len: u64) -> u64 {
     let first = offset >> 6 & 63;
     let last = (offset + len.max(1) - 1).min(0xfff) >> 6;
     (u64::MAX >> (63 - (last - first))) << first

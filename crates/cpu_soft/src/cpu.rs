@@ -20,6 +20,7 @@ use crate::op::{Leave, Op, addr};
 use crate::regs::Regs;
 use crate::saved::Held;
 use crate::tlb::{Class, Ctx, Key, Pool};
+use crate::translator::{Alarm, Shared, Translator};
 use crate::wake::Waker;
 
 /// An instruction could not be completed; the exception is in [`Cpu::pending`].
@@ -217,6 +218,15 @@ pub struct Cpu {
     /// Instructions reported as unknown, by bytes.
     pub reported: rustc_hash::FxHashSet<[u8; 15]>,
 
+    /// The translator.
+    pub translator: Translator,
+    /// What translated code and its surroundings tell each other.
+    pub shared: Shared,
+    /// Interrupts translated code when a timer is due.
+    pub alarm: Arc<Alarm>,
+    /// For when it is set.
+    pub alarm_set: u64,
+
     /// Translation contexts.
     pub pool: Pool,
     /// Decoded blocks.
@@ -288,6 +298,8 @@ pub struct Parts {
     pub code_port: Arc<CodePort>,
     pub wake: Arc<Waker>,
     pub stubs: Stubs,
+    pub translator: Translator,
+    pub alarm: Arc<Alarm>,
 }
 
 impl Cpu {
@@ -350,6 +362,10 @@ impl Cpu {
             crash: String::new(),
             stats: Stats::default(),
             reported: rustc_hash::FxHashSet::default(),
+            translator: parts.translator,
+            shared: Shared::default(),
+            alarm: parts.alarm,
+            alarm_set: u64::MAX,
             pool,
             blocks: Blocks::default(),
             stubs: parts.stubs,

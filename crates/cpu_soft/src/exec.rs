@@ -22,7 +22,7 @@ use umbra_x86::{Exception, Gva, vector};
 use crate::cpu::{Activity, Cpu, Trap, mode};
 use crate::interrupt::Origin;
 use crate::op::Leave;
-use crate::tlb::{Jump, jump_tag};
+use crate::tlb::{Jump, TRANSLATED, jump_tag};
 
 /// Instructions between two readings of the clock: some microseconds.
 const CLOCK_PERIOD: i64 = 2000;
@@ -68,7 +68,8 @@ impl Cpu {
                     self.activity = Activity::Halted;
                 }
                 Leave::Fault => self.deliver_pending(),
-                Leave::Done | Leave::Look => {}
+                // `blocks` deals with `Hot`; `On` is said inside translated code.
+                Leave::Done | Leave::Look | Leave::On | Leave::Hot => {}
             }
         }
     }
@@ -80,17 +81,22 @@ impl Cpu {
                 return Leave::Look;
             }
             let mode = self.mode;
-            let known = *self.ctx().jump(self.rip);
-            let jump = if known.tag == jump_tag(self.rip, mode) {
-                known
-            } else {
-                match self.find(mode) {
+            let tag = jump_tag(self.rip, mode);
+            let mut jump = *self.ctx().jump(self.rip);
+            if jump.tag != tag && jump.tag != tag ^ TRANSLATED {
+                jump = match self.find(mode) {
                     Ok(jump) => jump,
                     Err(Trap) => return Leave::Fault,
-                }
+                };
+            }
+            let leave = if jump.tag == tag {
+                self.enter_block(jump)
+            } else {
+                self.enter_jump(jump)
             };
-            match self.enter_block(jump) {
+            match leave {
                 Leave::Done => {}
+                Leave::Hot => self.translate_block(),
                 leave => return leave,
             }
             if self.mode & mode::SINGLE != 0 {
@@ -122,7 +128,12 @@ impl Cpu {
         let block = self.block(mode)?;
         // SAFETY: owned by `self.blocks`, see `enter_block`.
         let block = unsafe { &*block };
-        let jump = Jump::to(block, jump_tag(self.rip, mode));
+        let code = self.translator.find(block.gpa, block.rip);
+        let usable = self.class != crate::tlb::Class::Uncached && mode == 2;
+        let jump = match code.filter(|_| usable) {
+            Some(code) => Jump::to_code(code, self.rip),
+            None => Jump::to(block, jump_tag(self.rip, mode)),
+        };
         if block.second.is_none() && self.class != crate::tlb::Class::Uncached {
             let rip = self.rip;
             self.ctx_mut().set_jump(rip, jump);
@@ -135,6 +146,10 @@ impl Cpu {
     fn read_clock(&mut self) {
         self.stats.instructions += (CLOCK_PERIOD - self.budget) as u64;
         self.budget = CLOCK_PERIOD;
+        self.look_at_clock();
+    }
+
+    fn look_at_clock(&mut self) {
         if self.timer_due != u64::MAX {
             let now = self.clock.now();
             if now >= self.timer_due {
@@ -257,6 +272,13 @@ impl Cpu {
         }
         if self.blocks.has_dead() || self.blocks.has_parked() {
             self.blocks.bury();
+        }
+        if self.translator.has_dead() {
+            self.translator.bury();
+        }
+        if self.alarm_set != u64::MAX {
+            // Translated code does not read the clock.
+            self.look_at_clock();
         }
         if self.wake.take_kick() {
             return Some(Exit::Kicked);

@@ -44,6 +44,7 @@ mod segment;
 mod state;
 mod task;
 mod tlb;
+mod translator;
 mod wake;
 mod width;
 
@@ -60,6 +61,7 @@ use umbra_x86::vcpu::VcpuState;
 
 pub use backend::{SoftBackend, SoftConfig};
 pub use code::CodePages;
+pub use translator::Alarm;
 pub use umbra_mmu::{Audit, Config as MmuConfig};
 
 /// What a processor is made of.
@@ -80,6 +82,22 @@ pub struct SoftVcpuParts {
     pub cpuid: Table,
     /// The machine's registry of pages with decoded code.
     pub code: Arc<CodePages>,
+    /// Whether hot code is translated.
+    pub processor: Processor,
+    /// What interrupts translated code when a timer is due.
+    pub alarm: Arc<Alarm>,
+}
+
+/// How guest code executes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Processor {
+    /// Instruction by instruction.
+    Interpreter,
+    /// What has executed a number of times runs as host code.
+    #[default]
+    Translator,
+    /// The same, after as few executions as can be: for tests.
+    Eager,
 }
 
 /// A software processor.
@@ -110,6 +128,19 @@ impl SoftVcpu {
         let address_bits = parts.cpuid.get(0x8000_0008, 0).eax & 0xff;
         parts.apic.set_physical_bits(address_bits);
         let code_port = parts.code.attach(wake.clone());
+        let translator = match parts.processor {
+            Processor::Interpreter => Ok(translator::Translator::off()),
+            Processor::Translator => translator::Translator::new(translator::THRESHOLD),
+            Processor::Eager => translator::Translator::new(1),
+        };
+        let translator = translator.map_err(|e| CpuError::Unsupported {
+            backend: "software",
+            reason: format!(
+                "{e}; hot guest code runs as host code: allow memfd_create and PROT_EXEC mappings to \
+                 this process, or interpret (--processor interpreter)"
+            ),
+        })?;
+        parts.alarm.attach(parts.id, wake.clone());
         let cpu = cpu::Cpu::new(cpu::Parts {
             id: parts.id,
             boot: parts.boot,
@@ -123,6 +154,8 @@ impl SoftVcpu {
             code_port,
             wake,
             stubs,
+            translator,
+            alarm: parts.alarm,
         });
         Ok(Self { cpu: Box::new(cpu) })
     }
@@ -156,7 +189,7 @@ impl Vcpu for SoftVcpu {
     }
 
     fn statistics(&self) -> Statistics {
-        let s = &self.cpu.stats;
+        let (s, t) = (&self.cpu.stats, &self.cpu.translator.counts);
         vec![
             ("instructions", s.instructions),
             ("blocks decoded", s.blocks_decoded),
@@ -170,6 +203,14 @@ impl Vcpu for SoftVcpu {
             ("exceptions", s.exceptions),
             ("interrupts", s.interrupts),
             ("halts", s.halts),
+            ("units translated", t.units),
+            ("instructions translated", t.instructions),
+            ("bytes translated", t.bytes),
+            ("units dropped", t.dropped),
+            ("translations cleared", t.cleared),
+            ("entries to translated code", t.entries),
+            ("links between units", t.links),
+            ("instructions left to the interpreter", t.singles),
         ]
     }
 }

@@ -58,7 +58,7 @@ impl Cpu {
         if la.wrapping_add(N as u64 - 1) & !0xfff == entry.read {
             // SAFETY: 1. first and last byte lie on the page of a read entry, which is mapped RAM
             // until this processor acknowledges its flush; it does so between instructions only.
-            return Ok(unsafe { raw::load::<N>(la.wrapping_add(entry.addend)) });
+            return Ok(unsafe { raw::load::<N>(entry.at(la)) });
         }
         self.load_slow::<N>(la)
     }
@@ -69,7 +69,7 @@ impl Cpu {
         let entry = self.ctx().entry(la);
         let mut data = [0; 16];
         if la.wrapping_add(15) & !0xfff == entry.read {
-            let at = la.wrapping_add(entry.addend);
+            let at = entry.at(la);
             // SAFETY: 1. as in `load`.
             let (low, high) = unsafe { (raw::load::<8>(at), raw::load::<8>(at.wrapping_add(8))) };
             data[..8].copy_from_slice(&low.to_le_bytes());
@@ -104,7 +104,7 @@ impl Cpu {
     fn writable<const N: usize>(&mut self, la: u64) -> Option<u64> {
         let entry = self.ctx().entry(la);
         let hit = la.wrapping_add(N as u64 - 1) & !0xfff == entry.write;
-        hit.then(|| la.wrapping_add(entry.addend))
+        hit.then(|| entry.at(la))
     }
 
     /// Reads `N` bytes, lets `change` compute new ones, writes them.
@@ -162,7 +162,7 @@ impl Cpu {
             return None;
         }
         // SAFETY: 1. as in `load`.
-        Some(unsafe { raw::load::<N>(la.wrapping_add(entry.addend)) })
+        Some(unsafe { raw::load::<N>(entry.at(la)) })
     }
 
     /// Stores to the memory operand of `op`; tells whether it could.
@@ -437,7 +437,7 @@ impl Cpu {
         }
         let entry = self.ctx().entry(la);
         let hit = entry.read == la & !0xfff;
-        Ok(hit.then(|| (la.wrapping_add(entry.addend), 0x1000 - (la & 0xfff))))
+        Ok(hit.then(|| (entry.at(la), 0x1000 - (la & 0xfff))))
     }
 
     /// The same for writes.
@@ -450,7 +450,7 @@ impl Cpu {
         }
         let entry = self.ctx().entry(la);
         let hit = entry.write == la & !0xfff;
-        Ok(hit.then(|| (la.wrapping_add(entry.addend), 0x1000 - (la & 0xfff))))
+        Ok(hit.then(|| (entry.at(la), 0x1000 - (la & 0xfff))))
     }
 
     /// Truncates a linear address to 32 bits outside 64-bit mode.
@@ -504,7 +504,7 @@ impl Cpu {
             let entry = tlb::Entry {
                 read: page.read.into(),
                 write: (page.write && !code).into(),
-                addend: host.wrapping_sub(la & !0xfff),
+                host,
                 gpa: frame | marks(page),
             };
             self.ctx_mut().fill(la, entry);
@@ -562,6 +562,10 @@ impl Cpu {
             .blocks
             .invalidate(page, mask, |block| pool.drop_block(block));
         self.stats.blocks_dropped += gone as u64;
+        let translated = self
+            .translator
+            .invalidate(page, mask, |rip, code| pool.drop_code_at(rip, code));
+        self.shared.stop |= translated;
     }
 
     /// Does what the MMU asked for, and acknowledges it.
@@ -611,6 +615,10 @@ impl Cpu {
     /// at: an interrupt that a store asked for comes before the next instruction (SDM vol. 3, 10.6.1).
     #[cold]
     fn interrupt_block(&mut self) {
+        if self.shared.inside {
+            self.shared.stop = true;
+            return;
+        }
         if self.blocks.has_parked() || self.mode & mode::SINGLE != 0 {
             return;
         }
@@ -618,8 +626,12 @@ impl Cpu {
         let jump = *self.ctx().jump(rip);
         if jump.tag == tlb::jump_tag(rip, self.mode) {
             // SAFETY: a jump leads to a block that `self.blocks` owns, with an operation at least
-            // for each of its instructions; see `enter_block`.
-            let ops = unsafe { std::slice::from_raw_parts(jump.first(), jump.count() as usize) };
+            // for each of its instructions, and one that counts; see `enter_block`.
+            let first = unsafe { &*jump.first() };
+            // One more where the first only counts.
+            let extra = usize::from(first.len == 0);
+            // SAFETY: as above.
+            let ops = unsafe { std::slice::from_raw_parts(first, jump.count() as usize + extra) };
             self.blocks.park_ops(ops);
         } else {
             // A flush has dropped the jump meanwhile.

@@ -29,6 +29,11 @@ pub enum Leave {
     Look,
     /// HLT; `rip` is behind it.
     Halt,
+    /// The instruction is done and the next one follows: said to translated code, which has the
+    /// interpreter execute one instruction at a time.
+    On,
+    /// The block is hot; nothing of it was executed.
+    Hot,
 }
 
 /// One decoded instruction, 32 bytes.
@@ -62,7 +67,11 @@ pub struct Op {
     pub addr: u8,
     /// Anything else a handler wants to know (a prefix, a sub-code).
     pub extra: u8,
+    /// Executions until the block is hot, of [`counted`].
+    pub left: Cell<u8>,
 }
+
+const _: () = assert!(size_of::<Op>() == 32);
 
 /// Bits of [`Op::addr`]. Those that need the slow address path now are in
 /// [`Cpu::slow`](crate::cpu::Cpu::slow): in 64-bit code it has [`OFFSET`](addr::OFFSET); in 32-bit
@@ -107,6 +116,7 @@ impl Op {
             seg: 6,
             addr: 0,
             extra: 0,
+            left: Cell::new(0),
         }
     }
 }
@@ -119,6 +129,16 @@ pub fn next(cpu: &mut Cpu, op: &Op) -> Leave {
     // same allocation, and that allocation outlives the execution of the block (`code`, graveyard).
     let op = unsafe { &*std::ptr::from_ref(op).add(1) };
     (op.handler.get())(cpu, op)
+}
+
+/// Stands before the first instruction of a block, and counts how often it is executed.
+pub fn counted(cpu: &mut Cpu, op: &Op) -> Leave {
+    let left = op.left.get().wrapping_sub(1);
+    op.left.set(left);
+    if left == 0 {
+        return Leave::Hot;
+    }
+    next(cpu, op)
 }
 
 /// Leaves a block whose code was overwritten; the instruction is decoded again.

@@ -25,8 +25,16 @@ const FETCHES: usize = 128;
 /// Contexts of a processor.
 pub const CONTEXTS: usize = 24;
 
-/// A tag that no page-aligned address equals.
+/// The tag of a fetch entry that holds nothing: no page-aligned address equals it.
 const NONE: u64 = 1;
+
+/// The tag of data entry `index` when it holds nothing: a page that is looked up in another entry, and
+/// whose predecessor is, too, so that no access can match it by its first or its last byte. Translated
+/// code compares whole addresses with tags, and for it a tag with low bits set would be the page itself.
+#[inline(always)]
+fn none(index: usize) -> u64 {
+    (index as u64 ^ 2) << 12
+}
 
 /// A data translation.
 #[derive(Clone, Copy)]
@@ -36,8 +44,8 @@ pub struct Entry {
     pub read: u64,
     /// Linear page that may be written through this entry.
     pub write: u64,
-    /// Host address minus linear address.
-    pub addend: u64,
+    /// Host address of the page.
+    pub host: u64,
     /// Guest-physical page, with [`GLOBAL`] and [`LARGE`] in the low bits.
     pub gpa: u64,
 }
@@ -60,51 +68,74 @@ pub struct Fetch {
 /// Where the code at a linear address was decoded to. It has all that the loop needs, so that the
 /// block's own header is not touched.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub struct Jump {
-    /// Linear address and mode, see [`jump_tag`].
+    /// Linear address and mode, see [`jump_tag`]; with [`TRANSLATED`] where it leads to host code.
     pub tag: u64,
     /// The first operation, and the number of instructions in the upper 16 bits, which no user-space
-    /// address needs.
-    packed: u64,
+    /// address needs. Or the host code.
+    pub packed: u64,
 }
 
-const EMPTY: Entry = Entry {
-    read: NONE,
-    write: NONE,
-    addend: 0,
-    gpa: 0,
-};
+/// Entry `index`, holding nothing.
+fn empty(index: usize) -> Entry {
+    Entry {
+        read: none(index),
+        write: none(index),
+        host: 0,
+        gpa: 0,
+    }
+}
+
 const NO_FETCH: Fetch = Fetch {
     page: NONE,
     gpa: 0,
     host: 0,
 };
-// `mode` is below 64, so no real tag has bit 63 differ from bit 56 and all others set.
-const NO_JUMP: Jump = Jump {
-    tag: 0x8000_0000_0000_0001,
-    packed: 0,
-};
+/// In a tag: the jump leads to translated code. The modes leave that bit free.
+pub const TRANSLATED: u64 = 1 << 62;
+
+/// Jump `index`, leading nowhere. The interpreter asks for canonical addresses only, whose tags have bits
+/// 63 and 56 alike. Translated code may ask for any; the one that would match is looked up elsewhere.
+fn no_jump(index: usize) -> Jump {
+    Jump {
+        tag: if index == jump_index(unlike(NOWHERE)) {
+            NOWHERE + 1
+        } else {
+            NOWHERE
+        },
+        packed: 0,
+    }
+}
+
+const NOWHERE: u64 = 0x8000_0000_0000_0001;
+
+/// The address whose jump, to translated 64-bit code, has `tag`.
+fn unlike(tag: u64) -> u64 {
+    tag ^ jump_tag(0, 2) ^ TRANSLATED
+}
 
 /// Combines a canonical linear address and a mode (below 64): the bits that the mode disturbs
 /// are copies of bit 56 in any canonical address.
 #[inline(always)]
-pub fn jump_tag(rip: u64, mode: u8) -> u64 {
+pub const fn jump_tag(rip: u64, mode: u8) -> u64 {
     rip ^ (mode as u64) << 57
 }
 
 /// Blocks begin at any byte, and many pages are hot at once: only a good hash spreads them.
 #[inline(always)]
-fn jump_index(rip: u64) -> usize {
-    (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - JUMPS.trailing_zeros())) as usize
+pub fn jump_index(rip: u64) -> usize {
+    (rip.wrapping_mul(JUMP_HASH) >> (64 - JUMPS.trailing_zeros())) as usize
 }
 
-/// Where a translation of `la` is kept. The higher bits are folded in: two streams a multiple of
-/// 4 MiB apart (a decompressor's input and output) would evict each other with every access. The lowest
-/// bit is left alone: a page must never share its slot with the next one, because an access is looked up
-/// by its first byte and compared by its last.
+/// What an address is multiplied by to find its jump.
+pub const JUMP_HASH: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Where a translation of `la` is kept. A page must never share its slot with the next one, because an
+/// access is looked up by its first byte and compared by its last.
 #[inline(always)]
 fn slot(la: u64) -> usize {
-    (la >> 12 ^ la >> 22 & !1) as usize % ENTRIES
+    (la >> 12) as usize % ENTRIES
 }
 
 /// What distinguishes contexts: two accesses with the same key translate alike.
@@ -130,7 +161,8 @@ pub enum Class {
     Uncached = 3,
 }
 
-/// One set of caches.
+/// One set of caches. Translated code knows where in it the data entries and the jumps are.
+#[repr(C)]
 pub struct Ctx {
     entries: [Entry; ENTRIES],
     jumps: [Jump; JUMPS],
@@ -233,10 +265,13 @@ impl<const WORDS: usize> Filter<WORDS> {
 }
 
 impl Ctx {
+    /// Where the jumps are, in bytes from the start; the data entries are there.
+    pub const JUMPS_AT: usize = std::mem::offset_of!(Ctx, jumps);
+
     fn new() -> Self {
         Self {
-            entries: [EMPTY; ENTRIES],
-            jumps: [NO_JUMP; JUMPS],
+            entries: std::array::from_fn(empty),
+            jumps: std::array::from_fn(no_jump),
             fetches: [NO_FETCH; FETCHES],
             key: None,
             epoch: 0,
@@ -262,8 +297,16 @@ impl Ctx {
         let index = slot(la);
         self.touched.entries.touch(index);
         self.entries[index] = Entry {
-            read: if entry.read == 0 { NONE } else { la & !0xfff },
-            write: if entry.write == 0 { NONE } else { la & !0xfff },
+            read: if entry.read == 0 {
+                none(index)
+            } else {
+                la & !0xfff
+            },
+            write: if entry.write == 0 {
+                none(index)
+            } else {
+                la & !0xfff
+            },
             ..entry
         };
     }
@@ -306,11 +349,11 @@ impl Ctx {
     /// Drops everything.
     pub fn clear(&mut self) {
         let touched = std::mem::replace(&mut self.touched, Touched::NOTHING);
-        for slots in touched.entries.slots() {
-            self.entries[slots].fill(EMPTY);
+        for index in touched.entries.slots().flatten() {
+            self.entries[index] = empty(index);
         }
-        for slots in touched.jumps.slots() {
-            self.jumps[slots].fill(NO_JUMP);
+        for index in touched.jumps.slots().flatten() {
+            self.jumps[index] = no_jump(index);
         }
         for slots in touched.fetches.slots() {
             self.fetches[slots].fill(NO_FETCH);
@@ -322,9 +365,9 @@ impl Ctx {
 
     /// Drops what a CR3 load drops: all but global translations.
     fn clear_non_global(&mut self) {
-        for entry in &mut self.entries {
+        for (index, entry) in self.entries.iter_mut().enumerate() {
             if entry.gpa & GLOBAL == 0 {
-                *entry = EMPTY;
+                *entry = empty(index);
             }
         }
         for entry in &mut self.fetches {
@@ -333,10 +376,10 @@ impl Ctx {
             }
         }
         // A jump stays where the fetch translation of its page stays.
-        for jump in self.jumps.iter_mut().filter(|j| j.tag != NO_JUMP.tag) {
+        for (index, jump) in self.jumps.iter_mut().enumerate() {
             let page = jump.rip() & !0xfff;
-            if self.fetches[(page >> 12) as usize % FETCHES].page != page {
-                *jump = NO_JUMP;
+            if jump.leads() && self.fetches[(page >> 12) as usize % FETCHES].page != page {
+                *jump = no_jump(index);
             }
         }
     }
@@ -345,9 +388,10 @@ impl Ctx {
     /// for in the same gigabyte.
     fn drop_page(&mut self, la: u64) {
         let (page, gigabyte) = (la & !0xfff, la >> 30);
-        let entry = &mut self.entries[slot(la)];
+        let index = slot(la);
+        let entry = &mut self.entries[index];
         if entry.read == page || entry.write == page {
-            *entry = EMPTY;
+            *entry = empty(index);
         }
         let fetch = &mut self.fetches[(la >> 12) as usize % FETCHES];
         if fetch.page == page {
@@ -366,13 +410,14 @@ impl Ctx {
     }
 
     fn drop_large_data(&mut self, gigabyte: u64) {
-        for entry in self.entries.iter_mut().filter(|e| e.gpa & LARGE != 0) {
-            if entry.page() >> 30 == gigabyte {
-                *entry = EMPTY;
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            if entry.gpa & LARGE != 0 && entry.page(index) >> 30 == gigabyte {
+                *entry = empty(index);
             }
         }
-        let left = self.entries.iter().filter(|e| e.gpa & LARGE != 0);
-        let left = left.map(|e| e.page() >> 30);
+        let left = self.entries.iter().enumerate();
+        let left = left.filter(|(_, e)| e.gpa & LARGE != 0);
+        let left = left.map(|(index, e)| e.page(index) >> 30);
         self.large_data.remove(gigabyte, left);
     }
 
@@ -394,10 +439,12 @@ impl Ctx {
 
     fn drop_jumps(&mut self, pick: impl Fn(u64) -> bool) {
         for slots in self.touched.jumps.slots() {
-            let known = self.jumps[slots].iter_mut();
-            known
-                .filter(|j| j.tag != NO_JUMP.tag && pick(j.rip()))
-                .for_each(|j| *j = NO_JUMP);
+            for index in slots {
+                let jump = &mut self.jumps[index];
+                if jump.leads() && pick(jump.rip()) {
+                    *jump = no_jump(index);
+                }
+            }
         }
     }
 }
@@ -405,13 +452,19 @@ impl Ctx {
 /// Where the jumps lead to.
 fn targets(jumps: &[Jump], touched: Chunks<JUMP_WORDS>) -> impl Iterator<Item = u64> {
     let known = touched.slots().flat_map(|slots| &jumps[slots]);
-    known.filter(|j| j.tag != NO_JUMP.tag).map(Jump::rip)
+    known.filter(|j| j.leads()).map(Jump::rip)
 }
 
 impl Entry {
-    /// The page that it translates; its right to read may have gone, or that to write.
-    fn page(&self) -> u64 {
-        if self.read == NONE {
+    /// The host address for linear address `la`, which is on its page.
+    #[inline(always)]
+    pub fn at(&self, la: u64) -> u64 {
+        self.host + (la & 0xfff)
+    }
+
+    /// The page that it, entry `index`, translates; its right to read may have gone, or that to write.
+    fn page(&self, index: usize) -> u64 {
+        if self.read == none(index) {
             self.write
         } else {
             self.read
@@ -428,6 +481,19 @@ impl Jump {
             tag,
             packed: first | u64::from(block.count) << 48,
         }
+    }
+
+    /// A jump from `rip` to translated 64-bit code.
+    pub fn to_code(code: u64, rip: u64) -> Self {
+        Self {
+            tag: jump_tag(rip, 2) ^ TRANSLATED,
+            packed: code,
+        }
+    }
+
+    /// Tells whether it leads anywhere.
+    fn leads(&self) -> bool {
+        self.packed != 0
     }
 
     /// The first operation; valid while the tag matches.
@@ -536,9 +602,9 @@ impl Pool {
     /// Takes the right to write page `gpa` out of every entry.
     pub fn drop_writers(&mut self, gpa: u64) {
         for ctx in self.contexts.iter_mut().filter(|c| c.key.is_some()) {
-            for entry in &mut ctx.entries {
+            for (index, entry) in ctx.entries.iter_mut().enumerate() {
                 if entry.gpa & !0xfff == gpa {
-                    entry.write = NONE;
+                    entry.write = none(index);
                 }
             }
         }
@@ -546,10 +612,20 @@ impl Pool {
 
     /// Forgets `block` wherever a jump leads to it.
     pub fn drop_block(&mut self, block: &Block) {
+        let first = block.ops.as_ptr();
+        self.drop_jump(block.rip, |jump| std::ptr::eq(jump.first(), first));
+    }
+
+    /// Forgets translated `code` for `rip` wherever a jump leads to it.
+    pub fn drop_code_at(&mut self, rip: u64, code: u64) {
+        self.drop_jump(rip, |jump| jump.packed == code);
+    }
+
+    fn drop_jump(&mut self, rip: u64, is: impl Fn(&Jump) -> bool) {
+        let index = jump_index(rip);
         for ctx in &mut self.contexts {
-            let jump = &mut ctx.jumps[jump_index(block.rip)];
-            if std::ptr::eq(jump.first(), block.ops.as_ptr()) {
-                *jump = NO_JUMP;
+            if is(&ctx.jumps[index]) {
+                ctx.jumps[index] = no_jump(index);
             }
         }
     }
@@ -571,11 +647,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_empty_entry_matches_nothing() {
+        for index in 0..ENTRIES {
+            let page = none(index);
+            assert_ne!(slot(page), index);
+            assert_ne!(slot(page.wrapping_sub(0x1000)), index);
+        }
+    }
+
+    #[test]
+    fn an_empty_jump_matches_nothing() {
+        for index in 0..JUMPS {
+            assert_ne!(jump_index(unlike(no_jump(index).tag)), index);
+        }
+    }
+
     fn entry(gpa: u64) -> Entry {
         Entry {
             read: 1,
             write: 1,
-            addend: 0,
+            host: 0,
             gpa,
         }
     }
@@ -595,7 +687,7 @@ mod tests {
         pool.get(at).fill(0x6000, entry(0xa000));
         pool.load(0x1000, 1);
         assert_eq!(pool.get(at).entry(0x5000).read, 0x5000);
-        assert_eq!(pool.get(at).entry(0x6000).read, NONE);
+        assert_eq!(pool.get(at).entry(0x6000).read, none(slot(0x6000)));
     }
 
     #[test]
@@ -619,7 +711,7 @@ mod tests {
         for cr3 in [0x1000, 0x2000] {
             let (at, known) = pool.select(key(cr3));
             assert!(known);
-            assert_eq!(pool.get(at).entry(0x6000).read, NONE);
+            assert_eq!(pool.get(at).entry(0x6000).read, none(slot(0x6000)));
         }
     }
 
@@ -631,8 +723,8 @@ mod tests {
         pool.get(at).fill(0x20_5000, entry(0xa000 | LARGE));
         pool.get(at).fill(0x20_6000, entry(0xb000));
         pool.drop_page(0x20_1000);
-        assert_eq!(pool.get(at).entry(0x20_0000).read, NONE);
-        assert_eq!(pool.get(at).entry(0x20_5000).read, NONE);
+        assert_ne!(pool.get(at).entry(0x20_0000).read, 0x20_0000);
+        assert_ne!(pool.get(at).entry(0x20_5000).read, 0x20_5000);
         assert_eq!(pool.get(at).entry(0x20_6000).read, 0x20_6000);
     }
 
@@ -723,7 +815,7 @@ mod tests {
         pool.get(at).fill(0x6000, entry(0xa000));
         pool.drop_writers(0xa000);
         assert_eq!(pool.get(at).entry(0x6000).read, 0x6000);
-        assert_eq!(pool.get(at).entry(0x6000).write, NONE);
+        assert_eq!(pool.get(at).entry(0x6000).write, none(slot(0x6000)));
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Waker {
         self.attention.load(Ordering::Relaxed) != 0
     }
 
+    /// Address of the word that is not zero while somebody wants attention.
+    pub fn word(&self) -> u64 {
+        std::ptr::from_ref(&self.attention) as u64
+    }
+
     /// Takes the request; what was asked for before is visible afterwards.
     pub fn take(&self) -> bool {
         self.attention.swap(0, Ordering::SeqCst) != 0

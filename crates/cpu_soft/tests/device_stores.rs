@@ -71,6 +71,7 @@ impl Machine {
                 audit: Audit::EveryFault(1),
                 ..MmuConfig::default()
             },
+            processor: umbra_cpu_soft::Processor::default(),
         };
         let backend = SoftBackend::new(space.clone(), Clock::start(), config);
         Self {

@@ -108,6 +108,7 @@ impl Machine {
                 audit: Audit::EveryFault(1),
                 ..MmuConfig::default()
             },
+            processor: umbra_cpu_soft::Processor::default(),
         };
         let backend = SoftBackend::new(space.clone(), umbra_clock::Clock::start(), config);
         let dma = DmaSpace::new(space.clone(), backend.dma());

@@ -68,6 +68,8 @@ impl Machine {
             clock,
             cpuid,
             code: Arc::new(CodePages::new()),
+            processor: umbra_cpu_soft::Processor::Eager,
+            alarm: umbra_cpu_soft::Alarm::new(clock),
         })
         .expect("the host allows executable memory");
         Self {

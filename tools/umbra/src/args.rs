@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use umbra_vmm::{
-    Backend, CpuModel, IrqchipMode, KvmSpec, Module, Spec, Verify, VirtioKind, VirtioSpec,
+    Backend, CpuModel, IrqchipMode, KvmSpec, Module, Processor, Spec, Verify, VirtioKind,
+    VirtioSpec,
 };
 
 use crate::size;
@@ -218,6 +219,9 @@ pub struct MachineArgs {
     /// What the software processor claims to be
     #[arg(long, value_enum, default_value_t = CpuArg::Stock)]
     pub cpu: CpuArg,
+    /// How the software processor executes guest code
+    #[arg(long, value_enum, default_value_t = ProcessorArg::Translator)]
+    pub processor: ProcessorArg,
     /// Hide processor features: x86-64-v2, x86-64-v3, x86-64-v4, or a file in Firecracker's format
     #[arg(long, value_name = "NAME|FILE")]
     pub cpu_template: Option<String>,
@@ -261,6 +265,18 @@ pub enum IrqchipArg {
     Full,
 }
 
+/// `--processor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProcessorArg {
+    /// Instruction by instruction
+    Interpreter,
+    /// What is hot runs as host code
+    Translator,
+    /// Everything runs as host code (for debugging)
+    #[value(hide = true)]
+    Eager,
+}
+
 /// `--cpu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CpuArg {
@@ -296,6 +312,11 @@ impl MachineArgs {
             cpu_model: match self.cpu {
                 CpuArg::Stock => CpuModel::Stock,
                 CpuArg::Max => CpuModel::Maximal,
+            },
+            processor: match self.processor {
+                ProcessorArg::Interpreter => Processor::Interpreter,
+                ProcessorArg::Translator => Processor::Translator,
+                ProcessorArg::Eager => Processor::Eager,
             },
             cpu_template: self.cpu_template.clone(),
             tag_bits: self.tag_bits,

@@ -129,6 +129,7 @@ fn soft(
             audit,
             ..MmuConfig::default()
         },
+        processor: spec.processor,
     };
     Ok(SoftBackend::new(space.clone(), clock, config))
 }

@@ -113,6 +113,7 @@ fn place(backend: Backend, clock: Clock) -> Place {
                 cpus: 1,
                 cpuid: vec![model::x86_64_v2(0, 1)],
                 mmu: MmuConfig::default(),
+                processor: umbra_cpu_soft::Processor::default(),
             },
         ),
     };

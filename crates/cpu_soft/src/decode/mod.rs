@@ -17,9 +17,11 @@ use umbra_x86::state::seg;
 
 use crate::code::Block;
 use crate::cpu::{Cpu, Trap, mode};
-use crate::op::{MAX_OPS, Op};
+use crate::op::{MAX_OPS, Op, counted};
 use crate::ops::{branch, system};
 use crate::raw;
+use crate::translator::Piece;
+pub(crate) use classify::condition;
 
 /// Bytes that are read for one block.
 const WINDOW: usize = 256;
@@ -88,7 +90,7 @@ impl Cpu {
     }
 
     /// Makes sure that writes to `len` bytes at `gpa` will be noticed, by every processor.
-    fn watch_code(&mut self, gpa: u64, len: usize) {
+    pub(crate) fn watch_code(&mut self, gpa: u64, len: usize) {
         if self.code.mark(gpa, len as u64) {
             self.mmu.flush_writers(Gpa(gpa).gfn());
             self.drain();
@@ -98,9 +100,7 @@ impl Cpu {
 
     fn decode(&mut self, la: u64, gpa: u64, host: u64, mode: u8) -> Result<*const Block, Trap> {
         if self.blocks.full() || self.stubs.full() {
-            self.blocks.clear();
-            self.pool.clear();
-            self.stubs.clear();
+            self.forget_code();
         }
         let room = (0x1000 - (gpa & 0xfff)) as usize;
         let len = room.min(WINDOW);
@@ -113,8 +113,9 @@ impl Cpu {
         // SAFETY: 1. `host` was translated just now, and `len` stays on its page.
         unsafe { raw::read_bytes(host, &mut bytes[..len]) };
         let mut builder = Builder::new(self, &bytes[..len], mode);
+        builder.count();
         builder.run();
-        if builder.ops.is_empty() {
+        if builder.len == 0 {
             return self.decode_crossing(la, gpa, mode, &mut bytes, room);
         }
         let block = builder.finish(gpa, None);
@@ -149,6 +150,20 @@ impl Cpu {
         Ok(self.insert(block))
     }
 
+    /// Decodes for the translator: what `bytes` at `rip` hold up to the end of a block. Distances are
+    /// counted from `base`.
+    pub(crate) fn decode_piece(&mut self, bytes: &[u8], rip: u64, base: u64, mode: u8) -> Piece {
+        let mut builder = Builder::new(self, bytes, mode);
+        (builder.rip, builder.insns) = (base, Some(Vec::new()));
+        builder.decoder.set_ip(rip);
+        builder.run();
+        Piece {
+            rip,
+            insns: builder.insns.unwrap_or_default(),
+            ops: builder.ops,
+        }
+    }
+
     fn insert(&mut self, block: Block) -> *const Block {
         self.stats.blocks_decoded += 1;
         self.blocks.insert(block)
@@ -162,6 +177,10 @@ struct Builder<'a> {
     rip: u64,
     mode: u8,
     ops: Vec<Op>,
+    /// The instructions, for who wants them.
+    insns: Option<Vec<Instruction>>,
+    /// Operations that are no instructions.
+    extra: usize,
     ended: bool,
     limited: bool,
     limit: u64,
@@ -179,10 +198,23 @@ impl<'a> Builder<'a> {
             rip,
             mode,
             ops: Vec::with_capacity(16),
+            insns: None,
+            extra: 0,
             ended: false,
             limited: false,
             limit,
             len: 0,
+        }
+    }
+
+    /// Has the block's executions counted, if there is a translator.
+    fn count(&mut self) {
+        let translator = &self.cpu.translator;
+        if translator.counts_blocks() && self.mode == 2 {
+            let op = Op::new(counted);
+            op.left.set(translator.threshold);
+            self.ops.push(op);
+            self.extra = 1;
         }
     }
 
@@ -195,7 +227,7 @@ impl<'a> Builder<'a> {
             MAX_OPS
         };
         let mut insn = Instruction::default();
-        while !self.ended && self.ops.len() < limit && self.decoder.can_decode() {
+        while !self.ended && self.ops.len() - self.extra < limit && self.decoder.can_decode() {
             self.decoder.decode_out(&mut insn);
             if self.decoder.last_error() == DecoderError::NoMoreBytes && self.truncated(&insn) {
                 return;
@@ -230,12 +262,15 @@ impl<'a> Builder<'a> {
         };
         self.len = op.off + u16::from(op.len);
         self.ops.push(op);
+        if let Some(insns) = &mut self.insns {
+            insns.push(*insn);
+        }
         self.ended = flow == Flow::End;
     }
 
     /// Closes the block: whatever happens, its last operation leaves.
     fn finish(mut self, gpa: u64, second: Option<u64>) -> Block {
-        let count = self.ops.len() as u16;
+        let count = (self.ops.len() - self.extra) as u16;
         if !self.ended {
             let mut end = Op::new(branch::fall_through);
             end.off = self.len;

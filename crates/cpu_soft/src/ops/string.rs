@@ -130,7 +130,7 @@ impl Action for Movs {
         if entry.read != from & !0xfff {
             return Ok(0);
         }
-        let from_host = from.wrapping_add(entry.addend);
+        let from_host = entry.at(from);
         let elements = count.min(left / N as u64).min(room / N as u64);
         // SAFETY: 1. and 2. both spans are inside pages whose cached translations stand now.
         unsafe { raw::movs::<N>(to_host, from_host, elements) };

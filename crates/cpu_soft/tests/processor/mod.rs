@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use umbra_clock::Clock;
 use umbra_cpu::{Io, Served};
-use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts};
+use umbra_cpu_soft::{Alarm, CodePages, SoftVcpu, SoftVcpuParts};
 use umbra_irqchip::{Apics, LocalApic};
 use umbra_mmu::{Config, Mmu};
 use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
@@ -57,6 +57,8 @@ impl Processor {
             clock,
             cpuid,
             code: code.clone(),
+            processor: processor(),
+            alarm: Alarm::new(clock),
         })
         .expect("a processor");
         Self {
@@ -81,6 +83,14 @@ impl Processor {
 
     pub fn read(&self, at: u64, bytes: &mut [u8]) {
         self.space.load().read(Gpa(at), bytes).expect("RAM");
+    }
+}
+
+/// What `UMBRA_PROCESSOR` says: `interpreter`, else everything is translated at once.
+fn processor() -> umbra_cpu_soft::Processor {
+    match std::env::var("UMBRA_PROCESSOR").as_deref() {
+        Ok("interpreter") => umbra_cpu_soft::Processor::Interpreter,
+        _ => umbra_cpu_soft::Processor::Eager,
     }
 }
 

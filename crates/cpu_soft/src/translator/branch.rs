@@ -1,0 +1,212 @@
+//! Near branches, and how code is left for code.
+//!
+//! Inside a unit a branch is a host branch. To another unit of the page it goes through a link; to
+//! another page, or by register, through the jumps of the context, which say where an address was
+//! translated to *in this address space*. Every way back, and every way whose target is not known to lie
+//! ahead, looks whether somebody wants attention: no loop is without such a way.
+
+use iced_x86::{Code, Instruction, OpKind};
+
+use super::asm::{Alu, Label, at, cc};
+use super::emit::{Emitter, Tail};
+use super::layout::{S0, S1, SP, frame, slot};
+use super::memory::is_plain;
+use crate::op::{Leave, Op};
+use crate::ops::branch::KNOWN;
+use crate::tlb::{Ctx, JUMPS, Jump, TRANSLATED, jump_index, jump_tag};
+
+const TAG: i32 = (Ctx::JUMPS_AT + std::mem::offset_of!(Jump, tag)) as i32;
+const CODE: i32 = (Ctx::JUMPS_AT + std::mem::offset_of!(Jump, packed)) as i32;
+const JUMP_SHIFT: u8 = size_of::<Jump>().trailing_zeros() as u8;
+const _: () = assert!(size_of::<Jump>().is_power_of_two());
+
+impl Emitter<'_> {
+    /// Emits a near branch of 64-bit code; tells whether the next instruction follows it. `None` for
+    /// anything else.
+    pub(super) fn branch(&mut self, insn: &Instruction, op: &Op) -> Option<bool> {
+        if insn.is_jcc_short_or_near() && op.extra == KNOWN {
+            self.conditional(insn);
+            return Some(false);
+        }
+        match insn.code() {
+            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 if op.extra == KNOWN => {
+                self.edge(insn.near_branch_target(), insn.ip());
+            }
+            Code::Call_rel32_64 if op.extra == KNOWN => self.call_direct(insn, op),
+            Code::Jmp_rm64 if simple(insn) => self.jump_indirect(insn, op),
+            Code::Call_rm64 if simple(insn) => self.call_indirect(insn, op),
+            Code::Retnq | Code::Retnq_imm16 => self.ret(insn, op),
+            _ => return None,
+        }
+        Some(false)
+    }
+
+    fn conditional(&mut self, insn: &Instruction) {
+        self.place.restore(&mut self.asm);
+        let (target, condition) = (insn.near_branch_target(), insn.condition_code());
+        let Some(condition) = crate::decode::condition(condition) else {
+            return;
+        };
+        let ready = target > insn.ip() || self.polled;
+        match self.head(target) {
+            Some(label) if ready => self.asm.jcc(condition, label),
+            _ => {
+                let label = self.asm.label();
+                self.asm.jcc(condition, label);
+                self.tails.push(Tail {
+                    label,
+                    place: self.place,
+                    from: insn.ip(),
+                    target,
+                    polled: self.polled,
+                });
+            }
+        }
+        self.edge(insn.next_ip(), insn.ip());
+    }
+
+    fn head(&self, target: u64) -> Option<Label> {
+        let found = self.heads.iter().find(|(rip, _)| *rip == target);
+        found.map(|(_, label)| *label)
+    }
+
+    /// Goes from the instruction at `from` to `target`.
+    pub(super) fn edge(&mut self, target: u64, from: u64) {
+        let ahead = target > from || self.polled;
+        if let Some(label) = self.head(target) {
+            if !ahead {
+                self.poll(target);
+            }
+            self.place.restore(&mut self.asm);
+            if self.following != Some(target) {
+                self.asm.jmp(label);
+            }
+            return;
+        }
+        self.place.save(&mut self.asm);
+        if target & !0xfff != self.page.0 {
+            self.far_edge(target);
+            return;
+        }
+        if !ahead {
+            self.poll(target);
+        }
+        let link = self.cache.link();
+        let place = self.cache.place(link);
+        self.asm.jmp_through(place);
+        let ask = self.asm.here();
+        self.asm.load(S0, frame(slot::CPU));
+        self.asm
+            .store_imm(at(S0, super::glue::LINK), link.number() as i32 + 1);
+        self.leave(target, Leave::Done);
+        self.links
+            .push((link, ask, (self.page.1 | target & 0xfff, target)));
+    }
+
+    /// Goes to another page. Flags are in the frame.
+    fn far_edge(&mut self, target: u64) {
+        if !self.polled {
+            self.poll(target);
+        }
+        let distance = (jump_index(target) as i32) << JUMP_SHIFT;
+        let missed = self.asm.label();
+        self.asm.load(S1, frame(slot::CTX));
+        self.asm.imm(S0, jump_tag(target, 2) ^ TRANSLATED);
+        self.asm.alu_mem(Alu::Cmp, S0, at(S1, TAG + distance));
+        self.asm.jcc(cc::NE, missed);
+        self.asm.jmp_mem(at(S1, CODE + distance));
+        self.asm.bind(missed);
+        self.leave(target, Leave::Done);
+    }
+
+    /// Before a branch by register or memory: flags into the frame, and a look.
+    fn begin_indirect(&mut self, insn: &Instruction) {
+        self.place.save(&mut self.asm);
+        self.poll(insn.ip());
+    }
+
+    /// Finds the code at the linear address in `S0`: its jump is at `S1` then.
+    fn find(&mut self, failed: Label) {
+        let asm = &mut self.asm;
+        asm.mov(S1, S0);
+        asm.imul(S1, frame(slot::HASH));
+        asm.shr(S1, 64 - JUMPS.trailing_zeros() as u8);
+        asm.shl(S1, JUMP_SHIFT);
+        asm.alu_mem(Alu::Add, S1, frame(slot::CTX));
+        asm.alu_mem(Alu::Xor, S0, frame(slot::TAG));
+        asm.alu_mem(Alu::Cmp, S0, at(S1, TAG));
+        asm.jcc(cc::NE, failed);
+    }
+
+    /// The interpreter executes a branch that was not found, and leaves; nothing follows it here.
+    fn not_found(&mut self, op: &Op) -> Label {
+        self.failed(op, None)
+    }
+
+    /// The target of a branch by register or memory, into `S0`.
+    fn target(&mut self, insn: &Instruction, failed: Label) {
+        if insn.op0_kind() == OpKind::Register {
+            self.fetch(S0, insn.op0_register().number() as u8);
+        } else {
+            self.address(insn);
+            self.check(8, false, failed);
+            self.asm.load(S0, at(S0, 0));
+        }
+    }
+
+    fn jump_indirect(&mut self, insn: &Instruction, op: &Op) {
+        self.begin_indirect(insn);
+        let failed = self.not_found(op);
+        self.target(insn, failed);
+        self.find(failed);
+        self.asm.jmp_mem(at(S1, CODE));
+    }
+
+    fn call_indirect(&mut self, insn: &Instruction, op: &Op) {
+        self.begin_indirect(insn);
+        let failed = self.not_found(op);
+        self.target(insn, failed);
+        self.find(failed);
+        self.asm.load(S0, at(S1, CODE));
+        self.asm.store(8, frame(slot::TEMP), S0);
+        self.check_push(failed);
+        self.push_return(insn);
+        self.asm.jmp_mem(frame(slot::TEMP));
+    }
+
+    /// Stores the return address at `S0` and moves the stack pointer.
+    fn push_return(&mut self, insn: &Instruction) {
+        self.asm.imm(S1, insn.next_ip());
+        self.asm.store(8, at(S0, 0), S1);
+        self.asm.lea(8, SP, at(SP, -8));
+    }
+
+    fn call_direct(&mut self, insn: &Instruction, op: &Op) {
+        self.place.save(&mut self.asm);
+        let failed = self.not_found(op);
+        self.check_push(failed);
+        self.push_return(insn);
+        self.edge(insn.near_branch_target(), insn.ip());
+    }
+
+    fn ret(&mut self, insn: &Instruction, op: &Op) {
+        self.begin_indirect(insn);
+        let failed = self.not_found(op);
+        self.asm.mov(S0, SP);
+        self.check(8, false, failed);
+        self.asm.load(S0, at(S0, 0));
+        self.find(failed);
+        let arguments = if insn.op_count() == 0 {
+            0
+        } else {
+            i32::from(insn.immediate16())
+        };
+        self.asm.lea(8, SP, at(SP, 8 + arguments));
+        self.asm.jmp_mem(at(S1, CODE));
+    }
+}
+
+/// The target is a register that has a name of its own, or memory at a plain address.
+fn simple(insn: &Instruction) -> bool {
+    insn.op0_kind() == OpKind::Register || is_plain(insn)
+}

@@ -1,0 +1,267 @@
+//! Instructions that run as they are: registers renamed, the memory operand replaced.
+
+use iced_x86::{Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
+
+use super::asm::{Reg, at};
+use super::emit::Emitter;
+use super::flags::{Effect, Place, Recipe, effect};
+use super::layout::{AX, Home, S0, S1, home, is_high_byte, sized};
+use super::memory::{has_memory, is_plain};
+use crate::op::Op;
+
+/// Tells whether `insn` is of a kind that is copied, if its operands allow it.
+pub fn is_copied(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    match insn.mnemonic() {
+        Mov | Movzx | Movsx | Movsxd | Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test
+        | Inc | Dec | Neg | Not | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd
+        | Imul | Mul | Bsf | Bsr | Bswap | Xchg | Xadd | Cmpxchg | Popcnt | Cbw | Cwde | Cdqe
+        | Cwd | Cdq | Cqo => true,
+        // A register as bit number reaches beyond the operand.
+        Bt | Bts | Btr | Btc => {
+            !(insn.op0_kind() == OpKind::Memory && insn.op1_kind() == OpKind::Register)
+        }
+        _ => {
+            insn.condition_code() != iced_x86::ConditionCode::None
+                && !insn.is_jcc_short_or_near()
+                && (0..insn.op_count()).all(|i| {
+                    insn.op_kind(i) == OpKind::Memory
+                        || insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_gpr()
+                })
+        }
+    }
+}
+
+/// Uses RAX beside its operands, or has it as an operand that can be no other.
+fn names_ax(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    let implicit = match insn.mnemonic() {
+        Mul | Cmpxchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo => true,
+        Imul => insn.op_count() == 1,
+        _ => false,
+    };
+    let code = insn.op_code();
+    implicit
+        || (0..insn.op_count()).any(|i| {
+            use OpCodeOperandKind as Kind;
+            matches!(code.op_kind(i), Kind::al | Kind::ax | Kind::eax | Kind::rax)
+        })
+}
+
+/// How an operand is accessed.
+fn reads(access: OpAccess) -> bool {
+    !matches!(
+        access,
+        OpAccess::None | OpAccess::Write | OpAccess::NoMemAccess
+    )
+}
+
+fn writes(access: OpAccess) -> bool {
+    matches!(
+        access,
+        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+    )
+}
+
+/// What has to happen around a copied instruction.
+struct Plan {
+    bytes: Vec<u8>,
+    /// The host address is needed in `S1`, because `S0` is used otherwise.
+    second: bool,
+    /// RAX goes in and, if the second is set, out.
+    ax: Option<bool>,
+    /// Guest registers of the frame: number, scratch register, to be loaded, to be stored.
+    spilled: Vec<(u8, Reg, bool, bool)>,
+    /// Size of the memory operand, and whether it is written.
+    memory: Option<(usize, bool)>,
+    /// Guest registers that are written.
+    written: Vec<u8>,
+}
+
+impl Emitter<'_> {
+    /// Emits `insn` as a copy; `false` where that cannot be, and nothing was emitted.
+    pub(super) fn copy(&mut self, insn: &Instruction, op: &Op) -> bool {
+        if insn.mnemonic() == Mnemonic::Lea {
+            return self.lea(insn);
+        }
+        if !is_copied(insn) {
+            return false;
+        }
+        let Some(plan) = self.plan(insn) else {
+            return false;
+        };
+        let effect = effect(insn);
+        let needs_flags = matches!(effect, Effect::Reads | Effect::Changes);
+        if effect != Effect::Replaces {
+            for number in &plan.written {
+                self.about_to_write(*number);
+            }
+        }
+        let resume = self.asm.label();
+        if let Some((size, write)) = plan.memory {
+            if needs_flags {
+                self.place.save(&mut self.asm);
+            } else {
+                self.place.secure(&mut self.asm);
+            }
+            let failed = self.failed(op, Some(resume));
+            let known = self.address(insn);
+            debug_assert!(known, "the plan has asked");
+            self.check(size, write, failed);
+            if plan.second {
+                self.asm.mov(S1, S0);
+            }
+        }
+        if needs_flags {
+            self.place.restore(&mut self.asm);
+        }
+        if plan.ax.is_some() {
+            self.asm.mov(S0, AX);
+        }
+        for (number, scratch, load, _) in &plan.spilled {
+            if *load {
+                self.fetch(*scratch, *number);
+            }
+        }
+        self.asm.bytes(&plan.bytes);
+        for (number, scratch, _, store) in &plan.spilled {
+            if *store {
+                self.put(*number, *scratch);
+            }
+        }
+        if plan.ax == Some(true) {
+            self.asm.mov(AX, S0);
+        }
+        self.asm.bind(resume);
+        if matches!(effect, Effect::Replaces | Effect::Changes) {
+            self.place = Place {
+                recipe: Recipe::of(insn).filter(|_| effect == Effect::Replaces),
+                ..Place::HOST
+            };
+        }
+        true
+    }
+
+    fn plan(&mut self, insn: &Instruction) -> Option<Plan> {
+        let memory = has_memory(insn);
+        let effect = effect(insn);
+        let ax = names_ax(insn);
+        let second = memory && (ax || matches!(effect, Effect::Reads | Effect::Changes));
+        let info = self.info.info(insn);
+        let mut plan = Plan {
+            bytes: Vec::new(),
+            second,
+            ax: None,
+            spilled: Vec::new(),
+            memory: None,
+            written: Vec::new(),
+        };
+        for used in info.used_registers() {
+            let register = used.register();
+            if writes(used.access()) && register.is_gpr() {
+                plan.written.push(register.full_register().number() as u8);
+            }
+        }
+        if ax {
+            plan.ax = Some(plan.written.contains(&0));
+        }
+        // What is free for registers of the frame: flags are in place before they are loaded.
+        let mut free = vec![S0, S1];
+        if memory {
+            free.retain(|r| *r != if second { S1 } else { S0 });
+        }
+        if ax {
+            free.retain(|r| *r != S0);
+        }
+        let mut out = *insn;
+        let code = insn.op_code();
+        for i in 0..insn.op_count() {
+            match insn.op_kind(i) {
+                OpKind::Memory => {
+                    if code.op_kind(i) == OpCodeOperandKind::mem_offs || !is_plain(insn) {
+                        return None;
+                    }
+                    let size = insn.memory_size().size();
+                    if !matches!(size, 1 | 2 | 4 | 8) {
+                        return None;
+                    }
+                    plan.memory = Some((size, writes(info.op_access(i))));
+                }
+                OpKind::Register => {
+                    let register = insn.op_register(i);
+                    if !register.is_gpr() || is_high_byte(register) {
+                        return None;
+                    }
+                    let (size, number) = (register.size(), register.full_register().number() as u8);
+                    let host = match home(number) {
+                        _ if number == 0 && ax => S0,
+                        Home::Host(reg) => reg,
+                        Home::Frame(_) => {
+                            let access = info.op_access(i);
+                            let load = reads(access) || size < 4 || access == OpAccess::CondWrite;
+                            let known = plan.spilled.iter_mut().find(|s| s.0 == number);
+                            if let Some(known) = known {
+                                known.2 |= load;
+                                known.3 |= writes(access);
+                                known.1
+                            } else {
+                                let scratch = free.pop()?;
+                                plan.spilled.push((number, scratch, load, writes(access)));
+                                scratch
+                            }
+                        }
+                    };
+                    // The count of a shift is CL, which is CL here too.
+                    if code.op_kind(i) != OpCodeOperandKind::cl {
+                        out.set_op_register(i, sized(host, size));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if plan.memory.is_some() {
+            set_base(&mut out, if second { S1 } else { S0 });
+        }
+        out.set_has_rep_prefix(false);
+        out.set_has_repne_prefix(false);
+        self.encoder.encode(&out, 0).ok()?;
+        plan.bytes = self.encoder.take_buffer();
+        Some(plan)
+    }
+
+    /// LEA: computes, and touches neither memory nor flags.
+    fn lea(&mut self, insn: &Instruction) -> bool {
+        let size = insn.op0_register().size();
+        if size < 4 || !is_plain(insn) {
+            return false;
+        }
+        let number = insn.op0_register().full_register().number() as u8;
+        self.about_to_write(number);
+        let to = match home(number) {
+            Home::Host(reg) => reg,
+            Home::Frame(_) => S0,
+        };
+        let target = insn.memory_displacement64();
+        match self.operand(insn) {
+            Some(mem) => self.asm.lea(size, to, mem),
+            None if size == 4 => self.asm.imm(to, target & 0xffff_ffff),
+            None => self.asm.imm(to, target),
+        }
+        if to == S0 {
+            self.put(number, S0);
+        }
+        true
+    }
+}
+
+/// Replaces the memory operand by what `base` points to.
+fn set_base(insn: &mut Instruction, base: Reg) {
+    let operand = at(base, 0);
+    debug_assert!(operand.index.is_none());
+    insn.set_memory_base(sized(base, 8));
+    insn.set_memory_index(Register::None);
+    insn.set_memory_index_scale(1);
+    insn.set_memory_displacement64(0);
+    insn.set_memory_displ_size(0);
+    insn.set_segment_prefix(Register::None);
+}

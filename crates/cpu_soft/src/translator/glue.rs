@@ -1,0 +1,318 @@
+//! The way into translated code and out of it, and the one call that it makes.
+//!
+//! ```text
+//!   enter(cpu, code) ── load the guest's registers ──> unit ──> unit ──> …
+//!                                                        │ what is not translated, or missed
+//!                                                        v
+//!                                   call ── registers to the processor ── execute_one (Rust)
+//!                                                        │ goes on: registers back, return
+//!                                                        └ leaves:  back to enter's caller
+//!   exit ── registers to the processor ── back to enter's caller
+//! ```
+
+use std::mem::offset_of;
+
+use super::asm::{Alu, Asm, Mem, Reg, at, cc};
+use super::cache::Cache;
+use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
+use crate::cpu::{Cpu, mode};
+use crate::op::{Leave, Op};
+use crate::tlb::{JUMP_HASH, TRANSLATED, jump_tag};
+
+/// What translated code and the processor tell each other besides registers.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Status flags in the form of [`slot::FLAGS`].
+    flags: u64,
+    /// The selected context.
+    ctx: u64,
+    /// The word of the [`Waker`](crate::wake::Waker).
+    wake: u64,
+    /// The link through which the code was left, plus one.
+    pub link: u64,
+    /// Nothing of the code may follow the instruction that executes: code was overwritten, or
+    /// somebody wants attention.
+    pub stop: bool,
+    /// Translated code is executing.
+    pub inside: bool,
+}
+
+/// One instruction that the interpreter executes for translated code.
+pub struct Single {
+    /// The operation, and one that says that it went on.
+    pub ops: [Op; 2],
+    /// What the operations' distances are counted from.
+    pub base: u64,
+}
+
+impl Single {
+    /// `op`, whose distances are counted from `base`.
+    pub fn new(op: Op, base: u64) -> Self {
+        Self {
+            ops: [op, Op::new(went_on)],
+            base,
+        }
+    }
+}
+
+fn went_on(_: &mut Cpu, _: &Op) -> Leave {
+    Leave::On
+}
+
+/// Enters code; returns a [`Leave`].
+type Enter = unsafe extern "sysv64" fn(*mut Cpu, u64) -> u64;
+
+/// The addresses of the fixed code.
+#[derive(Clone, Copy)]
+pub struct Glue {
+    enter: Enter,
+    /// Executes the [`Single`] at `S0`; returns when it went on.
+    pub call: u64,
+    /// Leaves with RIP in `S1` and the reason in `S0`; flags are in the frame.
+    pub exit: u64,
+}
+
+const CALLEE_SAVED: [Reg; 6] = [Reg(3), Reg(5), Reg(12), Reg(13), Reg(14), Reg(15)];
+const RDI: Reg = Reg(7);
+const RSI: Reg = Reg(6);
+
+fn shared(offset: usize) -> i32 {
+    (offset_of!(Cpu, shared) + offset) as i32
+}
+
+/// Where translated code says through which link it leaves, from the processor's address.
+pub const LINK: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, link)) as i32;
+
+fn register(number: u8) -> i32 {
+    offset_of!(Cpu, regs) as i32 + 8 * i32::from(number)
+}
+
+/// Stores the guest's registers; the processor is at `S1`, the frame `above` bytes above RSP. `S0` is
+/// lost after everything was read from it.
+fn spill(asm: &mut Asm, above: i32) {
+    for number in 0..16 {
+        if let Home::Host(reg) = home(number) {
+            asm.store(8, at(S1, register(number)), reg);
+        }
+    }
+    for number in 0..16 {
+        if let Home::Frame(Mem { disp, .. }) = home(number) {
+            asm.load(S0, at(FRAME, disp + above));
+            asm.store(8, at(S1, register(number)), S0);
+        }
+    }
+    asm.load(S0, at(FRAME, slot::FLAGS + above));
+    asm.store(8, at(S1, shared(offset_of!(Shared, flags))), S0);
+}
+
+/// The reverse.
+fn fill(asm: &mut Asm, above: i32) {
+    for number in 0..16 {
+        if let Home::Frame(Mem { disp, .. }) = home(number) {
+            asm.load(S0, at(S1, register(number)));
+            asm.store(8, at(FRAME, disp + above), S0);
+        }
+    }
+    asm.load(S0, at(S1, shared(offset_of!(Shared, ctx))));
+    asm.store(8, at(FRAME, slot::CTX + above), S0);
+    for number in 0..16 {
+        if let Home::Host(reg) = home(number) {
+            asm.load(reg, at(S1, register(number)));
+        }
+    }
+    asm.load(S0, at(S1, shared(offset_of!(Shared, flags))));
+    asm.store(8, at(FRAME, slot::FLAGS + above), S0);
+    asm.flags_from_ax();
+}
+
+impl Glue {
+    /// Makes the fixed code at the start of `cache`.
+    pub fn new(cache: &mut Cache) -> Option<Self> {
+        let mut asm = Asm::default();
+        let (out, leave) = (asm.label(), asm.label());
+
+        let enter = asm.here();
+        for reg in CALLEE_SAVED {
+            asm.push(reg);
+        }
+        asm.lea(8, FRAME, at(FRAME, -slot::SIZE));
+        asm.store(8, frame(slot::CPU), RDI);
+        asm.store(8, frame(slot::TEMP), RSI);
+        asm.mov(S1, RDI);
+        asm.load(S0, at(S1, shared(offset_of!(Shared, wake))));
+        asm.store(8, frame(slot::WAKE), S0);
+        asm.imm(S0, JUMP_HASH);
+        asm.store(8, frame(slot::HASH), S0);
+        asm.imm(S0, jump_tag(0, 2) ^ TRANSLATED);
+        asm.store(8, frame(slot::TAG), S0);
+        fill(&mut asm, 0);
+        asm.jmp_mem(frame(slot::TEMP));
+
+        // The frame is eight bytes further up: the return address lies below it.
+        let call = asm.here();
+        asm.store(8, at(FRAME, slot::TEMP + 8), S0);
+        asm.load(S1, at(FRAME, slot::CPU + 8));
+        spill(&mut asm, 8);
+        asm.mov(RDI, S1);
+        asm.load(RSI, at(FRAME, slot::TEMP + 8));
+        asm.lea(8, FRAME, at(FRAME, -8));
+        asm.imm(S0, execute_one as *const () as u64);
+        asm.call_reg(S0);
+        asm.lea(8, FRAME, at(FRAME, 8));
+        asm.alu_imm(Alu::Cmp, 4, S0, i32::from(Leave::On as u8));
+        asm.jcc(cc::NE, out);
+        asm.load(S1, at(FRAME, slot::CPU + 8));
+        fill(&mut asm, 8);
+        asm.ret();
+
+        asm.bind(out);
+        asm.lea(8, FRAME, at(FRAME, 8));
+        asm.jmp(leave);
+
+        let exit = asm.here();
+        asm.store(8, frame(slot::TEMP), S0);
+        asm.mov(S0, S1);
+        asm.load(S1, frame(slot::CPU));
+        asm.store(8, at(S1, offset_of!(Cpu, rip) as i32), S0);
+        spill(&mut asm, 0);
+        asm.load(S0, frame(slot::TEMP));
+        asm.bind(leave);
+        asm.lea(8, FRAME, at(FRAME, slot::SIZE));
+        for reg in CALLEE_SAVED.into_iter().rev() {
+            asm.pop(reg);
+        }
+        asm.ret();
+
+        let at = cache.next();
+        let address = |label, asm: &Asm| Some(at + asm.offset(label)? as u64);
+        let (enter, call, exit) = (
+            address(enter, &asm)?,
+            address(call, &asm)?,
+            address(exit, &asm)?,
+        );
+        let code = asm.finish(at)?;
+        cache.add(&code);
+        cache.fix();
+        Some(Self {
+            // SAFETY: the code at `enter` was just made to be called so, and is never dropped.
+            enter: unsafe { std::mem::transmute::<u64, Enter>(enter) },
+            call,
+            exit,
+        })
+    }
+}
+
+/// Executes one instruction with the interpreter. Called by translated code.
+unsafe extern "sysv64" fn execute_one(cpu: *mut Cpu, single: *const Single) -> u64 {
+    // SAFETY: translated code passes the processor that `enter` was called with, which lent it
+    // exclusively, and a `Single` of a unit of that processor; a unit that dies while it executes is
+    // buried between blocks.
+    let (cpu, single) = unsafe { (&mut *cpu, &*single) };
+    cpu.translator.counts.singles += 1;
+    cpu.flags.set(unpack(cpu.shared.flags));
+    cpu.regs.set_block_rip(single.base);
+    let op = &single.ops[0];
+    let mut leave = (op.handler.get())(cpu, op);
+    if leave == Leave::On && cpu.shared.stop {
+        cpu.rip = cpu.rip_after(op);
+        leave = Leave::Done;
+    }
+    cpu.share();
+    leave as u64
+}
+
+/// RFLAGS' status flags from LAHF's byte and OF.
+fn unpack(flags: u64) -> u64 {
+    flags >> 8 & 0xff | (flags & 1) << 11
+}
+
+fn pack(rflags: u64) -> u64 {
+    (rflags & 0xff) << 8 | rflags >> 11 & 1
+}
+
+impl Cpu {
+    /// Tells translated code the flags and the context.
+    fn share(&mut self) {
+        self.shared.flags = pack(self.flags.get() | 2);
+        self.shared.ctx = std::ptr::from_ref(self.ctx()) as u64;
+    }
+
+    /// Executes translated code at `code`, and whatever it leads to.
+    pub fn run_code(&mut self, code: u64) -> Leave {
+        let Some(glue) = self.translator.glue() else {
+            return Leave::Look;
+        };
+        self.share();
+        self.shared.wake = self.wake.word();
+        self.shared.link = 0;
+        self.shared.stop = false;
+        self.shared.inside = true;
+        debug_assert_eq!(self.mode, 2);
+        let cpu: *mut Self = self;
+        // SAFETY: `code` is that of a living unit of this processor (jumps to others were dropped with
+        // them), made for this mode. It touches guest memory through translation caches only, as the
+        // interpreter does, and the processor through `cpu`.
+        let leave = unsafe { (glue.enter)(cpu, code) };
+        self.shared.inside = false;
+        self.flags.set(unpack(self.shared.flags));
+        match leave {
+            0 => Leave::Done,
+            1 => Leave::Fault,
+            3 => Leave::Halt,
+            _ => Leave::Look,
+        }
+    }
+}
+
+const _: () = assert!(Leave::Done as u8 == 0 && Leave::Fault as u8 == 1 && Leave::Halt as u8 == 3);
+const _: () = assert!(mode::SIZE == 3);
+
+/// Makes this processor forget what it fetched of code that is new under an old address. Such an address
+/// was written through another one, for which the manual asks for a serialising instruction (SDM vol. 3,
+/// 8.1.3); IRET is the one that programs may execute and no hypervisor traps.
+pub fn serialize() {
+    // SAFETY: returns to the next instruction with the same stack pointer, flags, and segments; the red
+    // zone is stepped over.
+    unsafe {
+        std::arch::asm!(
+            "mov {sp}, rsp",
+            "sub rsp, 128",
+            "and rsp, -16",
+            "mov {t:e}, ss",
+            "push {t}",
+            "push {sp}",
+            "pushfq",
+            "mov {t:e}, cs",
+            "push {t}",
+            "lea {t}, [rip + 2f]",
+            "push {t}",
+            "iretq",
+            "2:",
+            sp = out(reg) _,
+            t = out(reg) _,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_survive_the_passage() {
+        for rflags in [0, 1, 4, 0x10, 0x40, 0x80, 0x800, 0x8d5] {
+            assert_eq!(unpack(pack(rflags)), rflags);
+        }
+    }
+
+    #[test]
+    fn serialising_comes_back() {
+        serialize();
+    }
+
+    #[test]
+    fn registers_are_within_a_short_reach() {
+        assert!(register(15) < 128, "offsets of one byte");
+    }
+}

@@ -1,0 +1,84 @@
+//! The check in front of each access to guest memory.
+//!
+//! The address selects an entry of the translation caches, as in the interpreter. The exclusive or of
+//! address and tag is the offset in the page, if the page is right; one comparison tells that, and that
+//! the access does not leave the page. Then the offset plus the host's address of the page is where to go.
+
+use iced_x86::{Instruction, OpKind, Register};
+use umbra_x86::state::seg;
+
+use super::asm::{Alu, Label, at, cc};
+use super::emit::Emitter;
+use super::layout::{S0, S1, frame, slot};
+use crate::cpu::Cpu;
+use crate::tlb::{ENTRIES, Entry};
+
+/// Bytes of an entry, as a power of two.
+const ENTRY_SHIFT: u8 = size_of::<Entry>().trailing_zeros() as u8;
+const _: () = assert!(size_of::<Entry>().is_power_of_two());
+
+/// Tells whether an operand is memory that the instruction addresses in the usual way.
+pub fn has_memory(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
+}
+
+impl Emitter<'_> {
+    /// The linear address of the memory operand, into `S0`. `false` where that is left to the
+    /// interpreter: then nothing was emitted.
+    pub(super) fn address(&mut self, insn: &Instruction) -> bool {
+        if !is_plain(insn) {
+            return false;
+        }
+        match self.operand(insn) {
+            Some(mem) => self.asm.lea(8, S0, mem),
+            None => self.asm.imm(S0, insn.memory_displacement64()),
+        }
+        let segment = match insn.memory_segment() {
+            Register::FS => seg::FS,
+            Register::GS => seg::GS,
+            _ => return true,
+        };
+        let base = std::mem::offset_of!(Cpu, seg_base) + 8 * segment;
+        self.asm.load(S1, frame(slot::CPU));
+        self.asm.alu_mem(Alu::Add, S0, at(S1, base as i32));
+        true
+    }
+
+    /// Makes the linear address in `S0` of `size` bytes a host address, or goes to `failed`. `S1` and the
+    /// host's flags are lost.
+    pub(super) fn check(&mut self, size: usize, write: bool, failed: Label) {
+        let tag = if write {
+            std::mem::offset_of!(Entry, write)
+        } else {
+            std::mem::offset_of!(Entry, read)
+        };
+        let mask = (ENTRIES as i32 - 1) << ENTRY_SHIFT;
+        let asm = &mut self.asm;
+        asm.mov(S1, S0);
+        asm.shr(S1, 12 - ENTRY_SHIFT);
+        asm.alu_imm(Alu::And, 4, S1, mask);
+        asm.alu_mem(Alu::Add, S1, frame(slot::CTX));
+        asm.alu_mem(Alu::Xor, S0, at(S1, tag as i32));
+        asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
+        asm.jcc(cc::A, failed);
+        asm.alu_mem(
+            Alu::Add,
+            S0,
+            at(S1, std::mem::offset_of!(Entry, host) as i32),
+        );
+        self.place.disturbed();
+    }
+}
+
+/// Tells whether the address is made of what [`Emitter::address`] knows: registers of 64 bits, RIP, or a
+/// constant that is extended like one.
+pub fn is_plain(insn: &Instruction) -> bool {
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    match (base, index) {
+        (Register::RIP, Register::None) => true,
+        (Register::None, Register::None) => insn.memory_displ_size() == 8,
+        _ => [base, index]
+            .iter()
+            .all(|r| *r == Register::None || r.is_gpr64()),
+    }
+}

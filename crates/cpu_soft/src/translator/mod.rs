@@ -1,0 +1,347 @@
+//! The translator: what is hot runs as host code.
+//!
+//! ```text
+//!   interpreter counts a block's executions ── enough ──> translate: the block, and those of its page
+//!                                                        that it leads to and that have executed
+//!   loop ── the context's jump leads to code ──> unit ──> unit ──> …        (no Rust in between)
+//!                                                  └─ missed, unusual ──> one instruction interpreted
+//! ```
+//! Guest and host speak the same language: an instruction is copied with its registers renamed
+//! ([`layout`]), its memory operand checked and replaced ([`memory`]), and its flags kept where the
+//! host has them ([`flags`]). Whatever is not worth it, or goes wrong, is one instruction executed by
+//! the interpreter, which stays the reference.
+//!
+//! What keeps it right: registers are in place at each instruction, so an exception in the interpreter's
+//! hands is precise; code is known by guest-physical page and dies with its bytes
+//! ([`code`](crate::code) tells); a translation is only ever used through the caches of the context, so
+//! what flushes them is what it always was; and no loop is without a look at the processor's
+//! [`Waker`](crate::wake::Waker).
+
+mod alarm;
+mod asm;
+mod branch;
+mod cache;
+mod copy;
+mod emit;
+mod flags;
+mod glue;
+mod layout;
+mod memory;
+mod stack;
+mod unit;
+
+use iced_x86::Instruction;
+
+use crate::code::granules;
+use crate::cpu::{Cpu, mode};
+use crate::raw;
+use crate::tlb::Jump;
+
+pub use alarm::Alarm;
+pub use emit::Piece;
+pub use glue::Shared;
+
+use cache::Cache;
+use emit::{Emitter, Made};
+use glue::Glue;
+use unit::{Unit, Units};
+
+/// Executions of a block before it is translated.
+pub const THRESHOLD: u8 = 48;
+/// Most instructions of a unit.
+const MAX_INSNS: usize = 256;
+/// Most pieces of a unit.
+const MAX_PIECES: usize = 32;
+/// Bytes that are read for one piece.
+const WINDOW: u64 = 256;
+/// Bytes of code for which there has to be room before a unit is made. The largest unit is a fraction of
+/// that.
+const ROOM: usize = 256 << 10;
+/// The same for links.
+const ROOM_LINKS: usize = 2 * MAX_PIECES + 2;
+
+/// The size of code is in the mode; 64-bit code has no other bit set.
+const LONG: u8 = 2;
+
+/// Counters.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Units made.
+    pub units: u64,
+    /// Guest instructions in them.
+    pub instructions: u64,
+    /// Bytes of host code made.
+    pub bytes: u64,
+    /// Units that died with their bytes.
+    pub dropped: u64,
+    /// Times everything was thrown away, for lack of room.
+    pub cleared: u64,
+    /// Entries from the loop.
+    pub entries: u64,
+    /// Links led to their target.
+    pub links: u64,
+    /// Instructions left to the interpreter.
+    pub singles: u64,
+}
+
+/// The translator of one processor.
+pub struct Translator {
+    works: Option<Works>,
+    /// Executions of a block before it is translated.
+    pub threshold: u8,
+    /// Counters.
+    pub counts: Counts,
+}
+
+struct Works {
+    cache: Cache,
+    glue: Glue,
+    units: Units,
+}
+
+impl Translator {
+    /// One that translates nothing.
+    pub fn off() -> Self {
+        Self {
+            works: None,
+            threshold: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// One that translates a block when it has executed `threshold` times.
+    ///
+    /// # Errors
+    /// Where the host refuses executable memory.
+    pub fn new(threshold: u8) -> Result<Self, rustix::io::Errno> {
+        let mut cache = Cache::new()?;
+        let glue = Glue::new(&mut cache).ok_or(rustix::io::Errno::INVAL)?;
+        Ok(Self {
+            works: Some(Works {
+                cache,
+                glue,
+                units: Units::default(),
+            }),
+            threshold,
+            counts: Counts::default(),
+        })
+    }
+
+    /// Whether blocks are to be counted.
+    pub fn counts_blocks(&self) -> bool {
+        self.works.is_some()
+    }
+
+    fn glue(&self) -> Option<Glue> {
+        self.works.as_ref().map(|works| works.glue)
+    }
+
+    /// Whether a unit waits for [`Translator::bury`].
+    pub fn has_dead(&self) -> bool {
+        self.works
+            .as_ref()
+            .is_some_and(|works| works.units.has_dead())
+    }
+
+    /// Frees what died. Only while no translated code is executing.
+    pub fn bury(&mut self) {
+        if let Some(works) = &mut self.works {
+            works.units.bury();
+        }
+    }
+
+    /// Throws everything away. Only while no translated code is executing, and when no jump leads to any.
+    pub fn clear(&mut self) {
+        if let Some(works) = &mut self.works {
+            works.units.clear();
+            works.cache.clear();
+            self.counts.cleared += 1;
+        }
+    }
+
+    /// Whether there is no room for another unit.
+    pub fn full(&self) -> bool {
+        let room = |works: &Works| works.cache.has_room(ROOM, ROOM_LINKS);
+        !self.works.as_ref().is_none_or(room)
+    }
+
+    /// Code for the linear address `rip` at `gpa`, if it was translated.
+    pub fn find(&self, gpa: u64, rip: u64) -> Option<u64> {
+        let unit = self.works.as_ref()?.units.get((gpa, rip))?;
+        Some(unit.entry)
+    }
+
+    /// Throws away what was made from `mask` of `page`; calls `gone` with address and code of each.
+    pub fn invalidate(&mut self, page: u64, mask: u64, mut gone: impl FnMut(u64, u64)) -> bool {
+        let Some(works) = &mut self.works else {
+            return false;
+        };
+        let dropped = works
+            .units
+            .invalidate(&mut works.cache, page, mask, |unit| {
+                gone(unit.key.1, unit.entry)
+            });
+        self.counts.dropped += dropped as u64;
+        dropped > 0
+    }
+
+    /// Leads the link through which code was left to where it wanted to go.
+    fn connect(&mut self, link: u64) {
+        if let (Some(works), Some(number)) = (&mut self.works, link.checked_sub(1)) {
+            let led = works.units.connect(&mut works.cache, number as u32);
+            self.counts.links += u64::from(led);
+        }
+    }
+}
+
+impl Cpu {
+    /// Runs the code that a jump leads to ([`Jump::to_code`]).
+    pub fn enter_jump(&mut self, jump: Jump) -> crate::op::Leave {
+        let link = std::mem::take(&mut self.shared.link);
+        if link != 0 {
+            self.translator.connect(link);
+        }
+        self.set_alarm();
+        self.translator.counts.entries += 1;
+        self.run_code(jump.packed)
+    }
+
+    /// Translates the block at the instruction pointer, which is hot; the jump leads to the code then.
+    /// Where that cannot be, the block is executed as before.
+    #[cold]
+    pub fn translate_block(&mut self) {
+        if self.mode != LONG || self.class == crate::tlb::Class::Uncached {
+            return;
+        }
+        if self.translator.full() {
+            self.forget_code();
+        }
+        let rip = self.rip;
+        if let Some(code) = self.make_unit(rip) {
+            self.ctx_mut().set_jump(rip, Jump::to_code(code, rip));
+        }
+    }
+
+    fn make_unit(&mut self, rip: u64) -> Option<u64> {
+        let (gpa, host) = self.fetch_address(rip).ok()?;
+        if let Some(code) = self.translator.find(gpa, rip) {
+            return Some(code);
+        }
+        let (pieces, granules) = self.pieces(rip, gpa & !0xfff, host & !0xfff)?;
+        let count = pieces.iter().map(|p| p.insns.len()).sum();
+        let works = self.translator.works.as_mut()?;
+        let page = (rip & !0xfff, gpa & !0xfff);
+        let made = Emitter::new(&mut works.cache, works.glue, page, count).run(&pieces);
+        let code = works.install((gpa, rip), granules, made)?;
+        let counts = &mut self.translator.counts;
+        counts.units += 1;
+        counts.instructions += count as u64;
+        counts.bytes = works.cache.used() as u64;
+        Some(code)
+    }
+
+    /// Decodes what the unit is made of: the block at `rip`, and what it leads to within the page and has
+    /// been executed. Returns the granules, too.
+    fn pieces(&mut self, rip: u64, gpa: u64, host: u64) -> Option<(Vec<Piece>, u64)> {
+        let page = rip & !0xfff;
+        let (mut pieces, mut total, mut mask) = (Vec::<Piece>::new(), 0, 0);
+        let mut waiting = vec![rip];
+        while let Some(at) = waiting.pop() {
+            let known = pieces.iter().skip(1).any(|p| p.rip == at);
+            let offset = at & 0xfff;
+            let executed = || self.blocks.get((gpa + offset, at, LONG)).is_some();
+            if known || !pieces.is_empty() && !executed() {
+                continue;
+            }
+            let len = WINDOW.min(0x1000 - offset);
+            self.watch_code(gpa + offset, len as usize);
+            // Watching may have waited for others; the mapping is asked for again.
+            if self.fetch_address(page).ok()? != (gpa, host) {
+                return None;
+            }
+            let mut bytes = [0; WINDOW as usize];
+            let bytes = &mut bytes[..len as usize];
+            // SAFETY: 1. `host` was translated just now, and `len` stays on its page.
+            unsafe { raw::read_bytes(host + offset, bytes) };
+            let piece = self.decode_piece(bytes, at, page, LONG);
+            if piece.insns.is_empty() {
+                continue;
+            }
+            let end = piece.end();
+            mask |= granules(offset, end - at);
+            total += piece.insns.len();
+            let mut next = leads_to(&piece);
+            next.retain(|target| target & !0xfff == page);
+            pieces.push(piece);
+            if pieces.len() == MAX_PIECES || total + 64 > MAX_INSNS {
+                break;
+            }
+            waiting.extend(next);
+        }
+        (!pieces.is_empty()).then_some((pieces, mask))
+    }
+
+    /// Drops all decoded and translated code. Only while none is executing.
+    pub fn forget_code(&mut self) {
+        self.blocks.clear();
+        self.pool.clear();
+        self.stubs.clear();
+        self.translator.clear();
+        self.shared.link = 0;
+        glue::serialize();
+    }
+
+    /// Makes sure that translated code is interrupted when the APIC's timer is due.
+    fn set_alarm(&mut self) {
+        if self.alarm_set != self.timer_due {
+            self.alarm_set = self.timer_due;
+            self.alarm.set(self.id, self.timer_due);
+        }
+    }
+}
+
+impl Works {
+    /// Puts a unit into the cache and among the units.
+    fn install(&mut self, key: unit::Key, granules: u64, made: Made) -> Option<u64> {
+        let at = self.cache.next();
+        let asks: Vec<_> = made
+            .links
+            .iter()
+            .filter_map(|(link, label, target)| {
+                Some((*link, at + made.asm.offset(*label)? as u64, *target))
+            })
+            .collect();
+        let code = made.asm.finish(at);
+        for (link, ask, target) in asks {
+            self.units.exit(&mut self.cache, link, ask, target);
+        }
+        let entry = self.cache.add(&code?);
+        self.units
+            .insert(Unit::new(key, granules, entry, made.singles));
+        Some(entry)
+    }
+}
+
+/// Where a piece leads to directly, the likelier place last.
+fn leads_to(piece: &Piece) -> Vec<u64> {
+    let Some(last) = piece.insns.last() else {
+        return Vec::new();
+    };
+    if last.is_jcc_short_or_near() {
+        vec![last.near_branch_target(), last.next_ip()]
+    } else if last.is_jmp_short_or_near() {
+        vec![last.near_branch_target()]
+    } else if ends(last) {
+        Vec::new()
+    } else {
+        vec![last.next_ip()]
+    }
+}
+
+/// Tells whether nothing follows `insn` directly.
+fn ends(insn: &Instruction) -> bool {
+    use iced_x86::FlowControl;
+    insn.flow_control() != FlowControl::Next
+}
+
+const _: () = assert!(LONG & mode::SIZE == 2);

@@ -1,0 +1,148 @@
+//! Units: translated code that is entered at one place, and how one leads to another.
+//!
+//! A unit is made of blocks of one page, so whoever may execute its entry may execute all of it: a jump
+//! between units of a page needs no check, and goes through a *link*, a word that holds where to go. A
+//! unit that dies has its links led back to where they ask; code that executes it stops behind the
+//! instruction that killed it.
+
+use rustc_hash::FxHashMap;
+
+use super::cache::{Cache, Link};
+use super::glue::Single;
+
+/// Where a unit starts: guest-physical and linear address.
+pub type Key = (u64, u64);
+
+/// Translated code.
+pub struct Unit {
+    /// Guest-physical and linear address of its entry.
+    pub key: Key,
+    /// The 64-byte granules of its page that it was made from.
+    pub granules: u64,
+    /// Where its code starts.
+    pub entry: u64,
+    /// What the interpreter does for it; the code knows where they are.
+    _singles: Vec<Single>,
+    /// Links that lead here.
+    incoming: Vec<Link>,
+}
+
+impl Unit {
+    /// A unit that nothing leads to yet.
+    pub fn new(key: Key, granules: u64, entry: u64, singles: Vec<Single>) -> Self {
+        Self {
+            key,
+            granules,
+            entry,
+            _singles: singles,
+            incoming: Vec::new(),
+        }
+    }
+}
+
+/// A link: where it leads while its target is unknown, and what the target is.
+#[derive(Clone, Copy, Debug)]
+struct Exit {
+    /// Code that leaves and says so.
+    ask: u64,
+    /// The unit that it should lead to.
+    target: Key,
+}
+
+/// The units of one processor.
+#[derive(Default)]
+pub struct Units {
+    map: FxHashMap<Key, Box<Unit>>,
+    by_page: FxHashMap<u64, Vec<Key>>,
+    exits: Vec<Exit>,
+    /// Units that died while they may be executing.
+    #[expect(clippy::vec_box, reason = "a unit that may be executing must not move")]
+    graveyard: Vec<Box<Unit>>,
+}
+
+impl Units {
+    /// Looks a unit up.
+    pub fn get(&self, key: Key) -> Option<&Unit> {
+        self.map.get(&key).map(|unit| &**unit)
+    }
+
+    /// Says where `link` belongs; it asks from now on.
+    pub fn exit(&mut self, cache: &mut Cache, link: Link, ask: u64, target: Key) {
+        debug_assert_eq!(self.exits.len(), link.number() as usize);
+        self.exits.push(Exit { ask, target });
+        cache.lead(link, ask);
+    }
+
+    /// Adds a unit; there is none with its key.
+    pub fn insert(&mut self, unit: Unit) {
+        self.by_page
+            .entry(unit.key.0 & !0xfff)
+            .or_default()
+            .push(unit.key);
+        let old = self.map.insert(unit.key, Box::new(unit));
+        debug_assert!(old.is_none(), "links lead to the old one");
+    }
+
+    /// Leads the link with `number` to its target, if that has been translated. Tells whether it did.
+    pub fn connect(&mut self, cache: &mut Cache, number: u32) -> bool {
+        let Some(exit) = self.exits.get(number as usize) else {
+            return false;
+        };
+        let Some(unit) = self.map.get_mut(&exit.target) else {
+            return false;
+        };
+        let link = Link::from_number(number);
+        unit.incoming.push(link);
+        cache.lead(link, unit.entry);
+        true
+    }
+
+    /// Removes the units made from `mask` of `page`; calls `gone` for each.
+    pub fn invalidate(
+        &mut self,
+        cache: &mut Cache,
+        page: u64,
+        mask: u64,
+        mut gone: impl FnMut(&Unit),
+    ) -> usize {
+        let Some(keys) = self.by_page.get_mut(&page) else {
+            return 0;
+        };
+        let (map, graveyard, exits) = (&mut self.map, &mut self.graveyard, &self.exits);
+        let before = keys.len();
+        keys.retain(|key| {
+            if map.get(key).is_some_and(|unit| unit.granules & mask == 0) {
+                return true;
+            }
+            if let Some(unit) = map.remove(key) {
+                for link in &unit.incoming {
+                    if let Some(exit) = exits.get(link.number() as usize) {
+                        cache.lead(*link, exit.ask);
+                    }
+                }
+                gone(&unit);
+                graveyard.push(unit);
+            }
+            false
+        });
+        before - keys.len()
+    }
+
+    /// Forgets everything. The caller has dropped every jump, and no unit is executing.
+    pub fn clear(&mut self) {
+        self.map.clear();
+        self.by_page.clear();
+        self.exits.clear();
+        self.graveyard.clear();
+    }
+
+    /// Frees what died. Only while no unit is executing.
+    pub fn bury(&mut self) {
+        self.graveyard.clear();
+    }
+
+    /// Tells whether there is something to free.
+    pub fn has_dead(&self) -> bool {
+        !self.graveyard.is_empty()
+    }
+}
