@@ -125,18 +125,16 @@ impl Cpu {
     #[inline(never)]
     fn find(&mut self, mode: u8) -> Result<Jump, Trap> {
         self.stats.jump_misses += 1;
+        if let Some(jump) = self.find_translated(mode)? {
+            return Ok(jump);
+        }
         let block = self.block(mode)?;
         // SAFETY: owned by `self.blocks`, see `enter_block`.
         let block = unsafe { &*block };
-        let code = self.translator.find(block.gpa, block.rip);
-        let usable = self.class != crate::tlb::Class::Uncached && mode == 2;
-        let jump = match code.filter(|_| usable) {
-            Some(code) => Jump::to_code(code, self.rip),
-            None => Jump::to(block, jump_tag(self.rip, mode)),
-        };
+        let jump = Jump::to(block, jump_tag(self.rip, mode));
         if block.second.is_none() && self.class != crate::tlb::Class::Uncached {
             let rip = self.rip;
-            self.ctx_mut().set_jump(rip, jump);
+            self.remember_jump(rip, jump);
         }
         Ok(jump)
     }

@@ -21,7 +21,7 @@ pub const ENTRIES: usize = 4096;
 /// Block entries of a context.
 pub const JUMPS: usize = 4096;
 /// Fetch entries of a context.
-const FETCHES: usize = 128;
+const FETCHES: usize = 512;
 /// Contexts of a processor.
 pub const CONTEXTS: usize = 24;
 
@@ -171,6 +171,10 @@ pub struct Ctx {
     /// The MMU's epoch when the context was last known to agree with it.
     pub epoch: u64,
     touched: Touched,
+    /// Jumps to global pages, by index.
+    global: [u64; JUMPS / 64],
+    /// Pages that data entries may write.
+    written: Filter<128>,
     /// Gigabytes with data translations of pages larger than 4 KiB.
     large_data: Filter<1>,
     /// Gigabytes with code in pages larger than 4 KiB.
@@ -186,7 +190,7 @@ pub struct Ctx {
 struct Touched {
     entries: Chunks<{ ENTRIES / CHUNK / 64 }>,
     jumps: Chunks<JUMP_WORDS>,
-    fetches: Chunks<1>,
+    fetches: Chunks<{ FETCHES / CHUNK / 64 }>,
 }
 
 /// Slots of a chunk.
@@ -276,6 +280,8 @@ impl Ctx {
             key: None,
             epoch: 0,
             touched: Touched::NOTHING,
+            global: [0; JUMPS / 64],
+            written: Filter::EMPTY,
             large_data: Filter::EMPTY,
             large_code: Filter::EMPTY,
             code: Filter::EMPTY,
@@ -293,6 +299,9 @@ impl Ctx {
     pub fn fill(&mut self, la: u64, entry: Entry) {
         if entry.gpa & LARGE != 0 {
             self.large_data.insert(la >> 30);
+        }
+        if entry.write != 0 {
+            self.written.insert(entry.gpa >> 12);
         }
         let index = slot(la);
         self.touched.entries.touch(index);
@@ -338,12 +347,18 @@ impl Ctx {
         &self.jumps[jump_index(rip)]
     }
 
-    /// Remembers the block at `rip`.
-    pub fn set_jump(&mut self, rip: u64, jump: Jump) {
+    /// Remembers the block at `rip`, on a global page or not.
+    pub fn set_jump(&mut self, rip: u64, jump: Jump, global: bool) {
         self.code.insert(rip >> 12);
         let index = jump_index(rip);
         self.touched.jumps.touch(index);
         self.jumps[index] = jump;
+        let (word, bit) = (&mut self.global[index / 64], 1 << (index % 64));
+        if global {
+            *word |= bit;
+        } else {
+            *word &= !bit;
+        }
     }
 
     /// Drops everything.
@@ -358,6 +373,7 @@ impl Ctx {
         for slots in touched.fetches.slots() {
             self.fetches[slots].fill(NO_FETCH);
         }
+        self.written = Filter::EMPTY;
         self.large_data = Filter::EMPTY;
         self.large_code = Filter::EMPTY;
         self.code = Filter::EMPTY;
@@ -365,21 +381,19 @@ impl Ctx {
 
     /// Drops what a CR3 load drops: all but global translations.
     fn clear_non_global(&mut self) {
-        for (index, entry) in self.entries.iter_mut().enumerate() {
-            if entry.gpa & GLOBAL == 0 {
-                *entry = empty(index);
+        for index in self.touched.entries.slots().flatten() {
+            if self.entries[index].gpa & GLOBAL == 0 {
+                self.entries[index] = empty(index);
             }
         }
-        for entry in &mut self.fetches {
-            if entry.gpa & GLOBAL == 0 {
-                *entry = NO_FETCH;
+        for index in self.touched.fetches.slots().flatten() {
+            if self.fetches[index].gpa & GLOBAL == 0 {
+                self.fetches[index] = NO_FETCH;
             }
         }
-        // A jump stays where the fetch translation of its page stays.
-        for (index, jump) in self.jumps.iter_mut().enumerate() {
-            let page = jump.rip() & !0xfff;
-            if jump.leads() && self.fetches[(page >> 12) as usize % FETCHES].page != page {
-                *jump = no_jump(index);
+        for index in self.touched.jumps.slots().flatten() {
+            if self.global[index / 64] >> (index % 64) & 1 == 0 {
+                self.jumps[index] = no_jump(index);
             }
         }
     }
@@ -601,10 +615,11 @@ impl Pool {
 
     /// Takes the right to write page `gpa` out of every entry.
     pub fn drop_writers(&mut self, gpa: u64) {
-        for ctx in self.contexts.iter_mut().filter(|c| c.key.is_some()) {
-            for (index, entry) in ctx.entries.iter_mut().enumerate() {
-                if entry.gpa & !0xfff == gpa {
-                    entry.write = none(index);
+        let may = |c: &&mut Ctx| c.key.is_some() && c.written.may_have(gpa >> 12);
+        for ctx in self.contexts.iter_mut().filter(may) {
+            for index in ctx.touched.entries.slots().flatten() {
+                if ctx.entries[index].gpa & !0xfff == gpa {
+                    ctx.entries[index].write = none(index);
                 }
             }
         }
@@ -691,6 +706,18 @@ mod tests {
     }
 
     #[test]
+    fn a_cr3_load_keeps_jumps_to_global_pages() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let ctx = pool.get(at);
+        ctx.set_jump(0x5008, jump(0x5008), true);
+        ctx.set_jump(0x6010, jump(0x6010), false);
+        pool.load(0x1000, 1);
+        let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
+        assert!(known(0x5008) && !known(0x6010));
+    }
+
+    #[test]
     fn a_cr3_load_flushes_nothing_while_the_epoch_stands() {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
@@ -742,7 +769,7 @@ mod tests {
         let ctx = pool.get(at);
         ctx.fill_fetch(0x4000_0000, LARGE, 0);
         for rip in [0x5008, 0x5010, 0x6008, 0x4000_5008] {
-            ctx.set_jump(rip, jump(rip));
+            ctx.set_jump(rip, jump(rip), false);
         }
         pool.drop_page(0x5fff);
         let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
@@ -757,7 +784,7 @@ mod tests {
         let ctx = pool.get(at);
         ctx.fill_fetch(0x4000_5000, LARGE, 0);
         for rip in [0x4000_5008, 0x5008] {
-            ctx.set_jump(rip, jump(rip));
+            ctx.set_jump(rip, jump(rip), false);
         }
         ctx.fill_fetch(0x4000_5000 + 0x1000 * FETCHES as u64, 0x9000, 0);
         assert!(ctx.fetch(0x4000_5000).is_none());
@@ -786,7 +813,7 @@ mod tests {
             let ctx = pool.get(at);
             ctx.fill(pages(n), entry(0x9000));
             ctx.fill_fetch(pages(n), 0x9000, 0);
-            ctx.set_jump(rip(n), jump(rip(n)));
+            ctx.set_jump(rip(n), jump(rip(n)), false);
             assert_eq!(known(ctx, n), (true, true, true));
             if n % 5 == 0 {
                 pool.clear();

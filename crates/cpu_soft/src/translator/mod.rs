@@ -31,11 +31,13 @@ mod stack;
 mod unit;
 
 use iced_x86::Instruction;
+use umbra_x86::cr0;
+use umbra_x86::state::seg;
 
 use crate::code::granules;
-use crate::cpu::{Cpu, mode};
+use crate::cpu::{Cpu, Trap, mode};
 use crate::raw;
-use crate::tlb::Jump;
+use crate::tlb::{GLOBAL, Jump};
 
 pub use alarm::Alarm;
 pub use emit::Piece;
@@ -218,8 +220,35 @@ impl Cpu {
         }
         let rip = self.rip;
         if let Some(code) = self.make_unit(rip) {
-            self.ctx_mut().set_jump(rip, Jump::to_code(code, rip));
+            self.remember_jump(rip, Jump::to_code(code, rip));
         }
+    }
+
+    /// The way to translated code for the instruction pointer, if there is some.
+    pub fn find_translated(&mut self, mode: u8) -> Result<Option<Jump>, Trap> {
+        let usable = mode == LONG && self.class != crate::tlb::Class::Uncached;
+        if !usable || !self.translator.counts_blocks() {
+            return Ok(None);
+        }
+        let rip = self.rip;
+        let (gpa, _) = self.fetch_address(rip)?;
+        let Some(code) = self.translator.find(gpa, rip) else {
+            return Ok(None);
+        };
+        let jump = Jump::to_code(code, rip);
+        self.remember_jump(rip, jump);
+        Ok(Some(jump))
+    }
+
+    /// Has `jump` be found in the current context. INVLPG and CR3 loads find it by its linear address,
+    /// so where that is not RIP and pages are used, it is not remembered.
+    pub fn remember_jump(&mut self, rip: u64, jump: Jump) {
+        if !self.long_code() && self.seg[seg::CS].base != 0 && self.cr0 & cr0::PG != 0 {
+            return;
+        }
+        let fetch = self.ctx().fetch(rip);
+        let global = fetch.is_some_and(|fetch| fetch.gpa & GLOBAL != 0);
+        self.ctx_mut().set_jump(rip, jump, global);
     }
 
     fn make_unit(&mut self, rip: u64) -> Option<u64> {
