@@ -15,6 +15,7 @@ use umbra_x86::{Exception, cr0, cr4, efer, rflags, vector};
 use crate::code::{Blocks, CodePages, CodePort};
 use crate::flags::Flags;
 use crate::fpu::FxArea;
+use crate::jumps::Jumps;
 use crate::native::Stubs;
 use crate::op::{Leave, Op, addr};
 use crate::regs::Regs;
@@ -130,6 +131,7 @@ pub struct Cpu {
     /// and the decoder uses 6 for the others.
     pub seg_base: [u64; 8],
     ctx: NonNull<Ctx>,
+    jumps: NonNull<Jumps>,
     /// RFLAGS without the status flags.
     pub sys: u64,
     /// Bits of [`addr`] that need the slow address path in the current mode.
@@ -279,8 +281,8 @@ pub mod mode {
     }
 }
 
-// SAFETY: the raw pointers are `ctx` (into `pool`, which moves with the processor but whose
-// contexts are boxed), jumps and parked operations (of boxed blocks owned by `blocks`) and `io` (present only while a
+// SAFETY: the raw pointers are `ctx` and `jumps` (into `pool`, which moves with the processor but whose
+// contexts and tables are boxed), jumps and parked operations (of boxed blocks owned by `blocks`) and `io` (present only while a
 // run is in progress, on the running thread). None refers to anything thread-local.
 unsafe impl Send for Cpu {}
 
@@ -306,7 +308,7 @@ impl Cpu {
     /// A processor after power-up.
     pub fn new(parts: Parts) -> Self {
         let mut pool = Pool::new();
-        let ctx = NonNull::from(pool.get(0));
+        let (ctx, jumps) = (NonNull::from(pool.get(0)), pool.jumps(0));
         let boot = parts.boot;
         let mut cpu = Self {
             regs: Regs::new(),
@@ -314,6 +316,7 @@ impl Cpu {
             rip: 0,
             seg_base: [0; 8],
             ctx,
+            jumps,
             sys: rflags::FIXED,
             slow: addr::OFFSET,
             quick_stack: false,
@@ -408,7 +411,7 @@ impl Cpu {
     /// The selected context.
     #[inline(always)]
     pub fn ctx(&self) -> &Ctx {
-        // SAFETY: `ctx` points into `pool`'s boxed slice, which is neither resized nor freed
+        // SAFETY: `ctx` points to one of `pool`'s boxes, which are neither moved nor freed
         // before `self`; it is changed through `&mut self` only.
         unsafe { self.ctx.as_ref() }
     }
@@ -418,6 +421,19 @@ impl Cpu {
     pub fn ctx_mut(&mut self) -> &mut Ctx {
         // SAFETY: as in `ctx`; `&mut self` makes it the only reference.
         unsafe { self.ctx.as_mut() }
+    }
+
+    /// Where code of the current privilege leads to.
+    #[inline(always)]
+    pub fn jumps(&self) -> &Jumps {
+        // SAFETY: as in `ctx`: `pool` has them boxed, and frees none before `self`.
+        unsafe { self.jumps.as_ref() }
+    }
+
+    /// The same, to fill.
+    pub fn jumps_mut(&mut self) -> &mut Jumps {
+        // SAFETY: as in `ctx_mut`.
+        unsafe { self.jumps.as_mut() }
     }
 
     /// Calls the machine from inside an instruction. Nobody waits for this processor meanwhile.
@@ -623,6 +639,7 @@ impl Cpu {
             None => self.find_context(class),
         };
         self.ctx = NonNull::from(self.pool.get(at));
+        self.jumps = self.pool.jumps(at);
         if class == Class::Uncached {
             self.ctx_mut().clear();
         }
@@ -673,6 +690,7 @@ impl Cpu {
             pkru: self.pkru,
         });
         self.drain();
+        self.pool.leave_address_space();
         self.classes = [None; 3];
         self.refresh_mode();
     }

@@ -21,8 +21,8 @@ use umbra_x86::{Exception, Gva, vector};
 
 use crate::cpu::{Activity, Cpu, Trap, mode};
 use crate::interrupt::Origin;
+use crate::jumps::{Jump, TRANSLATED, jump_tag};
 use crate::op::Leave;
-use crate::tlb::{Jump, TRANSLATED, jump_tag};
 
 /// Instructions between two readings of the clock: some microseconds.
 const CLOCK_PERIOD: i64 = 2000;
@@ -82,7 +82,7 @@ impl Cpu {
             }
             let mode = self.mode;
             let tag = jump_tag(self.rip, mode);
-            let mut jump = *self.ctx().jump(self.rip);
+            let mut jump = *self.jumps().get(self.rip);
             if jump.tag != tag && jump.tag != tag ^ TRANSLATED {
                 jump = match self.find(mode) {
                     Ok(jump) => jump,

@@ -19,6 +19,7 @@ use umbra_x86::{Exception, Gva, vector};
 
 use crate::cpu::{Cpu, Trap, mode};
 use crate::flags::Flags;
+use crate::jumps::jump_tag;
 use crate::op::Op;
 use crate::raw;
 use crate::tlb::{self, Class};
@@ -623,8 +624,8 @@ impl Cpu {
             return;
         }
         let rip = self.regs.block_rip();
-        let jump = *self.ctx().jump(rip);
-        if jump.tag == tlb::jump_tag(rip, self.mode) {
+        let jump = *self.jumps().get(rip);
+        if jump.tag == jump_tag(rip, self.mode) {
             // SAFETY: a jump leads to a block that `self.blocks` owns, with an operation at least
             // for each of its instructions, and one that counts; see `enter_block`.
             let first = unsafe { &*jump.first() };

@@ -13,13 +13,14 @@
 //! is *in* an entry is decided by the `mmu` crate. A context remembers the MMU's epoch: when no
 //! shadow entry was dropped since, a CR3 load has nothing to flush.
 
+use std::ptr::NonNull;
+
 use crate::code::Block;
-use crate::op::Op;
+use crate::jumps::{Jump, Jumps};
+use crate::sets::{CHUNK, Chunks, Filter};
 
 /// Data entries of a context.
 pub const ENTRIES: usize = 4096;
-/// Block entries of a context.
-pub const JUMPS: usize = 4096;
 /// Fetch entries of a context.
 const FETCHES: usize = 512;
 /// Contexts of a processor.
@@ -65,18 +66,6 @@ pub struct Fetch {
     pub host: u64,
 }
 
-/// Where the code at a linear address was decoded to. It has all that the loop needs, so that the
-/// block's own header is not touched.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Jump {
-    /// Linear address and mode, see [`jump_tag`]; with [`TRANSLATED`] where it leads to host code.
-    pub tag: u64,
-    /// The first operation, and the number of instructions in the upper 16 bits, which no user-space
-    /// address needs. Or the host code.
-    pub packed: u64,
-}
-
 /// Entry `index`, holding nothing.
 fn empty(index: usize) -> Entry {
     Entry {
@@ -92,45 +81,6 @@ const NO_FETCH: Fetch = Fetch {
     gpa: 0,
     host: 0,
 };
-/// In a tag: the jump leads to translated code. The modes leave that bit free.
-pub const TRANSLATED: u64 = 1 << 62;
-
-/// Jump `index`, leading nowhere. The interpreter asks for canonical addresses only, whose tags have bits
-/// 63 and 56 alike. Translated code may ask for any; the one that would match is looked up elsewhere.
-fn no_jump(index: usize) -> Jump {
-    Jump {
-        tag: if index == jump_index(unlike(NOWHERE)) {
-            NOWHERE + 1
-        } else {
-            NOWHERE
-        },
-        packed: 0,
-    }
-}
-
-const NOWHERE: u64 = 0x8000_0000_0000_0001;
-
-/// The address whose jump, to translated 64-bit code, has `tag`.
-fn unlike(tag: u64) -> u64 {
-    tag ^ jump_tag(0, 2) ^ TRANSLATED
-}
-
-/// Combines a canonical linear address and a mode (below 64): the bits that the mode disturbs
-/// are copies of bit 56 in any canonical address.
-#[inline(always)]
-pub const fn jump_tag(rip: u64, mode: u8) -> u64 {
-    rip ^ (mode as u64) << 57
-}
-
-/// Blocks begin at any byte, and many pages are hot at once: only a good hash spreads them.
-#[inline(always)]
-pub fn jump_index(rip: u64) -> usize {
-    (rip.wrapping_mul(JUMP_HASH) >> (64 - JUMPS.trailing_zeros())) as usize
-}
-
-/// What an address is multiplied by to find its jump.
-pub const JUMP_HASH: u64 = 0x9e37_79b9_7f4a_7c15;
-
 /// Where a translation of `la` is kept. A page must never share its slot with the next one, because an
 /// access is looked up by its first byte and compared by its last.
 #[inline(always)]
@@ -161,26 +111,23 @@ pub enum Class {
     Uncached = 3,
 }
 
-/// One set of caches. Translated code knows where in it the data entries and the jumps are.
+/// One set of caches. Translated code knows that the data entries are first.
 #[repr(C)]
 pub struct Ctx {
     entries: [Entry; ENTRIES],
-    jumps: [Jump; JUMPS],
     fetches: [Fetch; FETCHES],
     key: Option<Key>,
     /// The MMU's epoch when the context was last known to agree with it.
     pub epoch: u64,
     touched: Touched,
-    /// Jumps to global pages, by index.
-    global: [u64; JUMPS / 64],
     /// Pages that data entries may write.
     written: Filter<128>,
     /// Gigabytes with data translations of pages larger than 4 KiB.
     large_data: Filter<1>,
-    /// Gigabytes with code in pages larger than 4 KiB.
-    large_code: Filter<1>,
-    /// Pages that jumps lead to.
-    code: Filter<16>,
+    /// Gigabytes with fetch translations of such pages.
+    large_fetches: Filter<1>,
+    /// The jumps of level 3; those of the others are the processor's ([`Pool::kernel`]).
+    jumps: Option<Box<Jumps>>,
     stamp: u64,
 }
 
@@ -189,102 +136,28 @@ pub struct Ctx {
 #[derive(Clone, Copy)]
 struct Touched {
     entries: Chunks<{ ENTRIES / CHUNK / 64 }>,
-    jumps: Chunks<JUMP_WORDS>,
     fetches: Chunks<{ FETCHES / CHUNK / 64 }>,
 }
-
-/// Slots of a chunk.
-const CHUNK: usize = 8;
-/// Words that have a bit for each chunk of jumps.
-const JUMP_WORDS: usize = JUMPS / CHUNK / 64;
 
 impl Touched {
     const NOTHING: Self = Self {
         entries: Chunks::NONE,
-        jumps: Chunks::NONE,
         fetches: Chunks::NONE,
     };
 }
 
-/// Chunks of an array, a bit each.
-#[derive(Clone, Copy)]
-struct Chunks<const WORDS: usize>([u64; WORDS]);
-
-impl<const WORDS: usize> Chunks<WORDS> {
-    const NONE: Self = Self([0; WORDS]);
-
-    /// Adds the chunk of slot `index`.
-    #[inline(always)]
-    fn touch(&mut self, index: usize) {
-        let chunk = index / CHUNK;
-        self.0[chunk / 64 % WORDS] |= 1 << (chunk % 64);
-    }
-
-    /// The slots of all chunks that were added.
-    fn slots(self) -> impl Iterator<Item = std::ops::Range<usize>> {
-        let words = self.0.into_iter().enumerate();
-        let chunks = words.flat_map(|(word, bits)| {
-            let rests = std::iter::successors(Some(bits), |rest| Some(rest & rest.wrapping_sub(1)));
-            rests
-                .take_while(|rest| *rest != 0)
-                .map(move |rest| word * 64 + rest.trailing_zeros() as usize)
-        });
-        chunks.map(|n| n * CHUNK..(n + 1) * CHUNK)
-    }
-}
-
-/// A set of numbers that may hold more than was put in: what it lacks needs no search. INVLPG is
-/// most often about pages of data, and would look through thousands of jumps for nothing.
-#[derive(Clone, Copy)]
-struct Filter<const WORDS: usize>([u64; WORDS]);
-
-impl<const WORDS: usize> Filter<WORDS> {
-    const EMPTY: Self = Self([0; WORDS]);
-
-    /// Word and bit for `number`.
-    #[inline(always)]
-    fn place(number: u64) -> (usize, u64) {
-        let hash = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        ((hash >> 6) as usize % WORDS, 1 << (hash & 63))
-    }
-
-    #[inline(always)]
-    fn insert(&mut self, number: u64) {
-        let (word, bit) = Self::place(number);
-        self.0[word] |= bit;
-    }
-
-    fn may_have(&self, number: u64) -> bool {
-        let (word, bit) = Self::place(number);
-        self.0[word] & bit != 0
-    }
-
-    /// Takes `number` out, unless one of those that are left has the same place.
-    fn remove(&mut self, number: u64, mut left: impl Iterator<Item = u64>) {
-        let place = Self::place(number);
-        if left.all(|other| Self::place(other) != place) {
-            self.0[place.0] &= !place.1;
-        }
-    }
-}
-
 impl Ctx {
-    /// Where the jumps are, in bytes from the start; the data entries are there.
-    pub const JUMPS_AT: usize = std::mem::offset_of!(Ctx, jumps);
-
     fn new() -> Self {
         Self {
             entries: std::array::from_fn(empty),
-            jumps: std::array::from_fn(no_jump),
             fetches: [NO_FETCH; FETCHES],
             key: None,
             epoch: 0,
             touched: Touched::NOTHING,
-            global: [0; JUMPS / 64],
             written: Filter::EMPTY,
             large_data: Filter::EMPTY,
-            large_code: Filter::EMPTY,
-            code: Filter::EMPTY,
+            large_fetches: Filter::EMPTY,
+            jumps: None,
             stamp: 0,
         }
     }
@@ -330,7 +203,7 @@ impl Ctx {
     /// Puts a fetch translation in.
     pub fn fill_fetch(&mut self, la: u64, gpa: u64, host: u64) {
         if gpa & LARGE != 0 {
-            self.large_code.insert(la >> 30);
+            self.large_fetches.insert(la >> 30);
         }
         let index = (la >> 12) as usize % FETCHES;
         self.touched.fetches.touch(index);
@@ -341,42 +214,21 @@ impl Ctx {
         };
     }
 
-    /// Looks the block at `rip` up.
-    #[inline(always)]
-    pub fn jump(&self, rip: u64) -> &Jump {
-        &self.jumps[jump_index(rip)]
-    }
-
-    /// Remembers the block at `rip`, on a global page or not.
-    pub fn set_jump(&mut self, rip: u64, jump: Jump, global: bool) {
-        self.code.insert(rip >> 12);
-        let index = jump_index(rip);
-        self.touched.jumps.touch(index);
-        self.jumps[index] = jump;
-        let (word, bit) = (&mut self.global[index / 64], 1 << (index % 64));
-        if global {
-            *word |= bit;
-        } else {
-            *word &= !bit;
-        }
-    }
-
     /// Drops everything.
     pub fn clear(&mut self) {
         let touched = std::mem::replace(&mut self.touched, Touched::NOTHING);
         for index in touched.entries.slots().flatten() {
             self.entries[index] = empty(index);
         }
-        for index in touched.jumps.slots().flatten() {
-            self.jumps[index] = no_jump(index);
-        }
         for slots in touched.fetches.slots() {
             self.fetches[slots].fill(NO_FETCH);
         }
         self.written = Filter::EMPTY;
         self.large_data = Filter::EMPTY;
-        self.large_code = Filter::EMPTY;
-        self.code = Filter::EMPTY;
+        self.large_fetches = Filter::EMPTY;
+        if let Some(jumps) = &mut self.jumps {
+            jumps.clear();
+        }
     }
 
     /// Drops what a CR3 load drops: all but global translations.
@@ -391,10 +243,8 @@ impl Ctx {
                 self.fetches[index] = NO_FETCH;
             }
         }
-        for index in self.touched.jumps.slots().flatten() {
-            if self.global[index / 64] >> (index % 64) & 1 == 0 {
-                self.jumps[index] = no_jump(index);
-            }
+        if let Some(jumps) = &mut self.jumps {
+            jumps.clear_non_global();
         }
     }
 
@@ -414,12 +264,11 @@ impl Ctx {
         if self.large_data.may_have(gigabyte) {
             self.drop_large_data(gigabyte);
         }
-        if self.large_code.may_have(gigabyte) {
-            self.drop_code(gigabyte);
-        } else if self.code.may_have(la >> 12) {
-            self.drop_jumps(|rip| rip >> 12 == la >> 12);
-            let left = targets(&self.jumps, self.touched.jumps);
-            self.code.remove(la >> 12, left.map(|rip| rip >> 12));
+        if self.large_fetches.may_have(gigabyte) {
+            self.drop_large_fetches(gigabyte);
+        }
+        if let Some(jumps) = &mut self.jumps {
+            jumps.drop_page(la);
         }
     }
 
@@ -435,38 +284,17 @@ impl Ctx {
         self.large_data.remove(gigabyte, left);
     }
 
-    /// Drops the code of a gigabyte, whatever its pages: a jump outlives the fetch translation that
-    /// it was found by, and does not say how large its page was.
-    fn drop_code(&mut self, gigabyte: u64) {
-        for fetch in &mut self.fetches {
+    fn drop_large_fetches(&mut self, gigabyte: u64) {
+        for index in self.touched.fetches.slots().flatten() {
+            let fetch = &mut self.fetches[index];
             if fetch.gpa & LARGE != 0 && fetch.page >> 30 == gigabyte {
                 *fetch = NO_FETCH;
             }
         }
-        self.drop_jumps(|rip| rip >> 30 == gigabyte);
         let left = self.fetches.iter().filter(|f| f.gpa & LARGE != 0);
-        let left = left
-            .map(|f| f.page)
-            .chain(targets(&self.jumps, self.touched.jumps));
-        self.large_code.remove(gigabyte, left.map(|la| la >> 30));
+        self.large_fetches
+            .remove(gigabyte, left.map(|f| f.page >> 30));
     }
-
-    fn drop_jumps(&mut self, pick: impl Fn(u64) -> bool) {
-        for slots in self.touched.jumps.slots() {
-            for index in slots {
-                let jump = &mut self.jumps[index];
-                if jump.leads() && pick(jump.rip()) {
-                    *jump = no_jump(index);
-                }
-            }
-        }
-    }
-}
-
-/// Where the jumps lead to.
-fn targets(jumps: &[Jump], touched: Chunks<JUMP_WORDS>) -> impl Iterator<Item = u64> {
-    let known = touched.slots().flat_map(|slots| &jumps[slots]);
-    known.filter(|j| j.leads()).map(Jump::rip)
 }
 
 impl Entry {
@@ -486,51 +314,12 @@ impl Entry {
     }
 }
 
-impl Jump {
-    /// A jump to `block` in the current mode.
-    pub fn to(block: &Block, tag: u64) -> Self {
-        let first = block.ops.as_ptr() as u64;
-        debug_assert_eq!(first >> 48, 0);
-        Self {
-            tag,
-            packed: first | u64::from(block.count) << 48,
-        }
-    }
-
-    /// A jump from `rip` to translated 64-bit code.
-    pub fn to_code(code: u64, rip: u64) -> Self {
-        Self {
-            tag: jump_tag(rip, 2) ^ TRANSLATED,
-            packed: code,
-        }
-    }
-
-    /// Tells whether it leads anywhere.
-    fn leads(&self) -> bool {
-        self.packed != 0
-    }
-
-    /// The first operation; valid while the tag matches.
-    #[inline(always)]
-    pub fn first(&self) -> *const Op {
-        (self.packed << 16 >> 16) as *const Op
-    }
-
-    /// The number of instructions.
-    #[inline(always)]
-    pub fn count(&self) -> i64 {
-        (self.packed >> 48) as i64
-    }
-
-    fn rip(&self) -> u64 {
-        // Bit 56 tells what the bits above it were before the mode was mixed in.
-        ((self.tag << 7) as i64 >> 7) as u64
-    }
-}
-
 /// The contexts of one processor.
 pub struct Pool {
-    contexts: Box<[Ctx]>,
+    /// As many as were needed so far. Each stays where it is.
+    contexts: Vec<Box<Ctx>>,
+    /// The jumps of the levels 0 to 2.
+    kernel: Box<Jumps>,
     clock: u64,
 }
 
@@ -538,7 +327,8 @@ impl Pool {
     /// All empty.
     pub fn new() -> Self {
         Self {
-            contexts: (0..CONTEXTS).map(|_| Ctx::new()).collect(),
+            contexts: vec![Box::new(Ctx::new())],
+            kernel: Jumps::new(),
             clock: 0,
         }
     }
@@ -557,7 +347,13 @@ impl Pool {
             .iter()
             .enumerate()
             .min_by_key(|(_, c)| c.stamp);
-        let at = oldest.map_or(0, |(at, _)| at);
+        let at = match oldest {
+            Some((at, ctx)) if ctx.key.is_none() || self.contexts.len() == CONTEXTS => at,
+            _ => {
+                self.contexts.push(Box::new(Ctx::new()));
+                self.contexts.len() - 1
+            }
+        };
         let ctx = &mut self.contexts[at];
         ctx.clear();
         ctx.key = Some(key);
@@ -570,40 +366,51 @@ impl Pool {
         &mut self.contexts[at]
     }
 
+    /// The jumps for code that executes in context `at`. They stay where they are.
+    pub fn jumps(&mut self, at: usize) -> NonNull<Jumps> {
+        let ctx = &mut self.contexts[at];
+        let class = ctx.key.map_or(Class::Supervisor, |key| key.class);
+        NonNull::from(match class {
+            Class::Supervisor | Class::SupervisorAc => &mut *self.kernel,
+            Class::User | Class::Uncached => &mut **ctx.jumps.get_or_insert_with(Jumps::new),
+        })
+    }
+
+    /// Another address space: of what the levels 0 to 2 jump to, only global pages are still there.
+    pub fn leave_address_space(&mut self) {
+        self.kernel.clear_non_global();
+    }
+
+    fn in_use(&mut self) -> impl Iterator<Item = &mut Ctx> {
+        let contexts = self.contexts.iter_mut().map(|c| &mut **c);
+        contexts.filter(|c| c.key.is_some())
+    }
+
     /// Drops all translations of all contexts.
     pub fn clear(&mut self) {
-        self.contexts
-            .iter_mut()
-            .filter(|c| c.key.is_some())
-            .for_each(Ctx::clear);
+        self.kernel.clear();
+        self.in_use().for_each(Ctx::clear);
     }
 
     /// INVLPG: drops the page in every context, for global pages are in many.
     pub fn drop_page(&mut self, la: u64) {
-        self.contexts
-            .iter_mut()
-            .filter(|c| c.key.is_some())
-            .for_each(|c| c.drop_page(la));
+        self.kernel.drop_page(la);
+        self.in_use().for_each(|c| c.drop_page(la));
     }
 
     /// Drops the non-global translations of every context that `pick` chooses by its CR3.
     pub fn clear_non_global(&mut self, pick: impl Fn(u64) -> bool) {
+        self.kernel.clear_non_global();
         let chosen = |c: &&mut Ctx| c.key.is_some_and(|k| pick(k.cr3));
-        self.contexts
-            .iter_mut()
-            .filter(chosen)
-            .for_each(Ctx::clear_non_global);
+        self.in_use().filter(chosen).for_each(Ctx::clear_non_global);
     }
 
     /// A CR3 load that flushes: drops the non-global translations of the contexts of `cr3`,
     /// unless no shadow entry was dropped since they were last clean. Returns how many it flushed.
     pub fn load(&mut self, cr3: u64, epoch: u64) -> u64 {
         let mut flushed = 0;
-        for ctx in self
-            .contexts
-            .iter_mut()
-            .filter(|c| c.key.is_some_and(|k| k.cr3 == cr3))
-        {
+        let same = |c: &&mut Ctx| c.key.is_some_and(|k| k.cr3 == cr3);
+        for ctx in self.in_use().filter(same) {
             if ctx.epoch != epoch {
                 ctx.clear_non_global();
                 ctx.epoch = epoch;
@@ -615,8 +422,8 @@ impl Pool {
 
     /// Takes the right to write page `gpa` out of every entry.
     pub fn drop_writers(&mut self, gpa: u64) {
-        let may = |c: &&mut Ctx| c.key.is_some() && c.written.may_have(gpa >> 12);
-        for ctx in self.contexts.iter_mut().filter(may) {
+        let may = |c: &&mut Ctx| c.written.may_have(gpa >> 12);
+        for ctx in self.in_use().filter(may) {
             for index in ctx.touched.entries.slots().flatten() {
                 if ctx.entries[index].gpa & !0xfff == gpa {
                     ctx.entries[index].write = none(index);
@@ -637,11 +444,9 @@ impl Pool {
     }
 
     fn drop_jump(&mut self, rip: u64, is: impl Fn(&Jump) -> bool) {
-        let index = jump_index(rip);
-        for ctx in &mut self.contexts {
-            if is(&ctx.jumps[index]) {
-                ctx.jumps[index] = no_jump(index);
-            }
+        self.kernel.drop_jump(rip, &is);
+        for jumps in self.contexts.iter_mut().filter_map(|c| c.jumps.as_mut()) {
+            jumps.drop_jump(rip, &is);
         }
     }
 }
@@ -671,13 +476,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_empty_jump_matches_nothing() {
-        for index in 0..JUMPS {
-            assert_ne!(jump_index(unlike(no_jump(index).tag)), index);
-        }
-    }
-
     fn entry(gpa: u64) -> Entry {
         Entry {
             read: 1,
@@ -703,18 +501,6 @@ mod tests {
         pool.load(0x1000, 1);
         assert_eq!(pool.get(at).entry(0x5000).read, 0x5000);
         assert_eq!(pool.get(at).entry(0x6000).read, none(slot(0x6000)));
-    }
-
-    #[test]
-    fn a_cr3_load_keeps_jumps_to_global_pages() {
-        let mut pool = Pool::new();
-        let (at, _) = pool.select(key(0x1000));
-        let ctx = pool.get(at);
-        ctx.set_jump(0x5008, jump(0x5008), true);
-        ctx.set_jump(0x6010, jump(0x6010), false);
-        pool.load(0x1000, 1);
-        let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
-        assert!(known(0x5008) && !known(0x6010));
     }
 
     #[test]
@@ -755,84 +541,53 @@ mod tests {
         assert_eq!(pool.get(at).entry(0x20_6000).read, 0x20_6000);
     }
 
-    fn jump(rip: u64) -> Jump {
-        Jump {
-            tag: jump_tag(rip, 2),
-            packed: 8,
-        }
-    }
-
-    #[test]
-    fn invlpg_drops_the_jumps_to_its_page_and_no_other() {
-        let mut pool = Pool::new();
-        let (at, _) = pool.select(key(0x1000));
-        let ctx = pool.get(at);
-        ctx.fill_fetch(0x4000_0000, LARGE, 0);
-        for rip in [0x5008, 0x5010, 0x6008, 0x4000_5008] {
-            ctx.set_jump(rip, jump(rip), false);
-        }
-        pool.drop_page(0x5fff);
-        let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
-        assert!(!known(0x5008) && !known(0x5010));
-        assert!(known(0x6008) && known(0x4000_5008));
-    }
-
-    #[test]
-    fn invlpg_in_a_large_page_drops_jumps_that_outlived_their_fetch() {
-        let mut pool = Pool::new();
-        let (at, _) = pool.select(key(0x1000));
-        let ctx = pool.get(at);
-        ctx.fill_fetch(0x4000_5000, LARGE, 0);
-        for rip in [0x4000_5008, 0x5008] {
-            ctx.set_jump(rip, jump(rip), false);
-        }
-        ctx.fill_fetch(0x4000_5000 + 0x1000 * FETCHES as u64, 0x9000, 0);
-        assert!(ctx.fetch(0x4000_5000).is_none());
-        pool.drop_page(0x4010_0000);
-        let known = |rip| pool.contexts[at].jump(rip).tag == jump_tag(rip, 2);
-        assert!(!known(0x4000_5008));
-        assert!(known(0x5008));
-    }
-
     #[test]
     fn clearing_empties_whatever_was_filled() {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
         let pages = |n: u64| n * 0x1000;
-        let rip = |n: u64| pages(n) + n % 0x1000;
         let known = |ctx: &Ctx, n: u64| {
-            let rip = rip(n);
             let data = ctx.entry(pages(n)).read == pages(n);
-            (
-                data,
-                ctx.fetch(rip).is_some(),
-                ctx.jump(rip).tag == jump_tag(rip, 2),
-            )
+            (data, ctx.fetch(pages(n)).is_some())
         };
         for n in 0..2 * ENTRIES as u64 {
             let ctx = pool.get(at);
             ctx.fill(pages(n), entry(0x9000));
             ctx.fill_fetch(pages(n), 0x9000, 0);
-            ctx.set_jump(rip(n), jump(rip(n)), false);
-            assert_eq!(known(ctx, n), (true, true, true));
-            if n % 5 == 0 {
+            assert_eq!(known(ctx, n), (true, true));
+            if n % 50 == 0 {
                 pool.clear();
-                assert!((0..=n).all(|n| known(&pool.contexts[at], n) == (false, false, false)));
+                assert!((0..=n).all(|n| known(&pool.contexts[at], n) == (false, false)));
             }
         }
     }
 
     #[test]
-    fn a_filter_keeps_what_shares_its_place() {
-        let mut filter = Filter::<1>::EMPTY;
-        let place = Filter::<1>::place;
-        let twin = (1..).find(|n| place(*n) == place(0)).unwrap_or(0);
-        filter.insert(0);
-        filter.insert(twin);
-        filter.remove(0, [twin].into_iter());
-        assert!(filter.may_have(twin));
-        filter.remove(twin, std::iter::empty());
-        assert!(!filter.may_have(twin) && !filter.may_have(0));
+    fn the_kernel_jumps_alike_in_every_address_space() {
+        let mut pool = Pool::new();
+        let (a, _) = pool.select(key(0x1000));
+        let (b, _) = pool.select(key(0x2000));
+        let user = |cr3| Key {
+            cr3,
+            class: Class::User,
+        };
+        let (c, _) = pool.select(user(0x1000));
+        let (d, _) = pool.select(user(0x2000));
+        assert_eq!(pool.jumps(a), pool.jumps(b));
+        assert_ne!(pool.jumps(c), pool.jumps(d));
+        assert_ne!(pool.jumps(a), pool.jumps(c));
+    }
+
+    #[test]
+    fn a_context_stays_where_it_is() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let first = std::ptr::from_ref(pool.get(at));
+        for cr3 in 2..3 * CONTEXTS as u64 {
+            pool.select(key(cr3 << 12));
+        }
+        assert!(std::ptr::eq(first, pool.get(at)));
+        assert_eq!(pool.contexts.len(), CONTEXTS);
     }
 
     #[test]
@@ -843,21 +598,5 @@ mod tests {
         pool.drop_writers(0xa000);
         assert_eq!(pool.get(at).entry(0x6000).read, 0x6000);
         assert_eq!(pool.get(at).entry(0x6000).write, none(slot(0x6000)));
-    }
-
-    #[test]
-    fn a_jump_tag_gives_its_address_back() {
-        for rip in [
-            0,
-            0xffff_ffff_8100_0042,
-            0x7fff_ffff_f123,
-            0xff00_0000_0000_0000,
-        ] {
-            let jump = Jump {
-                tag: jump_tag(rip, 37),
-                packed: 0,
-            };
-            assert_eq!(jump.rip(), rip);
-        }
     }
 }

@@ -11,12 +11,12 @@ use super::asm::{Alu, Label, at, cc};
 use super::emit::{Emitter, Tail};
 use super::layout::{S0, S1, SP, frame, slot};
 use super::memory::is_plain;
+use crate::jumps::{JUMPS, Jump, TRANSLATED, jump_index, jump_tag};
 use crate::op::{Leave, Op};
 use crate::ops::branch::KNOWN;
-use crate::tlb::{Ctx, JUMPS, Jump, TRANSLATED, jump_index, jump_tag};
 
-const TAG: i32 = (Ctx::JUMPS_AT + std::mem::offset_of!(Jump, tag)) as i32;
-const CODE: i32 = (Ctx::JUMPS_AT + std::mem::offset_of!(Jump, packed)) as i32;
+const TAG: i32 = std::mem::offset_of!(Jump, tag) as i32;
+const CODE: i32 = std::mem::offset_of!(Jump, packed) as i32;
 const JUMP_SHIFT: u8 = size_of::<Jump>().trailing_zeros() as u8;
 const _: () = assert!(size_of::<Jump>().is_power_of_two());
 
@@ -110,7 +110,7 @@ impl Emitter<'_> {
         }
         let distance = (jump_index(target) as i32) << JUMP_SHIFT;
         let missed = self.asm.label();
-        self.asm.load(S1, frame(slot::CTX));
+        self.asm.load(S1, frame(slot::JUMPS));
         self.asm.imm(S0, jump_tag(target, 2) ^ TRANSLATED);
         self.asm.alu_mem(Alu::Cmp, S0, at(S1, TAG + distance));
         self.asm.jcc(cc::NE, missed);
@@ -132,7 +132,7 @@ impl Emitter<'_> {
         asm.imul(S1, frame(slot::HASH));
         asm.shr(S1, 64 - JUMPS.trailing_zeros() as u8);
         asm.shl(S1, JUMP_SHIFT);
-        asm.alu_mem(Alu::Add, S1, frame(slot::CTX));
+        asm.alu_mem(Alu::Add, S1, frame(slot::JUMPS));
         asm.alu_mem(Alu::Xor, S0, frame(slot::TAG));
         asm.alu_mem(Alu::Cmp, S0, at(S1, TAG));
         asm.jcc(cc::NE, failed);

@@ -16,8 +16,8 @@ use super::asm::{Alu, Asm, Mem, Reg, at, cc};
 use super::cache::Cache;
 use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
 use crate::cpu::{Cpu, mode};
+use crate::jumps::{JUMP_HASH, TRANSLATED, jump_tag};
 use crate::op::{Leave, Op};
-use crate::tlb::{JUMP_HASH, TRANSLATED, jump_tag};
 
 /// What translated code and the processor tell each other besides registers.
 #[repr(C)]
@@ -27,6 +27,8 @@ pub struct Shared {
     flags: u64,
     /// The selected context.
     ctx: u64,
+    /// Its jumps.
+    jumps: u64,
     /// The word of the [`Waker`](crate::wake::Waker).
     wake: u64,
     /// The link through which the code was left, plus one.
@@ -142,6 +144,8 @@ impl Glue {
         asm.mov(S1, RDI);
         asm.load(S0, at(S1, shared(offset_of!(Shared, wake))));
         asm.store(8, frame(slot::WAKE), S0);
+        asm.load(S0, at(S1, shared(offset_of!(Shared, jumps))));
+        asm.store(8, frame(slot::JUMPS), S0);
         asm.imm(S0, JUMP_HASH);
         asm.store(8, frame(slot::HASH), S0);
         asm.imm(S0, jump_tag(0, 2) ^ TRANSLATED);
@@ -244,6 +248,7 @@ impl Cpu {
             return Leave::Look;
         };
         self.share();
+        self.shared.jumps = std::ptr::from_ref(self.jumps()) as u64;
         self.shared.wake = self.wake.word();
         self.shared.link = 0;
         self.shared.stop = false;

@@ -45,8 +45,10 @@ pub fn home(number: u8) -> Home {
 pub mod slot {
     /// The processor.
     pub const CPU: i32 = 0;
-    /// The context: translation caches, and behind them the jumps.
+    /// The context: translation caches.
     pub const CTX: i32 = 8;
+    /// The jumps. Privilege does not change in translated code, so they do not.
+    pub const JUMPS: i32 = 80;
     /// The word that is not zero when somebody wants attention.
     pub const WAKE: i32 = 16;
     /// The multiplier of the jumps' hash.

@@ -36,8 +36,9 @@ use umbra_x86::state::seg;
 
 use crate::code::granules;
 use crate::cpu::{Cpu, Trap, mode};
+use crate::jumps::Jump;
 use crate::raw;
-use crate::tlb::{GLOBAL, Jump};
+use crate::tlb::{GLOBAL, LARGE};
 
 pub use alarm::Alarm;
 pub use emit::Piece;
@@ -247,8 +248,9 @@ impl Cpu {
             return;
         }
         let fetch = self.ctx().fetch(rip);
-        let global = fetch.is_some_and(|fetch| fetch.gpa & GLOBAL != 0);
-        self.ctx_mut().set_jump(rip, jump, global);
+        let marks = fetch.map_or(LARGE, |fetch| fetch.gpa);
+        let (global, large) = (marks & GLOBAL != 0, marks & LARGE != 0);
+        self.jumps_mut().set(rip, jump, global, large);
     }
 
     fn make_unit(&mut self, rip: u64) -> Option<u64> {

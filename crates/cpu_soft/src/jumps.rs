@@ -1,0 +1,298 @@
+//! Which linear address leads to which code: what the loop and translated code look up first.
+//!
+//! ```text
+//!   level 3           a table in each context: another address space has other code
+//!   levels 0 to 2     one table of the processor: the kernel is the same everywhere
+//! ```
+//! A jump is as good as the fetch translation that it was found by, and goes when that would go: with its
+//! page, or with everything that is not global, when CR3 is loaded.
+
+use crate::code::Block;
+use crate::op::Op;
+use crate::sets::{CHUNK, Chunks, Filter};
+
+/// Jumps of a table.
+pub const JUMPS: usize = 16384;
+
+/// Where the code at a linear address was decoded to. It has all that the loop needs, so that the
+/// block's own header is not touched.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Jump {
+    /// Linear address and mode, see [`jump_tag`]; with [`TRANSLATED`] where it leads to host code.
+    pub tag: u64,
+    /// The first operation, and the number of instructions in the upper 16 bits, which no user-space
+    /// address needs. Or the host code.
+    pub packed: u64,
+}
+
+/// In a tag: the jump leads to translated code. The modes leave that bit free.
+pub const TRANSLATED: u64 = 1 << 62;
+
+/// Jump `index`, leading nowhere. The interpreter asks for canonical addresses only, whose tags have bits
+/// 63 and 56 alike. Translated code may ask for any; the one that would match is looked up elsewhere.
+fn no_jump(index: usize) -> Jump {
+    Jump {
+        tag: if index == jump_index(unlike(NOWHERE)) {
+            NOWHERE + 1
+        } else {
+            NOWHERE
+        },
+        packed: 0,
+    }
+}
+
+const NOWHERE: u64 = 0x8000_0000_0000_0001;
+
+/// The address whose jump, to translated 64-bit code, has `tag`.
+fn unlike(tag: u64) -> u64 {
+    tag ^ jump_tag(0, 2) ^ TRANSLATED
+}
+
+/// Combines a canonical linear address and a mode (below 64): the bits that the mode disturbs
+/// are copies of bit 56 in any canonical address.
+#[inline(always)]
+pub const fn jump_tag(rip: u64, mode: u8) -> u64 {
+    rip ^ (mode as u64) << 57
+}
+
+/// Blocks begin at any byte, and many pages are hot at once: only a good hash spreads them.
+#[inline(always)]
+pub fn jump_index(rip: u64) -> usize {
+    (rip.wrapping_mul(JUMP_HASH) >> (64 - JUMPS.trailing_zeros())) as usize
+}
+
+/// What an address is multiplied by to find its jump.
+pub const JUMP_HASH: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Jump {
+    /// A jump to `block` in the current mode.
+    pub fn to(block: &Block, tag: u64) -> Self {
+        let first = block.ops.as_ptr() as u64;
+        debug_assert_eq!(first >> 48, 0);
+        Self {
+            tag,
+            packed: first | u64::from(block.count) << 48,
+        }
+    }
+
+    /// A jump from `rip` to translated 64-bit code.
+    pub fn to_code(code: u64, rip: u64) -> Self {
+        Self {
+            tag: jump_tag(rip, 2) ^ TRANSLATED,
+            packed: code,
+        }
+    }
+
+    /// Tells whether it leads anywhere.
+    fn leads(&self) -> bool {
+        self.packed != 0
+    }
+
+    /// The first operation; valid while the tag matches.
+    #[inline(always)]
+    pub fn first(&self) -> *const Op {
+        (self.packed << 16 >> 16) as *const Op
+    }
+
+    /// The number of instructions.
+    #[inline(always)]
+    pub fn count(&self) -> i64 {
+        (self.packed >> 48) as i64
+    }
+
+    fn rip(&self) -> u64 {
+        // Bit 56 tells what the bits above it were before the mode was mixed in.
+        ((self.tag << 7) as i64 >> 7) as u64
+    }
+}
+
+/// A table of jumps.
+#[repr(C)]
+pub struct Jumps {
+    /// Translated code looks here.
+    slots: [Jump; JUMPS],
+    touched: Chunks<{ JUMPS / CHUNK / 64 }>,
+    /// Those to global pages, by index.
+    global: [u64; JUMPS / 64],
+    /// Whether any is not.
+    some_local: bool,
+    /// Pages that are led to.
+    pages: Filter<64>,
+    /// Gigabytes with code in pages larger than 4 KiB.
+    large: Filter<1>,
+}
+
+impl Jumps {
+    /// Leads nowhere.
+    pub fn new() -> Box<Self> {
+        Box::new(Self {
+            slots: std::array::from_fn(no_jump),
+            touched: Chunks::NONE,
+            global: [0; JUMPS / 64],
+            some_local: false,
+            pages: Filter::EMPTY,
+            large: Filter::EMPTY,
+        })
+    }
+
+    /// Looks up where `rip` leads to.
+    #[inline(always)]
+    pub fn get(&self, rip: u64) -> &Jump {
+        &self.slots[jump_index(rip)]
+    }
+
+    /// Remembers where `rip` leads to, on a global page or not, a large one or not.
+    pub fn set(&mut self, rip: u64, jump: Jump, global: bool, large: bool) {
+        self.pages.insert(rip >> 12);
+        if large {
+            self.large.insert(rip >> 30);
+        }
+        let index = jump_index(rip);
+        self.touched.touch(index);
+        self.slots[index] = jump;
+        let (word, bit) = (&mut self.global[index / 64], 1 << (index % 64));
+        if global {
+            *word |= bit;
+        } else {
+            *word &= !bit;
+            self.some_local = true;
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        for index in std::mem::replace(&mut self.touched, Chunks::NONE)
+            .slots()
+            .flatten()
+        {
+            self.slots[index] = no_jump(index);
+        }
+        self.some_local = false;
+        self.pages = Filter::EMPTY;
+        self.large = Filter::EMPTY;
+    }
+
+    /// Forgets what a CR3 load makes stale.
+    pub fn clear_non_global(&mut self) {
+        if !std::mem::take(&mut self.some_local) {
+            return;
+        }
+        for index in self.touched.slots().flatten() {
+            if self.global[index / 64] >> (index % 64) & 1 == 0 {
+                self.slots[index] = no_jump(index);
+            }
+        }
+    }
+
+    /// Forgets what INVLPG of `la` makes stale. A jump does not say how large its page is, so where there
+    /// are large ones, all of their gigabyte go.
+    pub fn drop_page(&mut self, la: u64) {
+        if self.large.may_have(la >> 30) {
+            self.drop(|rip| rip >> 30 == la >> 30);
+            let left: Vec<u64> = self.targets().map(|rip| rip >> 30).collect();
+            self.large.remove(la >> 30, left.into_iter());
+        } else if self.pages.may_have(la >> 12) {
+            self.drop(|rip| rip >> 12 == la >> 12);
+            let left: Vec<u64> = self.targets().map(|rip| rip >> 12).collect();
+            self.pages.remove(la >> 12, left.into_iter());
+        }
+    }
+
+    fn targets(&self) -> impl Iterator<Item = u64> {
+        let known = self
+            .touched
+            .slots()
+            .flatten()
+            .map(|index| &self.slots[index]);
+        known.filter(|jump| jump.leads()).map(Jump::rip)
+    }
+
+    fn drop(&mut self, pick: impl Fn(u64) -> bool) {
+        for index in self.touched.slots().flatten() {
+            let jump = &self.slots[index];
+            if jump.leads() && pick(jump.rip()) {
+                self.slots[index] = no_jump(index);
+            }
+        }
+    }
+
+    /// Forgets the jump of `rip` if it is that one.
+    pub fn drop_jump(&mut self, rip: u64, is: impl Fn(&Jump) -> bool) {
+        let index = jump_index(rip);
+        if is(&self.slots[index]) {
+            self.slots[index] = no_jump(index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_jump_matches_nothing() {
+        for index in 0..JUMPS {
+            assert_ne!(jump_index(unlike(no_jump(index).tag)), index);
+        }
+    }
+
+    #[test]
+    fn a_jump_tag_gives_its_address_back() {
+        for rip in [
+            0,
+            0xffff_ffff_8100_0042,
+            0x7fff_ffff_f123,
+            0xff00_0000_0000_0000,
+        ] {
+            let tag = jump_tag(rip, 37);
+            assert_eq!(Jump { tag, packed: 0 }.rip(), rip);
+            assert_eq!(Jump::to_code(8, rip).rip(), rip);
+        }
+    }
+
+    fn table(rips: &[u64], global: bool, large: bool) -> Box<Jumps> {
+        let mut jumps = Jumps::new();
+        for rip in rips {
+            jumps.set(*rip, Jump::to_code(8, *rip), global, large);
+        }
+        jumps
+    }
+
+    fn knows(jumps: &Jumps, rip: u64) -> bool {
+        jumps.get(rip).tag == Jump::to_code(8, rip).tag
+    }
+
+    #[test]
+    fn a_cr3_load_keeps_jumps_to_global_pages() {
+        let mut jumps = table(&[0x5008], true, false);
+        jumps.set(0x6010, Jump::to_code(8, 0x6010), false, false);
+        jumps.clear_non_global();
+        assert!(knows(&jumps, 0x5008) && !knows(&jumps, 0x6010));
+    }
+
+    #[test]
+    fn invlpg_drops_the_jumps_to_its_page_and_no_other() {
+        let mut jumps = table(&[0x5008, 0x5010, 0x6008], true, false);
+        jumps.drop_page(0x5fff);
+        assert!(!knows(&jumps, 0x5008) && !knows(&jumps, 0x5010));
+        assert!(knows(&jumps, 0x6008));
+    }
+
+    #[test]
+    fn invlpg_in_a_large_page_drops_all_of_its_gigabyte() {
+        let mut jumps = table(&[0x4000_5008, 0x4020_0000], true, true);
+        jumps.set(0x5008, Jump::to_code(8, 0x5008), true, false);
+        jumps.drop_page(0x4010_0000);
+        assert!(!knows(&jumps, 0x4000_5008) && !knows(&jumps, 0x4020_0000));
+        assert!(knows(&jumps, 0x5008));
+    }
+
+    #[test]
+    fn clearing_forgets_all() {
+        let rips: Vec<u64> = (0..2000).map(|n| 0x1000 + 37 * n).collect();
+        let mut jumps = table(&rips, true, true);
+        jumps.clear();
+        assert!(rips.iter().all(|rip| !knows(&jumps, *rip)));
+    }
+}
