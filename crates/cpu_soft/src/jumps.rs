@@ -121,6 +121,8 @@ pub struct Jumps {
     pages: Filter<64>,
     /// Gigabytes with code in pages larger than 4 KiB.
     large: Filter<1>,
+    /// Something that may be global was forgotten.
+    forgot: bool,
 }
 
 impl Jumps {
@@ -133,6 +135,7 @@ impl Jumps {
             some_local: false,
             pages: Filter::EMPTY,
             large: Filter::EMPTY,
+            forgot: false,
         })
     }
 
@@ -169,6 +172,7 @@ impl Jumps {
             self.slots[index] = no_jump(index);
         }
         self.some_local = false;
+        self.forgot = true;
         self.pages = Filter::EMPTY;
         self.large = Filter::EMPTY;
     }
@@ -189,14 +193,21 @@ impl Jumps {
     /// are large ones, all of their gigabyte go.
     pub fn drop_page(&mut self, la: u64) {
         if self.large.may_have(la >> 30) {
+            self.forgot = true;
             self.drop(|rip| rip >> 30 == la >> 30);
             let left: Vec<u64> = self.targets().map(|rip| rip >> 30).collect();
             self.large.remove(la >> 30, left.into_iter());
         } else if self.pages.may_have(la >> 12) {
+            self.forgot = true;
             self.drop(|rip| rip >> 12 == la >> 12);
             let left: Vec<u64> = self.targets().map(|rip| rip >> 12).collect();
             self.pages.remove(la >> 12, left.into_iter());
         }
+    }
+
+    /// Tells whether anything was forgotten, that may be global, since the last call.
+    pub fn take_forgot(&mut self) -> bool {
+        std::mem::take(&mut self.forgot)
     }
 
     fn targets(&self) -> impl Iterator<Item = u64> {

@@ -381,6 +381,11 @@ impl Pool {
         self.kernel.clear_non_global();
     }
 
+    /// Tells whether any of what the levels 0 to 2 jump to was dropped since the last call.
+    pub fn take_forgot(&mut self) -> bool {
+        self.kernel.take_forgot()
+    }
+
     fn in_use(&mut self) -> impl Iterator<Item = &mut Ctx> {
         let contexts = self.contexts.iter_mut().map(|c| &mut **c);
         contexts.filter(|c| c.key.is_some())

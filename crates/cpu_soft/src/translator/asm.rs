@@ -29,6 +29,7 @@ pub const fn at(base: Reg, disp: i32) -> Mem {
 #[repr(u8)]
 pub enum Alu {
     Add = 0,
+    Or = 1,
     And = 4,
     Sub = 5,
     Xor = 6,
@@ -37,7 +38,9 @@ pub enum Alu {
 
 /// Conditions as in the opcode, those that the surroundings need.
 pub mod cc {
+    pub const AE: u8 = 3;
     pub const NE: u8 = 5;
+    pub const BE: u8 = 6;
     pub const A: u8 = 7;
 }
 
@@ -255,6 +258,34 @@ impl Asm {
         self.code.push(value as u8);
     }
 
+    /// Compares a byte of memory with a constant.
+    pub fn cmp_byte_imm(&mut self, mem: Mem, value: u8) {
+        self.rm(4, &[0x80], 7, mem);
+        self.code.push(value);
+    }
+
+    /// An operation on 32 bits of memory with a constant.
+    pub fn alu_mem_imm(&mut self, op: Alu, mem: Mem, value: u32) {
+        self.rm(4, &[0x81], op as u8, mem);
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// SAR, `size` bytes.
+    pub fn sar(&mut self, size: usize, reg: Reg, count: u8) {
+        self.rr(size, &[0xc1], 7, reg.0);
+        self.code.push(count);
+    }
+
+    /// DIV of RDX:RAX, or IDIV, by a register of `size` bytes.
+    pub fn div(&mut self, size: usize, signed: bool, by: Reg) {
+        self.rr(size, &[0xf7], if signed { 7 } else { 6 }, by.0);
+    }
+
+    /// Loads `size` bytes, 4 or 8.
+    pub fn load_sized(&mut self, size: usize, to: Reg, from: Mem) {
+        self.rm(size, &[0x8b], to.0, from);
+    }
+
     /// TEST of a register with itself, `size` bytes.
     pub fn test(&mut self, size: usize, reg: Reg) {
         self.rr(
@@ -433,6 +464,11 @@ mod tests {
             asm.jmp_through(0x2000);
             asm.call(0x3000);
             asm.neg(1, Reg(5));
+            asm.cmp_byte_imm(at(Reg(15), 8), 3);
+            asm.alu_mem_imm(Alu::Or, at(Reg(15), 0x100), 0x200);
+            asm.sar(4, Reg(0), 31);
+            asm.div(8, true, Reg(15));
+            asm.div(4, false, Reg(2));
             asm.lea(
                 8,
                 Reg(0),
@@ -463,6 +499,11 @@ mod tests {
                 "jmpq *0x2000",
                 "call 0x0000000000003000",
                 "neg %bpl",
+                "cmpb $3,8(%r15)",
+                "orl $0x200,0x100(%r15)",
+                "sar $0x1F,%eax",
+                "idiv %r15",
+                "div %edx",
                 "lea 4(,%r12,4),%rax",
             ]
         );

@@ -2,12 +2,13 @@
 //!
 //! Inside a unit a branch is a host branch. To another unit of the page it goes through a link; to
 //! another page, or by register, through the jumps of the context, which say where an address was
-//! translated to *in this address space*. Every way back, and every way whose target is not known to lie
+//! translated to *in this address space*; the kernel's own branches between global pages get links, too. Every way back, and every way whose target is not known to lie
 //! ahead, looks whether somebody wants attention: no loop is without such a way.
 
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::asm::{Alu, Label, at, cc};
+use super::cache::Link;
 use super::emit::{Emitter, Tail};
 use super::layout::{S0, S1, SP, frame, slot};
 use super::memory::is_plain;
@@ -91,16 +92,26 @@ impl Emitter<'_> {
         if !ahead {
             self.poll(target);
         }
+        let link = self.link(target);
+        self.ask(link, target);
+    }
+
+    /// Jumps through a new link. What follows is where it leads until it is connected.
+    fn link(&mut self, target: u64) -> Link {
         let link = self.cache.link();
         let place = self.cache.place(link);
         self.asm.jmp_through(place);
         let ask = self.asm.here();
+        self.links.push((link, ask, target));
+        link
+    }
+
+    /// Leaves for `target`, and asks to have `link` lead there.
+    fn ask(&mut self, link: Link, target: u64) {
         self.asm.load(S0, frame(slot::CPU));
         self.asm
             .store_imm(at(S0, super::glue::LINK), link.number() as i32 + 1);
         self.leave(target, Leave::Done);
-        self.links
-            .push((link, ask, (self.page.1 | target & 0xfff, target)));
     }
 
     /// Goes to another page. Flags are in the frame.
@@ -108,6 +119,7 @@ impl Emitter<'_> {
         if !self.polled {
             self.poll(target);
         }
+        let link = self.link(target);
         let distance = (jump_index(target) as i32) << JUMP_SHIFT;
         let missed = self.asm.label();
         self.asm.load(S1, frame(slot::JUMPS));
@@ -116,7 +128,7 @@ impl Emitter<'_> {
         self.asm.jcc(cc::NE, missed);
         self.asm.jmp_mem(at(S1, CODE + distance));
         self.asm.bind(missed);
-        self.leave(target, Leave::Done);
+        self.ask(link, target);
     }
 
     /// Before a branch by register or memory: flags into the frame, and a look.

@@ -1,6 +1,6 @@
 //! Instructions that run as they are: registers renamed, the memory operand replaced.
 
-use iced_x86::{Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
 
 use super::asm::{Reg, at};
 use super::emit::Emitter;
@@ -44,7 +44,9 @@ fn names_ax(insn: &Instruction) -> bool {
     implicit
         || (0..insn.op_count()).any(|i| {
             use OpCodeOperandKind as Kind;
-            matches!(code.op_kind(i), Kind::al | Kind::ax | Kind::eax | Kind::rax)
+            // AH has a name beside AL only.
+            insn.op_kind(i) == OpKind::Register && insn.op_register(i) == Register::AH
+                || matches!(code.op_kind(i), Kind::al | Kind::ax | Kind::eax | Kind::rax)
         })
 }
 
@@ -84,7 +86,8 @@ impl Emitter<'_> {
         if insn.mnemonic() == Mnemonic::Lea {
             return self.lea(insn);
         }
-        if !is_copied(insn) {
+        let scans = insn.mnemonic() == Mnemonic::Tzcnt && !self.bmi1;
+        if !scans && !is_copied(insn) {
             return false;
         }
         let Some(plan) = self.plan(insn) else {
@@ -174,6 +177,12 @@ impl Emitter<'_> {
             free.retain(|r| *r != S0);
         }
         let mut out = *insn;
+        // Who has no BMI1 executes TZCNT as BSF (SDM vol. 2, TZCNT).
+        out.set_code(match insn.code() {
+            Code::Tzcnt_r32_rm32 => Code::Bsf_r32_rm32,
+            Code::Tzcnt_r64_rm64 => Code::Bsf_r64_rm64,
+            code => code,
+        });
         let code = insn.op_code();
         for i in 0..insn.op_count() {
             match insn.op_kind(i) {
@@ -189,8 +198,12 @@ impl Emitter<'_> {
                 }
                 OpKind::Register => {
                     let register = insn.op_register(i);
-                    if !register.is_gpr() || is_high_byte(register) {
+                    if !register.is_gpr() {
                         return None;
+                    }
+                    if is_high_byte(register) {
+                        // The same here, if the encoder finds that nothing needs a REX prefix.
+                        continue;
                     }
                     let (size, number) = (register.size(), register.full_register().number() as u8);
                     let host = match home(number) {
@@ -224,9 +237,10 @@ impl Emitter<'_> {
         }
         out.set_has_rep_prefix(false);
         out.set_has_repne_prefix(false);
-        self.encoder.encode(&out, 0).ok()?;
+        let encoded = self.encoder.encode(&out, 0);
+        // What cannot be encoded has left its beginning there.
         plan.bytes = self.encoder.take_buffer();
-        Some(plan)
+        encoded.ok().map(|_| plan)
     }
 
     /// LEA: computes, and touches neither memory nor flags.

@@ -16,7 +16,6 @@ use super::cache::{Cache, Link};
 use super::flags::{Effect, Place, effect};
 use super::glue::{Glue, Single};
 use super::layout::{Home, S0, S1, frame, home, slot};
-use super::unit::Key;
 use crate::op::{Leave, Op};
 
 /// A run of instructions, each with the operation that the interpreter would execute.
@@ -62,6 +61,8 @@ pub struct Emitter<'a> {
     pub(super) info: InstructionInfoFactory,
     pub(super) place: Place,
     pub(super) cache: &'a mut Cache,
+    /// The guest has BMI1.
+    pub(super) bmi1: bool,
     glue: Glue,
     colds: Vec<(Label, Place, Cold)>,
     pub(super) tails: Vec<Tail>,
@@ -74,26 +75,33 @@ pub struct Emitter<'a> {
     pub(super) following: Option<u64>,
     /// The current piece has looked whether somebody wants attention.
     pub(super) polled: bool,
-    /// Links, the code that asks for each, and where it should lead.
-    pub(super) links: Vec<(Link, Label, Key)>,
+    /// Links, the code that asks for each, and the linear address where it should lead.
+    pub(super) links: Vec<(Link, Label, u64)>,
 }
 
 /// What is made of pieces.
 pub struct Made {
     pub asm: Asm,
     pub singles: Vec<Single>,
-    pub links: Vec<(Link, Label, Key)>,
+    pub links: Vec<(Link, Label, u64)>,
 }
 
 impl<'a> Emitter<'a> {
     /// For at most `count` instructions of the page with these linear and guest-physical addresses.
-    pub fn new(cache: &'a mut Cache, glue: Glue, page: (u64, u64), count: usize) -> Self {
+    pub fn new(
+        cache: &'a mut Cache,
+        glue: Glue,
+        page: (u64, u64),
+        count: usize,
+        bmi1: bool,
+    ) -> Self {
         Self {
             asm: Asm::default(),
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             place: Place::SAVED,
             cache,
+            bmi1,
             glue,
             colds: Vec::new(),
             tails: Vec::new(),
@@ -160,7 +168,7 @@ impl<'a> Emitter<'a> {
         if let Some(open) = self.branch(insn, op) {
             return open;
         }
-        if !self.stack(insn, op) && !self.copy(insn, op) {
+        if !self.stack(insn, op) && !self.system(insn, op) && !self.copy(insn, op) {
             self.single(op);
         }
         true

@@ -256,26 +256,29 @@ pub enum Effect {
 pub fn effect(insn: &Instruction) -> Effect {
     let (read, modified) = (insn.rflags_read() & STATUS, insn.rflags_modified() & STATUS);
     match (read, modified) {
+        // By no bits, flags stay; and by as many as the operand has, the decoder says so too, but
+        // processors change OF.
+        _ if shifts(insn) && !by_constant(insn) => Effect::Changes,
         (0, 0) => Effect::None,
         (_, 0) => Effect::Reads,
-        (0, STATUS) if !may_leave(insn) => Effect::Replaces,
+        (0, STATUS) => Effect::Replaces,
         _ => Effect::Changes,
     }
 }
 
-/// Shifts by zero leave the flags alone.
-fn may_leave(insn: &Instruction) -> bool {
+fn shifts(insn: &Instruction) -> bool {
     use Mnemonic::*;
-    let shift = matches!(
+    matches!(
         insn.mnemonic(),
         Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd
-    );
-    if !shift {
-        return false;
-    }
+    )
+}
+
+/// By a number of bits that is known and is not zero, for a shift that is no rotation.
+fn by_constant(insn: &Instruction) -> bool {
+    use Mnemonic::*;
     let last = insn.op_count() - 1;
-    match insn.op_kind(last) {
-        OpKind::Immediate8 => insn.immediate8() & 31 == 0 || insn.immediate8() & 63 == 0,
-        _ => true,
-    }
+    !matches!(insn.mnemonic(), Rol | Ror | Rcl | Rcr)
+        && insn.op_kind(last) == OpKind::Immediate8
+        && insn.immediate8() & 31 != 0
 }

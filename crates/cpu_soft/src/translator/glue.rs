@@ -238,6 +238,9 @@ fn pack(rflags: u64) -> u64 {
 impl Cpu {
     /// Tells translated code the flags and the context.
     fn share(&mut self) {
+        if self.pool.take_forgot() {
+            self.translator.disconnect_far();
+        }
         self.shared.flags = pack(self.flags.get() | 2);
         self.shared.ctx = std::ptr::from_ref(self.ctx()) as u64;
     }

@@ -28,6 +28,7 @@ mod glue;
 mod layout;
 mod memory;
 mod stack;
+mod system;
 mod unit;
 
 use iced_x86::Instruction;
@@ -47,7 +48,7 @@ pub use glue::Shared;
 use cache::Cache;
 use emit::{Emitter, Made};
 use glue::Glue;
-use unit::{Unit, Units};
+use unit::{Exit, Key, Unit, Units};
 
 /// Executions of a block before it is translated.
 pub const THRESHOLD: u8 = 48;
@@ -168,10 +169,17 @@ impl Translator {
         !self.works.as_ref().is_none_or(room)
     }
 
-    /// Code for the linear address `rip` at `gpa`, if it was translated.
-    pub fn find(&self, gpa: u64, rip: u64) -> Option<u64> {
-        let unit = self.works.as_ref()?.units.get((gpa, rip))?;
+    /// Code at `key`, if it was translated.
+    fn find(&self, key: Key) -> Option<u64> {
+        let unit = self.works.as_ref()?.units.get(key)?;
         Some(unit.entry)
+    }
+
+    /// Leads all links between pages back: a translation of the kernel's code was dropped.
+    pub fn disconnect_far(&mut self) {
+        if let Some(works) = &mut self.works {
+            works.units.disconnect_far(&mut works.cache);
+        }
     }
 
     /// Throws away what was made from `mask` of `page`; calls `gone` with address and code of each.
@@ -182,16 +190,20 @@ impl Translator {
         let dropped = works
             .units
             .invalidate(&mut works.cache, page, mask, |unit| {
-                gone(unit.key.1, unit.entry)
+                gone(unit.key.rip, unit.entry)
             });
         self.counts.dropped += dropped as u64;
         dropped > 0
     }
 
-    /// Leads the link through which code was left to where it wanted to go.
-    fn connect(&mut self, link: u64) {
-        if let (Some(works), Some(number)) = (&mut self.works, link.checked_sub(1)) {
-            let led = works.units.connect(&mut works.cache, number as u32);
+    fn exit(&self, number: u32) -> Option<Exit> {
+        self.works.as_ref()?.units.exit(number)
+    }
+
+    /// Leads the link with `number` to the unit at `target`, if there is one.
+    fn connect(&mut self, number: u32, target: Key, far: bool) {
+        if let Some(works) = &mut self.works {
+            let led = works.units.connect(&mut works.cache, number, target, far);
             self.counts.links += u64::from(led);
         }
     }
@@ -201,12 +213,40 @@ impl Cpu {
     /// Runs the code that a jump leads to ([`Jump::to_code`]).
     pub fn enter_jump(&mut self, jump: Jump) -> crate::op::Leave {
         let link = std::mem::take(&mut self.shared.link);
-        if link != 0 {
-            self.translator.connect(link);
+        if let Some(number) = link.checked_sub(1) {
+            self.connect(number as u32);
         }
         self.set_alarm();
         self.translator.counts.entries += 1;
         self.run_code(jump.packed)
+    }
+
+    /// Leads the link through which code was left to where it wanted to go, if that may be done without
+    /// asking again: on the same page, or from one global page to another in the kernel.
+    fn connect(&mut self, number: u32) {
+        let Some(exit) = self.translator.exit(number) else {
+            return;
+        };
+        let user = self.cpl == 3;
+        if exit.user != user {
+            return;
+        }
+        let mut gpa = exit.page.1 | exit.target & 0xfff;
+        if exit.is_far() {
+            let global = |la| {
+                let known = self.ctx().fetch(la).filter(|f| f.gpa & GLOBAL != 0);
+                known.map(|fetch| fetch.gpa & !0xfff)
+            };
+            match (global(exit.page.0), global(exit.target)) {
+                (Some(from), Some(to)) if !user && from == exit.page.1 => {
+                    gpa = to | exit.target & 0xfff;
+                }
+                _ => return,
+            }
+        }
+        let rip = exit.target;
+        let target = Key { gpa, rip, user };
+        self.translator.connect(number, target, exit.is_far());
     }
 
     /// Translates the block at the instruction pointer, which is hot; the jump leads to the code then.
@@ -233,7 +273,8 @@ impl Cpu {
         }
         let rip = self.rip;
         let (gpa, _) = self.fetch_address(rip)?;
-        let Some(code) = self.translator.find(gpa, rip) else {
+        let user = self.cpl == 3;
+        let Some(code) = self.translator.find(Key { gpa, rip, user }) else {
             return Ok(None);
         };
         let jump = Jump::to_code(code, rip);
@@ -255,15 +296,18 @@ impl Cpu {
 
     fn make_unit(&mut self, rip: u64) -> Option<u64> {
         let (gpa, host) = self.fetch_address(rip).ok()?;
-        if let Some(code) = self.translator.find(gpa, rip) {
+        let user = self.cpl == 3;
+        let key = Key { gpa, rip, user };
+        if let Some(code) = self.translator.find(key) {
             return Some(code);
         }
         let (pieces, granules) = self.pieces(rip, gpa & !0xfff, host & !0xfff)?;
         let count = pieces.iter().map(|p| p.insns.len()).sum();
+        let bmi1 = self.cpuid.get(7, 0).ebx >> 3 & 1 != 0;
         let works = self.translator.works.as_mut()?;
         let page = (rip & !0xfff, gpa & !0xfff);
-        let made = Emitter::new(&mut works.cache, works.glue, page, count).run(&pieces);
-        let code = works.install((gpa, rip), granules, made)?;
+        let made = Emitter::new(&mut works.cache, works.glue, page, count, bmi1).run(&pieces);
+        let code = works.install(key, granules, made)?;
         let counts = &mut self.translator.counts;
         counts.units += 1;
         counts.instructions += count as u64;
@@ -333,19 +377,20 @@ impl Cpu {
 
 impl Works {
     /// Puts a unit into the cache and among the units.
-    fn install(&mut self, key: unit::Key, granules: u64, made: Made) -> Option<u64> {
+    fn install(&mut self, key: Key, granules: u64, made: Made) -> Option<u64> {
         let at = self.cache.next();
-        let asks: Vec<_> = made
-            .links
-            .iter()
-            .filter_map(|(link, label, target)| {
-                Some((*link, at + made.asm.offset(*label)? as u64, *target))
-            })
-            .collect();
-        let code = made.asm.finish(at);
-        for (link, ask, target) in asks {
-            self.units.exit(&mut self.cache, link, ask, target);
+        let page = (key.rip & !0xfff, key.gpa & !0xfff);
+        for (link, label, target) in &made.links {
+            let exit = Exit {
+                // Where it is not known, the code is not used: `finish` fails, too.
+                ask: at + made.asm.offset(*label).unwrap_or(0) as u64,
+                target: *target,
+                page,
+                user: key.user,
+            };
+            self.units.add_exit(&mut self.cache, *link, exit);
         }
+        let code = made.asm.finish(at);
         let entry = self.cache.add(&code?);
         self.units
             .insert(Unit::new(key, granules, entry, made.singles));

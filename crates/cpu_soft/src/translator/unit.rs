@@ -4,18 +4,30 @@
 //! between units of a page needs no check, and goes through a *link*, a word that holds where to go. A
 //! unit that dies has its links led back to where they ask; code that executes it stops behind the
 //! instruction that killed it.
+//!
+//! A link to another page holds for as long as both pages are global ones and no translation of the
+//! kernel's code is dropped; then all such links are led back at once. Level 3 has units of its own, so
+//! that none of them is entered with a link that only the kernel may follow.
 
 use rustc_hash::FxHashMap;
 
 use super::cache::{Cache, Link};
 use super::glue::Single;
 
-/// Where a unit starts: guest-physical and linear address.
-pub type Key = (u64, u64);
+/// Where a unit starts, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Guest-physical address of the first instruction.
+    pub gpa: u64,
+    /// Its linear address.
+    pub rip: u64,
+    /// Level 3 executes it.
+    pub user: bool,
+}
 
 /// Translated code.
 pub struct Unit {
-    /// Guest-physical and linear address of its entry.
+    /// Its entry.
     pub key: Key,
     /// The 64-byte granules of its page that it was made from.
     pub granules: u64,
@@ -42,11 +54,22 @@ impl Unit {
 
 /// A link: where it leads while its target is unknown, and what the target is.
 #[derive(Clone, Copy, Debug)]
-struct Exit {
-    /// Code that leaves and says so.
-    ask: u64,
-    /// The unit that it should lead to.
-    target: Key,
+pub struct Exit {
+    /// Code that looks elsewhere, or leaves and says so.
+    pub ask: u64,
+    /// Linear address that it leads to.
+    pub target: u64,
+    /// Its own page, linear and guest-physical, and whose it is.
+    pub page: (u64, u64),
+    /// Level 3 executes it.
+    pub user: bool,
+}
+
+impl Exit {
+    /// Whether it leads to another page.
+    pub fn is_far(&self) -> bool {
+        self.target & !0xfff != self.page.0
+    }
 }
 
 /// The units of one processor.
@@ -55,6 +78,8 @@ pub struct Units {
     map: FxHashMap<Key, Box<Unit>>,
     by_page: FxHashMap<u64, Vec<Key>>,
     exits: Vec<Exit>,
+    /// Links to other pages that lead there.
+    far: Vec<Link>,
     /// Units that died while they may be executing.
     #[expect(clippy::vec_box, reason = "a unit that may be executing must not move")]
     graveyard: Vec<Box<Unit>>,
@@ -67,34 +92,50 @@ impl Units {
     }
 
     /// Says where `link` belongs; it asks from now on.
-    pub fn exit(&mut self, cache: &mut Cache, link: Link, ask: u64, target: Key) {
+    pub fn add_exit(&mut self, cache: &mut Cache, link: Link, exit: Exit) {
         debug_assert_eq!(self.exits.len(), link.number() as usize);
-        self.exits.push(Exit { ask, target });
-        cache.lead(link, ask);
+        self.exits.push(exit);
+        cache.lead(link, exit.ask);
+    }
+
+    /// The exit of the link with `number`.
+    pub fn exit(&self, number: u32) -> Option<Exit> {
+        self.exits.get(number as usize).copied()
     }
 
     /// Adds a unit; there is none with its key.
     pub fn insert(&mut self, unit: Unit) {
         self.by_page
-            .entry(unit.key.0 & !0xfff)
+            .entry(unit.key.gpa & !0xfff)
             .or_default()
             .push(unit.key);
         let old = self.map.insert(unit.key, Box::new(unit));
         debug_assert!(old.is_none(), "links lead to the old one");
     }
 
-    /// Leads the link with `number` to its target, if that has been translated. Tells whether it did.
-    pub fn connect(&mut self, cache: &mut Cache, number: u32) -> bool {
-        let Some(exit) = self.exits.get(number as usize) else {
-            return false;
-        };
-        let Some(unit) = self.map.get_mut(&exit.target) else {
+    /// Leads the link with `number` to `target`, if that has been translated. Tells whether it did.
+    pub fn connect(&mut self, cache: &mut Cache, number: u32, target: Key, far: bool) -> bool {
+        let Some(unit) = self.map.get_mut(&target) else {
             return false;
         };
         let link = Link::from_number(number);
-        unit.incoming.push(link);
+        if !unit.incoming.contains(&link) {
+            unit.incoming.push(link);
+        }
+        if far {
+            self.far.push(link);
+        }
         cache.lead(link, unit.entry);
         true
+    }
+
+    /// Leads all links to other pages back.
+    pub fn disconnect_far(&mut self, cache: &mut Cache) {
+        for link in self.far.drain(..) {
+            if let Some(exit) = self.exits.get(link.number() as usize) {
+                cache.lead(link, exit.ask);
+            }
+        }
     }
 
     /// Removes the units made from `mask` of `page`; calls `gone` for each.
@@ -133,6 +174,7 @@ impl Units {
         self.map.clear();
         self.by_page.clear();
         self.exits.clear();
+        self.far.clear();
         self.graveyard.clear();
     }
 
