@@ -9,9 +9,11 @@ mod guard;
 mod machine;
 mod memory;
 mod source;
+mod steps;
 
 pub use driver::{NEXT, VirtioDriver, WRITE};
 pub use guard::{GUARD, Guard};
 pub use machine::Machine;
 pub use memory::{MORE, Memory, RAM, ROM, region};
 pub use source::Source;
+pub use steps::steps;

@@ -132,7 +132,7 @@ impl Driver {
     }
 
     /// Whatever was before: after a reset the device does its work.
-    pub fn finish(&mut self) {
+    pub fn finish(mut self) {
         self.start(u32::MAX);
         assert!(self.virtio.works());
         self.virtio.put(LENT, &[1; 0x3000]);

@@ -130,7 +130,7 @@ impl Driver {
     }
 
     /// Whatever was before: after a reset the device does its work.
-    pub fn finish(&mut self) {
+    pub fn finish(mut self) {
         self.check.fail(None);
         self.check.resize(disk::LEN / 512);
         let len = self.control.refresh_size().expect("the host works");

@@ -209,7 +209,7 @@ impl Driver {
     }
 
     /// Whatever was before: after a reset the device does its work.
-    pub fn finish(&mut self) {
+    pub fn finish(mut self) {
         self.virtio.reset();
         self.lines[0].change(|state| (state.is_open, state.room) = (true, usize::MAX));
         self.virtio.start(!2);

@@ -5,22 +5,11 @@
 
 mod driver;
 
-use libfuzzer_sys::fuzz_target;
-use umbra_fuzz::Source;
-
 use driver::Driver;
 
-/// More steps than this only make an input slow.
-const STEPS: usize = 256;
-
-fuzz_target!(|input: &[u8]| {
-    let mut source = Source::new(input);
-    let mut driver = Driver::new(&mut source);
-    for _ in 0..STEPS {
-        if source.is_empty() {
-            break;
-        }
-        driver.step(&mut source);
-    }
-    driver.finish();
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| umbra_fuzz::steps(
+    input,
+    Driver::new,
+    Driver::step,
+    Driver::finish
+));

@@ -185,7 +185,7 @@ impl Driver {
     }
 
     /// Whatever was before: after a reset the device does its work.
-    pub fn finish(&mut self) {
+    pub fn finish(mut self) {
         const ACK: [u8; 10] = [0; 10];
         self.map.refuses.store(false, Ordering::Relaxed);
         self.virtio.start(u32::MAX);

@@ -8,14 +8,10 @@ mod guest;
 mod map;
 mod steps;
 
-use libfuzzer_sys::fuzz_target;
 use umbra_fuzz::Source;
 use umbra_mmu::{Audit, Config, Unsync};
 
 use guest::Guest;
-
-/// More steps than this only make an input slow.
-const STEPS: usize = 256;
 
 fn config(source: &mut Source<'_>) -> Config {
     let bits = source.u8();
@@ -34,14 +30,13 @@ fn config(source: &mut Source<'_>) -> Config {
     }
 }
 
-fuzz_target!(|input: &[u8]| {
-    let mut source = Source::new(input);
-    let mut guest = Guest::new(config(&mut source), u64::from(source.u8() & 3));
-    for _ in 0..STEPS {
-        if source.is_empty() {
-            break;
-        }
-        guest.step(&mut source);
-    }
-    guest.finish();
-});
+fn guest(source: &mut Source<'_>) -> Guest {
+    Guest::new(config(source), u64::from(source.u8() & 3))
+}
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| umbra_fuzz::steps(
+    input,
+    guest,
+    Guest::step,
+    Guest::finish
+));

@@ -179,7 +179,7 @@ impl Driver {
     }
 
     /// Whatever was before: after a reset frames go out and come in, if there is somebody at the other end.
-    pub fn finish(&mut self) {
+    pub fn finish(mut self) {
         if self.is_paused {
             self.pause();
         }

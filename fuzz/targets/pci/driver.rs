@@ -338,7 +338,7 @@ impl Driver {
     }
 
     /// Whatever was before: after a reset by configuration registers alone the device works, where its BAR is put.
-    pub fn finish(&mut self) {
+    pub fn finish(mut self) {
         for place in 0..PLACES.len() {
             self.machine.add(place);
             self.machine.pause(place, false);

@@ -171,7 +171,7 @@ impl Driver {
     }
 
     /// Whatever was before: after a reset the device does its work.
-    pub fn finish(&mut self) {
+    pub fn finish(mut self) {
         self.start([0, 1], SIZE.into(), RINGS);
         assert_eq!(self.get(STATUS), 15);
         let mut bytes = BUFFER.to_le_bytes().to_vec();
