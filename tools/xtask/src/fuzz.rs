@@ -5,68 +5,30 @@
 //! `fuzz/findings/TARGET` holds inputs that failed. Findings that are there already are played
 //! again first.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 
 use crate::places;
 
-/// A target, and the length of its longest inputs.
-struct Target {
-    name: &'static str,
-    max_len: u32,
-}
-
-const TARGETS: &[Target] = &[
-    Target {
-        name: "mmu",
-        max_len: 4096,
-    },
-    Target {
-        name: "cpu",
-        max_len: 1024,
-    },
-    Target {
-        name: "boot",
-        max_len: 4096,
-    },
-    Target {
-        name: "virtio",
-        max_len: 1024,
-    },
-    Target {
-        name: "block",
-        max_len: 1024,
-    },
-    Target {
-        name: "vsock",
-        max_len: 1024,
-    },
-    Target {
-        name: "balloon",
-        max_len: 1024,
-    },
-    Target {
-        name: "console",
-        max_len: 1024,
-    },
-    Target {
-        name: "pmem",
-        max_len: 1024,
-    },
-    Target {
-        name: "net",
-        max_len: 1024,
-    },
-    Target {
-        name: "pci",
-        max_len: 1024,
-    },
-    Target {
-        name: "mem",
-        max_len: 1024,
-    },
+/// The targets, and the length of their longest inputs.
+const TARGETS: &[(&str, u32)] = &[
+    ("mmu", 4096),
+    ("cpu", 1024),
+    ("boot", 4096),
+    ("virtio", 1024),
+    ("block", 1024),
+    ("vsock", 1024),
+    ("balloon", 1024),
+    ("console", 1024),
+    ("pmem", 1024),
+    ("net", 1024),
+    ("pci", 1024),
+    ("mem", 1024),
 ];
 
 /// How long each target runs if nothing else is said.
@@ -90,21 +52,15 @@ const FLAGS: &str = "-Cpasses=sancov-module \
 /// `[TARGET] [--seconds N]`.
 pub fn run(arguments: &[&str]) -> Result<()> {
     let (name, seconds) = parse(arguments)?;
-    let chosen = |target: &&Target| name.is_none_or(|name| name == target.name);
-    let targets: Vec<_> = TARGETS.iter().filter(chosen).collect();
+    let chosen = |(target, _): &&(&str, u32)| name.is_none_or(|name| name == *target);
+    let targets: Vec<_> = TARGETS.iter().filter(chosen).copied().collect();
     if targets.is_empty() {
-        let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+        let names: Vec<_> = TARGETS.iter().map(|(name, _)| *name).collect();
         bail!("no such fuzz target; there are {}", names.join(", "));
     }
     let folder = places::target()?.join("fuzz");
     let programs = build(&folder)?;
-    let mut failed = Vec::new();
-    for target in targets {
-        if let Err(error) = play(&folder, &programs, target, seconds) {
-            eprintln!("{}: {error:#}", target.name);
-            failed.push(target.name);
-        }
-    }
+    let failed = play_all(&folder, &programs, &targets, seconds);
     if !failed.is_empty() {
         bail!("findings in {}", failed.join(", "));
     }
@@ -153,22 +109,47 @@ fn build(folder: &Path) -> Result<PathBuf> {
     Ok(output.join(TRIPLE).join("release"))
 }
 
+/// Plays targets, as many at a time as the host has processors; returns the names of those that failed.
+fn play_all<'a>(
+    folder: &Path,
+    programs: &Path,
+    targets: &[(&'a str, u32)],
+    seconds: u32,
+) -> Vec<&'a str> {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let player = || {
+        while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = play(folder, programs, *target, seconds) {
+                eprintln!("{}: {error:#}", target.0);
+                failed.lock().expect("no player panics").push(target.0);
+            }
+        }
+    };
+    let players = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..players.min(targets.len()) {
+            scope.spawn(player);
+        }
+    });
+    failed.into_inner().expect("no player panics")
+}
+
 /// Plays old findings again, then looks for new ones.
-fn play(folder: &Path, programs: &Path, target: &Target, seconds: u32) -> Result<()> {
+fn play(folder: &Path, programs: &Path, (name, max_len): (&str, u32), seconds: u32) -> Result<()> {
     let make = |kind: &str| -> Result<PathBuf> {
-        let path = folder.join(kind).join(target.name);
+        let path = folder.join(kind).join(name);
         std::fs::create_dir_all(&path)
             .with_context(|| format!("cannot make {}", path.display()))?;
         Ok(path)
     };
     let (corpus, seeds, findings) = (make("corpus")?, make("seeds")?, make("findings")?);
-    let program = programs.join(target.name);
+    let program = programs.join(name);
     let limits = [
         format!("-timeout={PATIENCE}"),
         format!("-rss_limit_mb={MEMORY_MIB}"),
     ];
     let old = files(&findings)?;
-    let log = folder.join(format!("{}.log", target.name));
+    let log = folder.join(format!("{name}.log"));
     if !old.is_empty() {
         let mut replay = Command::new(&program);
         replay.args(&limits).args(&old);
@@ -179,7 +160,7 @@ fn play(folder: &Path, programs: &Path, target: &Target, seconds: u32) -> Result
     let mut fuzz = Command::new(&program);
     fuzz.args(&limits)
         .arg(format!("-max_total_time={seconds}"))
-        .arg(format!("-max_len={}", target.max_len))
+        .arg(format!("-max_len={max_len}"))
         .arg(format!("-artifact_prefix={}/", findings.display()))
         // Long inputs from the beginning: ten seconds are short.
         .arg("-len_control=0")
@@ -194,8 +175,7 @@ fn play(folder: &Path, programs: &Path, target: &Target, seconds: u32) -> Result
     let text = read(&log);
     let runs = text.lines().rev().find(|line| line.starts_with("Done "));
     println!(
-        "fuzz {}: {}, {} inputs kept, no finding",
-        target.name,
+        "fuzz {name}: {}, {} inputs kept, no finding",
         runs.unwrap_or("no summary").to_lowercase(),
         files(&corpus)?.len()
     );
