@@ -4,8 +4,12 @@
 
 #include "machine.h"
 
+void block(const u64 *numbers);
 void churn(const u64 *numbers);
+void console(const u64 *numbers);
 void dirty(const u64 *numbers);
 void hammer(const u64 *numbers);
 void interrupts(const u64 *numbers);
+void net(const u64 *numbers);
 void rng(const u64 *numbers);
+void vsock(const u64 *numbers);

@@ -21,6 +21,30 @@ static inline void out8(u16 port, u8 value)
     __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port) : "memory");
 }
 
+static inline u8 read8(u64 address)
+{
+    u8 value;
+    __asm__ volatile("movb (%1), %0" : "=q"(value) : "r"(address) : "memory");
+    return value;
+}
+
+static inline void write8(u64 address, u8 value)
+{
+    __asm__ volatile("movb %1, (%0)" : : "r"(address), "q"(value) : "memory");
+}
+
+static inline u16 read16(u64 address)
+{
+    u16 value;
+    __asm__ volatile("movw (%1), %0" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
+static inline void write16(u64 address, u16 value)
+{
+    __asm__ volatile("movw %1, (%0)" : : "r"(address), "r"(value) : "memory");
+}
+
 static inline u32 read32(u64 address)
 {
     u32 value;

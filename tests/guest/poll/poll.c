@@ -1,6 +1,7 @@
 /* A guest that executes the one command on its command line. README.md says what there is. */
 #include "commands.h"
 #include "say.h"
+#include "virtio.h"
 
 /* Xen's public/arch-x86/hvm/start_info.h, as far as it matters here. */
 struct start_info {
@@ -135,11 +136,11 @@ static void cpuid(const u64 *numbers)
 }
 
 static const struct command COMMANDS[] = {
-    {"hello", 0, hello},     {"mmio", 2, mmio},     {"port", 2, port}, {"churn", 3, churn},
-    {"dirty", 3, dirty},
-    {"hammer", 3, hammer},   {"interrupts", 3, interrupts},     {"load", 2, load},     {"spin", 0, spin}, {"halt", 0, halt},
-    {"rng", 2, rng},         {"triple", 0, triple}, {"tsc", 1, tsc},   {"cpuid", 0, cpuid},
-    {"emulate", 0, emulate},
+    {"block", 1, block},     {"churn", 3, churn},   {"console", 1, console}, {"cpuid", 0, cpuid},
+    {"dirty", 3, dirty},     {"emulate", 0, emulate}, {"halt", 0, halt},     {"hammer", 3, hammer},
+    {"hello", 0, hello},     {"interrupts", 3, interrupts}, {"load", 2, load}, {"mmio", 2, mmio},
+    {"net", 1, net},         {"port", 2, port},     {"rng", 2, rng},         {"spin", 0, spin},
+    {"triple", 0, triple},   {"tsc", 1, tsc},       {"vsock", 2, vsock},
 };
 
 static int ends_word(char byte)
@@ -187,11 +188,33 @@ static const char *number(const char *text, u64 *value)
     return text;
 }
 
+/* Reads an address, or `pci:` and a number, where a virtio device is. */
+static const char *place(const char *text, u64 *value)
+{
+    int pci = text[0] == 'p' && text[1] == 'c' && text[2] == 'i' && text[3] == ':';
+    text = number(pci ? text + 4 : text, value);
+    ensure(!(*value & PCI), "no device can be there");
+    *value |= pci ? PCI : 0;
+    return text;
+}
+
+/* Tells whether a command's first number is a place. */
+static int takes_place(const struct command *command)
+{
+    static void (*const drivers[])(const u64 *) = {block, console, net, rng, vsock};
+    for (unsigned n = 0; n < sizeof drivers / sizeof *drivers; n++)
+        if (command->run == drivers[n])
+            return 1;
+    return 0;
+}
+
 static void execute(const struct command *command, const char *text)
 {
     u64 numbers[MOST_NUMBERS] = {0};
-    for (int n = 0; n < command->numbers; n++)
-        text = number(skip_spaces(text), &numbers[n]);
+    for (int n = 0; n < command->numbers; n++) {
+        text = skip_spaces(text);
+        text = n == 0 && takes_place(command) ? place(text, &numbers[n]) : number(text, &numbers[n]);
+    }
     command->run(numbers);
     end(0);
 }

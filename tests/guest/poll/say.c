@@ -20,12 +20,20 @@ static void put_text(const char *text)
         put(*text++);
 }
 
+static const char DIGITS[] = "0123456789abcdef";
+
+static void put_byte(u8 value)
+{
+    put(DIGITS[value >> 4]);
+    put(DIGITS[value & 15]);
+}
+
 static void put_number(u64 value, unsigned base)
 {
     char digits[20];
     int count = 0;
     do {
-        digits[count++] = "0123456789abcdef"[value % base];
+        digits[count++] = DIGITS[value % base];
         value /= base;
     } while (value);
     while (count)
@@ -47,6 +55,9 @@ void say(const char *format, ...)
             break;
         case 'u':
             put_number(va_arg(arguments, u64), 10);
+            break;
+        case 'b':
+            put_byte(va_arg(arguments, u64));
             break;
         case 'x':
             put_text("0x");

@@ -1,7 +1,8 @@
 /* Text through the first serial port. */
 #pragma once
 
-/* Prints a text; %s is a string, %u a u64 in decimal, %x a u64 in hexadecimal with 0x. */
+/* Prints a text; %s is a string, %u a u64 in decimal, %x a u64 in hexadecimal with 0x, %b
+   one as two hexadecimal digits. */
 void say(const char *format, ...);
 
 /* Prints `FAIL what` and ends the machine with status 1. */

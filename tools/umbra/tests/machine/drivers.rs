@@ -1,37 +1,109 @@
 //! Devices under somebody else's drivers, those of the crate `virtio-drivers`, on bare metal: what another reader
 //! of the specification expects of them, without an operating system that forgives. Its guest uses vector
-//! registers, which a KVM that interprets does not know: the software processor executes it.
+//! registers, which a KVM that interprets does not know: the software processor executes it. The polling guest, which
+//! does without, keeps to the same conversations, also on such a KVM.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::support::poll::{checksum, drivers_guest};
+use crate::support::backend::on_each_backend;
+use crate::support::poll::{checksum, drivers_guest, poll_guest};
 use crate::support::{Input, Running, Umbra};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of the nine sectors that the guest reads, and writes behind them.
 const NINE: usize = 9 * 512;
 
-/// What carries the device: an option, and where the first device is then, as the guest reads it.
+/// Who drives the device on which backend, and what carries it: an option, and where the first device is then, as the
+/// guest reads it.
 #[derive(Clone, Copy)]
 struct Transport {
     option: Option<&'static str>,
     place: &'static str,
+    guest: fn() -> PathBuf,
+    backend: &'static str,
 }
 
 const MMIO: Transport = Transport {
     option: None,
     place: "0xfeb00000",
+    guest: drivers_guest,
+    backend: "soft",
 };
 /// Device 0 is the bus itself.
 const PCI: Transport = Transport {
     option: Some("--pci"),
     place: "pci:1",
+    ..MMIO
 };
+
+/// The same devices under drivers that poll.
+mod polled {
+    use super::*;
+
+    /// The claim about either transport.
+    fn on_either(backend: &'static str, claim: fn(Transport)) {
+        for transport in [MMIO, PCI] {
+            claim(Transport {
+                guest: poll_guest,
+                backend,
+                ..transport
+            });
+        }
+    }
+
+    fn a_disk_is_read_and_written(backend: &'static str) {
+        on_either(backend, super::a_disk_is_read_and_written);
+    }
+
+    fn a_disk_that_cannot_be_written_says_so(backend: &'static str) {
+        on_either(backend, super::a_disk_that_cannot_be_written_says_so);
+    }
+
+    fn frames_go_out_and_come_in(backend: &'static str) {
+        on_either(backend, super::frames_go_out_and_come_in);
+    }
+
+    fn a_console_without_ports_has_a_conversation(backend: &'static str) {
+        on_either(backend, super::a_console_without_ports_has_a_conversation);
+    }
+
+    fn a_socket_of_the_host_sends_back_what_it_gets(backend: &'static str) {
+        on_either(backend, super::a_socket_of_the_host_sends_back_what_it_gets);
+    }
+
+    fn random_bytes_come(backend: &'static str) {
+        on_either(backend, |transport| {
+            let told = lines(start(transport, &["--rng"], "rng @ 64"));
+            assert!(
+                told.len() == 1 && told[0].starts_with("rng 64 0x"),
+                "{told:?}"
+            );
+        });
+    }
+
+    fn another_device_than_the_command_is_for_is_told(backend: &'static str) {
+        on_either(backend, |transport| {
+            let ended = start(transport, &["--rng"], "block @").finish(LIMIT);
+            let told = "FAIL it is another device than the command is for\n";
+            assert_eq!((ended.status, &*ended.stdout), (Some(3), told), "{ended}");
+        });
+    }
+
+    on_each_backend! {
+        a_disk_is_read_and_written,
+        a_disk_that_cannot_be_written_says_so,
+        frames_go_out_and_come_in,
+        a_console_without_ports_has_a_conversation,
+        a_socket_of_the_host_sends_back_what_it_gets,
+        random_bytes_come,
+        another_device_than_the_command_is_for_is_told,
+    }
+}
 
 /// Makes each claim a test on either transport.
 macro_rules! on_each_transport {
@@ -53,9 +125,9 @@ on_each_transport! {
 
 /// Runs the guest; `@` in its command is the device's place.
 fn start(transport: Transport, device: &[&str], command: &str) -> Running {
-    let image = drivers_guest();
+    let image = (transport.guest)();
     let command = command.replace('@', transport.place);
-    let mut arguments = vec!["run", "--backend", "soft", "--memory", "32M"];
+    let mut arguments = vec!["run", "--backend", transport.backend, "--memory", "32M"];
     arguments.extend(transport.option);
     arguments.extend(["--debug-exit", "--kernel", image.to_str().unwrap()]);
     arguments.extend(["--cmdline", &command]);
