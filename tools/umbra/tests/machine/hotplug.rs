@@ -8,9 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use umbra_vmm::{
-    AddError, BalloonSpec, Console, ConsoleSpec, DiskSpec, Handle, Mac, Machine, NetHost, NetSpec,
-    Outcome, Plan, PlanError, PortEnd, PortSpec, RemoveError, Spec, VirtioKind, VirtioSpec,
-    VsockSpec,
+    AddError, BalloonSpec, Console, ConsoleSpec, DiskSpec, Handle, Mac, Machine, MemSpec, NetHost,
+    NetSpec, Outcome, Plan, PlanError, PortEnd, PortSpec, RemoveError, Spec, VirtioKind,
+    VirtioSpec, VsockSpec,
 };
 
 use crate::support::backend::{backend, on_each_stock_backend};
@@ -28,10 +28,13 @@ fn rounds() -> u32 {
 /// How the names of devices begin that stay.
 const STAYS: &str = "first";
 
+/// Memory that comes and goes with its device, which is not let go before: the smallest that Linux takes.
+const BLOCKS: u64 = 128 << 20;
+
 /// Reads whatever disk there is, all the time, and says which devices the bus has.
 const LOAD: &str = r#"
 stty -echo
-modprobe -a vmw_vsock_virtio_transport virtio_balloon
+modprobe -a vmw_vsock_virtio_transport virtio_balloon virtio_mem
 (while :; do for d in /dev/vd?; do [ -b $d ] && dd if=$d of=/dev/null bs=64k iflag=direct 2>/dev/null; done; done) &
 (while :; do dd if=/dev/hwrng of=/dev/null bs=4096 count=16 2>/dev/null; done) &
 (while :; do for d in /sys/class/net/eth*; do ip link set ${d##*/} up; ping -c 1 -W 1 -I ${d##*/} 10.0.0.1; done 2>/dev/null >&2; done) &
@@ -109,6 +112,7 @@ fn devices(directory: &Path, prefix: &str) -> Vec<VirtioSpec> {
             cid: 3,
             path: directory.join("vsock"),
         }));
+        kinds.push(VirtioKind::Mem(MemSpec::new(2 * BLOCKS)));
     }
     let named = kinds.into_iter().map(|kind| VirtioSpec {
         id: format!("{prefix}-{}", kind.name()),
@@ -142,7 +146,7 @@ impl Bench {
         });
         let mut spec = Spec::new(&guest.kernel)
             .initrd(&guest.initrd)
-            .command_line("console=ttyS0 panic=-1 quiet")
+            .command_line("console=ttyS0 panic=-1 quiet memhp_default_state=online_movable")
             .backend(backend(name))
             .cpus(2)
             .pci();
@@ -216,6 +220,11 @@ fn devices_come_and_go_under_load_and_leave_nothing_behind(name: &str) {
         // The bridge, those that stay, and those that came.
         let there = 1 + stay + more.len();
         wait("they", &bench.screen, || bench.last_bus() == there);
+        let memory = bench.handle.memory("more-mem").unwrap();
+        for bytes in [BLOCKS, 0] {
+            memory.request(bytes).unwrap();
+            wait("memory", &bench.screen, || memory.plugged() == bytes);
+        }
         for device in &more {
             bench.handle.remove_device(&device.id).unwrap();
             assert!(
@@ -233,9 +242,9 @@ fn devices_come_and_go_under_load_and_leave_nothing_behind(name: &str) {
         }
         assert_eq!(bench.windows(), windows);
     }
-    // Each BAR was shown and went: two changes of the map at least.
+    // Each BAR was shown and went, and so was memory: two changes of the map at least.
     let changes = bench.space.generation().0 - generation;
-    let least = 2 * more.len() as u64 * u64::from(rounds());
+    let least = 2 * (more.len() as u64 + 1) * u64::from(rounds());
     assert!(changes >= least, "{changes} and not {least}");
     assert_eq!(bench.handle.devices().len(), stay);
     bench.end();
