@@ -1,6 +1,9 @@
 //! Blocks in a map that is compared with a row of flags.
 
-use umbra_slots::Options;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use umbra_slots::{Change, Listener, Options, Wait};
 
 use super::super::high::HighMemory;
 use super::*;
@@ -148,6 +151,43 @@ fn the_host_has_what_was_unplugged_and_what_stays_keeps_its_bytes() {
     );
     bench.plug(2, 3).unwrap();
     assert_eq!([2, 3, 4].map(|block| bench.read(block)), [0; 3]);
+}
+
+/// A processor that is inside memory which leaves the map: says that it is waited for, and goes when it is told.
+struct Inside {
+    waited_for: Sender<()>,
+    goes: Mutex<Option<Receiver<()>>>,
+}
+
+impl Listener for Inside {
+    fn published(&self, change: &Change) -> Option<Wait> {
+        change.removed_ram().next()?;
+        let (waited_for, goes) = (self.waited_for.clone(), self.goes.lock().unwrap().take()?);
+        Some(Box::new(move || {
+            waited_for.send(()).unwrap();
+            goes.recv().unwrap();
+        }))
+    }
+}
+
+#[test]
+fn the_host_gets_nothing_back_while_a_processor_is_inside() {
+    let mut bench = bench(64);
+    let (waited_for, is_waited_for) = channel();
+    let (go, goes) = channel();
+    let goes = Mutex::new(Some(goes));
+    bench
+        .space
+        .add_listener(Arc::new(Inside { waited_for, goes }));
+    bench.plug(0, 2).unwrap();
+    bench.write(0, 1);
+    bench.write(1, 1);
+    bench.unplug(1, 1).unwrap();
+    let told = is_waited_for.recv_timeout(Duration::from_secs(10));
+    assert_eq!(told, Ok(()), "nobody waits");
+    assert_eq!(bench.resident(), 2 * 0x1000);
+    go.send(()).unwrap();
+    bench.wait_resident(0x1000);
 }
 
 #[test]
