@@ -17,7 +17,7 @@ usage: cargo xtask TASK
   lint         check that crates depend on lower levels only, and other rules of the house
   test         everything that has to pass: formatting, clippy, lint, all tests
   loom         run the models: every interleaving of small scenes (slots, bus, mmu)
-  mutate [RULE…]  break each rule of the generation on purpose, and see which test notices
+  mutate [RULE…]  break each rule of the generation (and PCI, MSI-X, virtio, virtio-mem), and see who notices
   fuzz [TARGET] [--seconds N]   feed random input to the MMU, the processor, the loaders, virtio
   coverage     lines of slots, mmu and bus that their own tests reach; at least 95 %
   bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg
