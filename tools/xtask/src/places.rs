@@ -20,3 +20,9 @@ pub fn target() -> Result<PathBuf> {
     let target = ours.ancestors().nth(2).context("not in a target folder")?;
     Ok(target.to_owned())
 }
+
+/// A program of the workspace that was built as this one was.
+pub fn neighbour(name: &str) -> Result<PathBuf> {
+    let ours = std::env::current_exe().context("where is this program?")?;
+    Ok(ours.with_file_name(name))
+}

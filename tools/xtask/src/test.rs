@@ -1,12 +1,19 @@
 //! Everything that has to pass before a change lands.
+//!
+//! Most of its time is the processor's, so nothing is built twice. All tests and the command are built in one go, for
+//! the whole workspace: `cargo build --package umbra` would choose fewer features of some libraries (`rustix` without
+//! `pty`), and build them and everything above them once more. Only what needs other flags of the compiler is built
+//! apart, clippy's view, the models and the fuzz targets. What is worth optimising is said in `Cargo.toml`.
 
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 /// Runs a command with its output on ours; `cargo` itself where `program` is empty.
 fn step(title: &str, program: &str, args: &[&str]) -> Result<()> {
     println!("== {title}");
+    let begin = Instant::now();
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let program = if program.is_empty() {
         cargo.as_str()
@@ -20,6 +27,7 @@ fn step(title: &str, program: &str, args: &[&str]) -> Result<()> {
     if !status.success() {
         bail!("{title}: {program} {} failed ({status})", args.join(" "));
     }
+    println!("({title}: {} s)", begin.elapsed().as_secs());
     Ok(())
 }
 
@@ -33,9 +41,8 @@ fn has_nextest() -> bool {
 
 /// Modules of tests that this host cannot run, each with its reason.
 fn missing() -> Result<Vec<(&'static str, String)>> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["run", "--quiet", "--package", "umbra", "--", "probe"])
+    let output = Command::new(crate::places::neighbour("umbra")?)
+        .arg("probe")
         .output()
         .context("cannot run umbra probe")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -119,12 +126,13 @@ pub fn run(rest: &[&str]) -> Result<()> {
         "tests/guest/poll/build.sh",
         &[&folder.to_string_lossy()],
     )?;
-    // The tests run the command itself: it has to be there before they do.
-    step(
-        "the command",
-        "",
-        &["build", "--quiet", "--package", "umbra"],
-    )?;
+    let nextest = has_nextest();
+    let runner: &[&str] = match nextest {
+        true => &["nextest", "run", "--workspace"],
+        false => &["test", "--workspace", "--all-targets"],
+    };
+    // With the command, which the tests run.
+    step("building the tests", "", &[runner, &["--no-run"]].concat())?;
     step(
         "documentation tests",
         "",
@@ -141,8 +149,7 @@ pub fn run(rest: &[&str]) -> Result<()> {
     for (module, reason) in &missing {
         println!("SKIPPED, and counted so below: tests in modules {module}: {reason}");
     }
-    if has_nextest() {
-        let base = ["nextest", "run", "--workspace", "--no-fail-fast"];
+    if nextest {
         let modules: Vec<&str> = missing.iter().map(|(module, _)| *module).collect();
         let filter = format!("not test(/(^|::)({})::/)", modules.join("|"));
         // A filter of the user's own says what runs: two would be one or the other.
@@ -152,13 +159,20 @@ pub fn run(rest: &[&str]) -> Result<()> {
         } else {
             &ours[..]
         };
-        step("tests", "", &[&base, ours, rest].concat())
+        step(
+            "tests",
+            "",
+            &[runner, &["--no-fail-fast"], ours, rest].concat(),
+        )
     } else {
         println!("(cargo-nextest is not installed: using the slower built-in runner)");
-        let base = ["test", "--workspace", "--no-fail-fast", "--all-targets"];
         let skips: Vec<String> = missing.iter().map(|(m, _)| format!("::{m}::")).collect();
         let skips = skips.iter().flat_map(|module| ["--skip", module]);
         let tail: Vec<&str> = ["--"].into_iter().chain(skips).collect();
-        step("tests", "", &[&base, rest, &tail].concat())
+        step(
+            "tests",
+            "",
+            &[runner, &["--no-fail-fast"], rest, &tail].concat(),
+        )
     }
 }
