@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-pub use umbra_block::{BackingFiles, Bucket, EngineKind, Format, Limits};
+pub use umbra_block::{BackingFiles, EngineKind, Format};
 pub use umbra_cpu_kvm::IrqchipMode;
 pub use umbra_cpu_soft::Processor;
 pub use umbra_devices::virtio::block::Cache;
+pub use umbra_devices::virtio::{Bucket, Limits};
 pub use umbra_net::Mac;
 
 /// Which processor executes the guest.

@@ -6,7 +6,6 @@
 //!   Job { tag, Operation } ─> Engine ──> Completion { tag, result }      in any order
 //!                             ├─ io_uring
 //!                             └─ threads that call the disk
-//!   Limiter: how long a request has to wait for its tokens
 //! ```
 //!
 //! **Who waits where.** An [`Engine`] belongs to one thread, which submits jobs, polls
@@ -29,7 +28,6 @@
 mod disk;
 mod engine;
 mod error;
-mod limiter;
 mod memory;
 mod open;
 mod pool;
@@ -45,6 +43,5 @@ mod zeroes;
 pub use disk::{Disk, Extent, PlainFile, SECTOR, Topology, Unmap};
 pub use engine::{Completion, Durability, Engine, EngineKind, Job, Operation};
 pub use error::OpenError;
-pub use limiter::{Bucket, Limiter, Limits};
 pub use memory::{Access, Buffers, OutOfReach};
 pub use open::{BackingFiles, DiskOptions, Format, open, open_file};

@@ -4,6 +4,7 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+pub mod limiter;
 pub mod mem;
 pub mod net;
 mod news;
@@ -14,6 +15,7 @@ pub mod vsock;
 pub use balloon::{Balloon, BalloonControl, BalloonOptions};
 pub use block::{Block, BlockControl, BlockOptions};
 pub use console::{Console, ConsoleControl, ConsoleOptions, PortOptions};
+pub use limiter::{Bucket, Limits};
 pub use mem::{Mem, MemControl, MemOptions};
 pub use net::Net;
 pub use pmem::Pmem;

@@ -45,11 +45,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use umbra_block::{Disk, EngineKind, Limiter, Limits, SECTOR};
+use umbra_block::{Disk, EngineKind, SECTOR};
 use umbra_virtio::{
     ActivateError, Activation, Device, Event, Features, Interrupt, Queue, Worker, read_config,
 };
 
+use super::limiter::{Limiter, Limits};
 use config::Config;
 use request::ID_LEN;
 pub use statistics::Statistics;
@@ -367,7 +368,13 @@ impl BlockControl {
         Ok(bytes)
     }
 
-    /// Replaces the limits. Requests that wait for the old ones are looked at again.
+    /// Returns the limits.
+    pub fn limits(&self) -> Limits {
+        self.0.limiter.limits()
+    }
+
+    /// Replaces the limits. Requests that wait for the old ones are looked at again. A bucket that is the same
+    /// as before stays as full as it is.
     pub fn set_limits(&self, limits: Limits) {
         self.0.limiter.replace(limits, Instant::now());
         for event in self.0.active.lock().iter().flat_map(|a| &a.events) {

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use umbra_block::DiskOptions;
 use umbra_block::testing::MemoryDisk;
-use umbra_block::{Bucket, DiskOptions};
 use umbra_slots::{Flags, Gpa};
 use umbra_virtio::testing::{Driver, INDIRECT, NEXT, RAM, RINGS, ROM, WRITE};
 
 use super::config::*;
 use super::*;
+use crate::virtio::Bucket;
 
 const HEADER: u64 = 0x6_0000;
 const STATUS: u64 = 0x6_0800;

@@ -103,6 +103,44 @@ fn new_limits_are_full_and_time_that_goes_back_is_none() {
     assert_eq!(limiter.take(u64::MAX, now), Ok(()));
 }
 
+#[test]
+fn a_bucket_that_stays_the_same_is_as_full_as_it_was() {
+    let now = Instant::now();
+    let both = Limits {
+        bandwidth: bucket(100, 0, 1000),
+        operations: bucket(2, 0, 1000),
+    };
+    let limiter = Limiter::new(both, now);
+    assert_eq!(limiter.take(100, now), Ok(()));
+    let other = Limits {
+        bandwidth: bucket(200, 0, 1000),
+        ..both
+    };
+    limiter.replace(other, now);
+    assert_eq!(limiter.limits(), other);
+    assert_eq!(limiter.take(200, now), Ok(()), "a new bucket is full");
+    assert_eq!(
+        limiter.take(0, now),
+        Err(SECOND / 2),
+        "two operations were done"
+    );
+}
+
+#[test]
+fn what_is_only_looked_at_stays_there_and_what_was_done_is_owed() {
+    let now = Instant::now();
+    let limiter = bandwidth(bucket(10, 5, 1000), now);
+    for _ in 0..3 {
+        assert_eq!(limiter.check(15, now), Ok(()));
+    }
+    limiter.charge(15);
+    limiter.charge(10);
+    assert_eq!(limiter.check(1, now), Err(SECOND * 11 / 10));
+    limiter.replace(Limits::default(), now);
+    limiter.charge(u64::MAX);
+    assert_eq!(limiter.check(u64::MAX, now), Ok(()));
+}
+
 proptest! {
     /// Whatever is asked for: the wait that is told is enough, and the average is kept.
     #[test]

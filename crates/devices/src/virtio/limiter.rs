@@ -1,4 +1,4 @@
-//! Rate limits: token buckets for operations and for bytes.
+//! Rate limits: token buckets for operations and for bytes, with the numbers that Firecracker has for them.
 //!
 //! A bucket begins full. Each request takes tokens; they come back evenly, `size` of them in
 //! `refill_time`, and never more than `size` are there. Besides, a one-time burst is used up first, and
@@ -11,6 +11,7 @@
 //! Time is whatever the caller says: there is no clock in here. A level is counted in parts of a token
 //! so small that a nanosecond brings a whole number of them, so nothing is lost by rounding.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -42,12 +43,17 @@ pub struct Limits {
     pub operations: Option<Bucket>,
 }
 
-/// Says when a request may go. Shared by all queues of a device.
+/// Says when a request may go. Shared by all queues of a device that it limits.
 #[derive(Debug)]
-pub struct Limiter(Mutex<Levels>);
+pub struct Limiter {
+    /// Without a limit nobody needs the lock.
+    limits_something: AtomicBool,
+    levels: Mutex<Levels>,
+}
 
 #[derive(Debug, Default)]
 struct Levels {
+    limits: Limits,
     bandwidth: Option<Level>,
     operations: Option<Level>,
 }
@@ -55,12 +61,26 @@ struct Levels {
 impl Limiter {
     /// Makes one whose buckets are full.
     pub fn new(limits: Limits, now: Instant) -> Self {
-        Self(Mutex::new(Levels::new(limits, now)))
+        let this = Self {
+            limits_something: AtomicBool::new(false),
+            levels: Mutex::default(),
+        };
+        this.replace(limits, now);
+        this
     }
 
-    /// Replaces the limits. The new buckets are full.
+    /// Replaces the limits. A bucket that is another one than before is full; one that is the same is as
+    /// full as it was.
     pub fn replace(&self, limits: Limits, now: Instant) {
-        *self.0.lock() = Levels::new(limits, now);
+        let mut levels = self.levels.lock();
+        levels.replace(limits, now);
+        let some = levels.bandwidth.is_some() || levels.operations.is_some();
+        self.limits_something.store(some, Ordering::Relaxed);
+    }
+
+    /// Returns what was set last.
+    pub fn limits(&self) -> Limits {
+        self.levels.lock().limits
     }
 
     /// Takes the tokens of one request of that many bytes, or nothing.
@@ -68,38 +88,64 @@ impl Limiter {
     /// # Errors
     /// With the time after which it is worth to ask again, never zero.
     pub fn take(&self, bytes: u64, now: Instant) -> Result<(), Duration> {
-        let mut levels = self.0.lock();
-        let Levels {
-            bandwidth,
-            operations,
-        } = &mut *levels;
-        let mut both = [(operations, 1), (bandwidth, bytes)];
-        let wait = both
-            .iter_mut()
-            .filter_map(|(level, tokens)| level.as_mut()?.wait(*tokens, now))
-            .max();
-        if let Some(wait) = wait {
-            return Err(wait);
+        self.with_levels(Ok(()), |levels| {
+            levels.check(bytes, now)?;
+            levels.charge(bytes);
+            Ok(())
+        })
+    }
+
+    /// Tells whether the tokens of such a request are there, and takes none: for who may find afterwards
+    /// that it cannot be done. If it was, [`charge`](Self::charge) takes them.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn check(&self, bytes: u64, now: Instant) -> Result<(), Duration> {
+        self.with_levels(Ok(()), |levels| levels.check(bytes, now))
+    }
+
+    /// Takes the tokens of a request that was done. What was taken by somebody else meanwhile is owed.
+    pub fn charge(&self, bytes: u64) {
+        self.with_levels((), |levels| levels.charge(bytes));
+    }
+
+    fn with_levels<T>(&self, unlimited: T, with: impl FnOnce(&mut Levels) -> T) -> T {
+        // Who reads this while the limits are replaced goes by either the old or the new ones.
+        match self.limits_something.load(Ordering::Relaxed) {
+            true => with(&mut self.levels.lock()),
+            false => unlimited,
         }
-        for (level, tokens) in both {
-            if let Some(level) = level {
-                level.take(tokens);
-            }
-        }
-        Ok(())
     }
 }
 
 impl Levels {
-    fn new(limits: Limits, now: Instant) -> Self {
-        let level = |bucket: Option<Bucket>| {
-            let bucket = bucket.filter(Bucket::is_limit)?;
-            Some(Level::new(bucket, now))
+    fn replace(&mut self, limits: Limits, now: Instant) {
+        let old = std::mem::replace(&mut self.limits, limits);
+        let change = |level: &mut Option<Level>, old, new: Option<Bucket>| {
+            if old != new {
+                *level = new.filter(Bucket::is_limit).map(|b| Level::new(b, now));
+            }
         };
-        Self {
-            bandwidth: level(limits.bandwidth),
-            operations: level(limits.operations),
-        }
+        change(&mut self.bandwidth, old.bandwidth, limits.bandwidth);
+        change(&mut self.operations, old.operations, limits.operations);
+    }
+
+    /// Each bucket that limits something, and the tokens of a request in it.
+    fn tokens(&mut self, bytes: u64) -> impl Iterator<Item = (&mut Level, u64)> {
+        let both = [(&mut self.operations, 1), (&mut self.bandwidth, bytes)];
+        both.into_iter()
+            .filter_map(|(level, tokens)| Some((level.as_mut()?, tokens)))
+    }
+
+    fn check(&mut self, bytes: u64, now: Instant) -> Result<(), Duration> {
+        let waits = self
+            .tokens(bytes)
+            .filter_map(|(level, n)| level.wait(n, now));
+        waits.max().map_or(Ok(()), Err)
+    }
+
+    fn charge(&mut self, bytes: u64) {
+        self.tokens(bytes).for_each(|(level, n)| level.take(n));
     }
 }
 
