@@ -220,7 +220,7 @@ impl Devices {
         let mut controls = state.devices.iter().filter_map(|d| d.control.as_ref());
         controls.find_map(|control| match control {
             Control::Console(_, input) => input.clone(),
-            Control::Balloon(_) | Control::Mem(_) => None,
+            _ => None,
         })
     }
 

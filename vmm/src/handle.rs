@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
 use umbra_devices::Serial;
-use umbra_devices::virtio::{BalloonControl, MemControl};
+use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};
 
 use crate::build::Control;
 use crate::devices::{Devices, VirtioInfo};
@@ -153,6 +153,24 @@ impl Handle {
     pub fn memory(&self, id: &str) -> Option<MemControl> {
         match self.devices.control(id)? {
             Control::Mem(control) => Some(control),
+            _ => None,
+        }
+    }
+
+    /// Returns what has the disk of this name looked at again when its file has another size, changes its limits,
+    /// and says what it has done. `None` if there is no such disk. It may be kept, as a balloon's.
+    pub fn disk(&self, id: &str) -> Option<BlockControl> {
+        match self.devices.control(id)? {
+            Control::Block(control) => Some(control),
+            _ => None,
+        }
+    }
+
+    /// Returns what plugs and pulls the cable of the network interface of this name, changes its limits, and says
+    /// what it has done. `None` if there is no such interface. It may be kept, as a balloon's.
+    pub fn network(&self, id: &str) -> Option<NetControl> {
+        match self.devices.control(id)? {
+            Control::Net(control) => Some(control),
             _ => None,
         }
     }

@@ -339,13 +339,13 @@ mod tests {
     #[test]
     fn a_network_interface_has_some_queues_and_no_tiny_frames() {
         let with = |queues, mtu| {
+            let host = NetHost::Tap {
+                name: "tap0".into(),
+                queues,
+            };
             let net = NetSpec {
-                host: NetHost::Tap {
-                    name: "tap0".into(),
-                    queues,
-                },
-                mac: None,
                 mtu,
+                ..NetSpec::new(host)
             };
             Plan::new(Spec::new("kernel").virtio("n", VirtioKind::Net(net)))
         };

@@ -154,7 +154,7 @@ pub struct DiskSpec {
     pub queues: u16,
     /// What serves it.
     pub engine: EngineKind,
-    /// How much the guest may do in what time.
+    /// How much the guest may do in what time; [`Handle::disk`](crate::Handle::disk) changes it.
     pub limits: Limits,
 }
 
@@ -185,6 +185,23 @@ pub struct NetSpec {
     pub mac: Option<Mac>,
     /// The largest frame without its Ethernet header, 68 to 65535; the guest's own idea if there is none.
     pub mtu: Option<u16>,
+    /// How much the guest may receive in what time; [`Handle::network`](crate::Handle::network) changes both.
+    pub receive: Limits,
+    /// How much it may send.
+    pub transmit: Limits,
+}
+
+impl NetSpec {
+    /// An interface with nothing of its own but an address.
+    pub fn new(host: NetHost) -> Self {
+        Self {
+            host,
+            mac: None,
+            mtu: None,
+            receive: Limits::default(),
+            transmit: Limits::default(),
+        }
+    }
 }
 
 /// The host's end of a network interface.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use umbra_devices::virtio::net::{Net, NetControl, NetOptions};
+use umbra_devices::virtio::{Bucket, Limits};
 use umbra_fuzz::{MORE, NEXT, RAM, ROM, Source, VirtioDriver, WRITE};
 use umbra_net::{Header, Mac, Port};
 
@@ -68,6 +69,8 @@ impl Driver {
             name: "fuzz".into(),
             mac: Mac([2, 0, 0, 0, 0, 1]),
             mtu: (source.below(2) == 0).then_some(1500),
+            receive: Limits::default(),
+            transmit: Limits::default(),
         };
         let (device, control) = Net::new(ports, options).expect("the host has descriptors");
         Self {
@@ -155,9 +158,31 @@ impl Driver {
         self.is_paused = !self.is_paused;
     }
 
+    /// Has one direction wait a moment, or for ever, or not at all.
+    fn limit(&self, source: &mut Source<'_>) {
+        let mut bucket = || {
+            let size = u64::from(source.u8());
+            let refill_time = source.pick(&[0, 1, 1 << 40]);
+            Some(Bucket {
+                size,
+                one_time_burst: size / 2,
+                refill_time: Duration::from_micros(refill_time),
+            })
+        };
+        let limits = Limits {
+            bandwidth: bucket(),
+            operations: bucket(),
+        };
+        match source.below(2) {
+            0 => self.control.set_receive_limits(limits),
+            _ => self.control.set_transmit_limits(limits),
+        }
+    }
+
     /// Does one thing.
     pub fn step(&mut self, source: &mut Source<'_>) {
-        match source.below(24) {
+        match source.below(25) {
+            24 => self.limit(source),
             0 => self.virtio.start(source.u32()),
             1 => self.virtio.start(u32::MAX),
             2 => self.virtio.toggle(),
@@ -184,6 +209,8 @@ impl Driver {
             self.pause();
         }
         self.control.set_link(true);
+        self.control.set_receive_limits(Limits::default());
+        self.control.set_transmit_limits(Limits::default());
         self.virtio.start(!MRG_RXBUF);
         assert!(self.virtio.works());
         self.send();

@@ -17,6 +17,7 @@ mod balloon;
 mod console;
 mod disk;
 mod fw_cfg;
+mod limit;
 mod list;
 mod mem;
 mod net;
@@ -161,11 +162,13 @@ pub struct MachineArgs {
     pub tsc_khz: Option<u32>,
     /// Add a disk (virtio-blk): PATH, then format=raw or qcow2, backing (follow a qcow2 file's backing files),
     /// readonly, direct, cache=writeback, writethrough or unsafe, serial=TEXT, queues=N, engine=io_uring or
-    /// threads, id=NAME; may be repeated
+    /// threads, bandwidth=LIMIT, ops=LIMIT, id=NAME; may be repeated. A LIMIT is SIZE[:MILLISECONDS[:BURST]]: so
+    /// much in that time, which is a second if it is not said, and BURST once besides
     #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = disk::parse)]
     pub disk: Vec<disk::Disk>,
     /// Add a network interface (virtio-net): user (by passt, with tcp=PORTS and udp=PORTS to forward),
-    /// tap=NAME (with queues=N) or socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME; may be repeated
+    /// tap=NAME (with queues=N) or socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME, and limits as a disk has
+    /// them for what the guest receives and sends: rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=; may be repeated
     #[arg(long, value_name = "KIND[,KEY=VALUE...]", value_parser = net::parse)]
     pub net: Vec<net::Net>,
     /// Connect programs of the guest and of the host (virtio-vsock): cid=N and path=PATH of a unix socket that

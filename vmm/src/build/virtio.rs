@@ -9,7 +9,8 @@ use umbra_bus::Bus;
 use umbra_cpu::Backend;
 use umbra_devices::virtio::net::NetOptions;
 use umbra_devices::virtio::{
-    BalloonControl, Block, BlockOptions, ConsoleControl, MemControl, Net, Rng,
+    BalloonControl, Block, BlockControl, BlockOptions, ConsoleControl, MemControl, Net, NetControl,
+    Rng,
 };
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap};
@@ -102,6 +103,10 @@ pub enum Control {
     Console(ConsoleControl, Option<Arc<PortInput>>),
     /// Memory that comes and goes.
     Mem(MemControl),
+    /// A disk.
+    Block(BlockControl),
+    /// A network interface.
+    Net(NetControl),
 }
 
 /// Says where the devices behind memory will be.
@@ -189,10 +194,17 @@ pub fn make(wanted: &VirtioSpec, around: &Surroundings<'_>) -> Result<Made, Buil
     let id = &wanted.id;
     Ok(match &wanted.kind {
         VirtioKind::Rng => Made::plain(Rng::new()),
-        VirtioKind::Block(disk) => Made::plain(block(id, disk)?),
-        VirtioKind::Net(net) => {
-            let (device, passt) = network(id, net)?;
+        VirtioKind::Block(disk) => {
+            let device = block(id, disk)?;
             Made {
+                control: Some(Control::Block(device.control())),
+                ..Made::plain(device)
+            }
+        }
+        VirtioKind::Net(net) => {
+            let (device, control, passt) = network(id, net)?;
+            Made {
+                control: Some(Control::Net(control)),
                 helper: Helper::passt(passt),
                 ..Made::plain(device)
             }
@@ -243,7 +255,7 @@ fn block(id: &str, spec: &DiskSpec) -> Result<Block, BuildError> {
 }
 
 /// Makes a network device, and starts who speaks for it.
-fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError> {
+fn network(id: &str, spec: &NetSpec) -> Result<(Net, NetControl, Option<Passt>), BuildError> {
     let mac = spec.mac.unwrap_or_else(Mac::random);
     let (ports, helper) = connect(&spec.host, mac, spec.mtu).map_err(|source| BuildError::Net {
         id: id.to_owned(),
@@ -253,12 +265,14 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, Option<Passt>), BuildError>
         name: id.to_owned(),
         mac,
         mtu: spec.mtu,
+        receive: spec.receive,
+        transmit: spec.transmit,
     };
-    let (net, _) = Net::new(ports, options).map_err(|source| BuildError::Virtio {
+    let (net, control) = Net::new(ports, options).map_err(|source| BuildError::Virtio {
         id: id.to_owned(),
         source,
     })?;
-    Ok((net, helper))
+    Ok((net, control, helper))
 }
 
 type Ports = Vec<Box<dyn Port>>;

@@ -17,7 +17,7 @@ pub use block::{Block, BlockControl, BlockOptions};
 pub use console::{Console, ConsoleControl, ConsoleOptions, PortOptions};
 pub use limiter::{Bucket, Limits};
 pub use mem::{Mem, MemControl, MemOptions};
-pub use net::Net;
+pub use net::{Net, NetControl};
 pub use pmem::Pmem;
 pub use rng::Rng;
 pub use vsock::{Vsock, VsockOptions};

@@ -1,7 +1,10 @@
 //! Disks, as `--disk` has them.
 
-use umbra_vmm::{BackingFiles, Cache, DiskSpec, EngineKind, Format, VirtioKind, VirtioSpec};
+use umbra_vmm::{
+    BackingFiles, Cache, DiskSpec, EngineKind, Format, Limits, VirtioKind, VirtioSpec,
+};
 
+use super::limit;
 use super::list::{number, pairs, set};
 
 /// What one `--disk` says. Without a name the disk gets one by its number.
@@ -22,12 +25,12 @@ impl Disk {
 }
 
 /// Reads `[path=]PATH` with `[,format=raw|qcow2][,backing][,readonly][,direct][,cache=KIND][,serial=TEXT]`
-/// `[,queues=N][,engine=KIND][,id=NAME]`. Two commas stand for one.
+/// `[,queues=N][,engine=KIND][,bandwidth=LIMIT][,ops=LIMIT][,id=NAME]`. Two commas stand for one.
 pub fn parse(text: &str) -> Result<Disk, String> {
     let refused = |why: String| {
         format!(
             "{why}; write it like PATH,format=qcow2,readonly; there are format=, backing, readonly, \
-             direct, cache=, serial=, queues=, engine=, id="
+             direct, cache=, serial=, queues=, engine=, bandwidth=, ops=, id="
         )
     };
     read(pairs(text)).map_err(refused)
@@ -45,6 +48,7 @@ fn read(parts: Vec<(String, String)>) -> Result<Disk, String> {
     let (mut id, mut path, mut format, mut cache) = (None, None, None, None);
     let (mut serial, mut queues, mut engine) = (None, None, None);
     let (mut backing, mut read_only, mut direct) = (None, None, None);
+    let mut limits = Limits::default();
     for (key, value) in parts {
         match &*key {
             "path" | "" => set(&mut path, "path", value)?,
@@ -78,6 +82,7 @@ fn read(parts: Vec<(String, String)>) -> Result<Disk, String> {
                 };
                 set(place, &key, ())?;
             }
+            _ if limit::read(&mut limits, "", &key, &value)? => {}
             _ => return Err(format!("{key:?} is unknown, or takes no value")),
         }
     }
@@ -95,6 +100,7 @@ fn read(parts: Vec<(String, String)>) -> Result<Disk, String> {
         serial: serial.unwrap_or_default(),
         queues: queues.unwrap_or(default.queues),
         engine: engine.unwrap_or(default.engine),
+        limits,
         ..default
     };
     Ok(Disk { id, spec })
@@ -135,6 +141,9 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(parse(text), Ok(expected), "{text}");
         }
+        let limits = parse("/a,ops=5,bandwidth=1M:100").unwrap().spec.limits;
+        assert_eq!(limits.operations.map(|bucket| bucket.size), Some(5));
+        assert_eq!(limits.bandwidth.map(|bucket| bucket.size), Some(1 << 20));
         assert_eq!(parse("/a,id=root").unwrap().device(1).id, "root");
         assert_eq!(parse("/a,,b").unwrap().device(1).id, "disk1");
     }
@@ -152,6 +161,7 @@ mod tests {
             ("/a,format=vmdk", "none of raw, qcow2"),
             ("/a,path=/b", "\"path\" is one too many"),
             ("/a,queues=x", "queues=\"x\""),
+            ("/a,ops=5,ops=6", "\"ops\" is one too many"),
         ];
         for (text, why) in table {
             match parse(text) {

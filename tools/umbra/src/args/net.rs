@@ -1,7 +1,8 @@
 //! Network interfaces, as `--net` has them.
 
-use umbra_vmm::{Mac, MacError, NetHost, NetSpec, VirtioKind, VirtioSpec};
+use umbra_vmm::{Limits, Mac, MacError, NetHost, NetSpec, VirtioKind, VirtioSpec};
 
+use super::limit;
 use super::list::{number, pairs, set};
 
 /// What one `--net` says. Without a name the interface gets one by its number.
@@ -22,10 +23,13 @@ impl Net {
 }
 
 /// Reads `user[,tcp=SPEC][,udp=SPEC][,passt=FILE]`, `tap=NAME[,queues=N]` or `socket=PATH`, each with
-/// `[,mac=ADDRESS][,mtu=N][,id=NAME]`. Two commas stand for one.
+/// `[,mac=ADDRESS][,mtu=N][,id=NAME]` and limits (`rx-bandwidth=`, `rx-ops=`, `tx-bandwidth=`, `tx-ops=`). Two commas stand for one.
 pub fn parse(text: &str) -> Result<Net, String> {
     let refused = |why: String| {
-        format!("{why}; write it like user, tap=NAME or socket=PATH, then mac=, mtu=, id=")
+        format!(
+            "{why}; write it like user, tap=NAME or socket=PATH, then mac=, mtu=, id=, rx-bandwidth=, \
+             rx-ops=, tx-bandwidth=, tx-ops="
+        )
     };
     read(pairs(text)).map_err(refused)
 }
@@ -33,6 +37,7 @@ pub fn parse(text: &str) -> Result<Net, String> {
 fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
     let (mut id, mut mac, mut mtu, mut queues, mut passt) = (None, None, None, None, None);
     let (mut host, mut arguments) = (None, Vec::new());
+    let (mut receive, mut transmit) = (Limits::default(), Limits::default());
     for (key, value) in parts {
         match &*key {
             "" if value == "user" => set(&mut host, "user", NetHost::user())?,
@@ -59,6 +64,8 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
                 set(&mut mac, "mac", read)?;
             }
             "id" => set(&mut id, "id", value)?,
+            _ if limit::read(&mut receive, "rx-", &key, &value)? => {}
+            _ if limit::read(&mut transmit, "tx-", &key, &value)? => {}
             _ => return Err(format!("{key:?} is unknown")),
         }
     }
@@ -75,10 +82,14 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
         (Some(stream @ NetHost::Stream { .. }), None, None) if arguments.is_empty() => stream,
         _ => return Err("queues= is for tap, and tcp=, udp=, passt= are for user".to_owned()),
     };
-    Ok(Net {
-        id,
-        spec: NetSpec { host, mac, mtu },
-    })
+    let spec = NetSpec {
+        host,
+        mac,
+        mtu,
+        receive,
+        transmit,
+    };
+    Ok(Net { id, spec })
 }
 
 #[cfg(test)]
@@ -88,11 +99,7 @@ mod tests {
     fn net(host: NetHost) -> Net {
         Net {
             id: None,
-            spec: NetSpec {
-                host,
-                mac: None,
-                mtu: None,
-            },
+            spec: NetSpec::new(host),
         }
     }
 
@@ -132,6 +139,14 @@ mod tests {
         assert_eq!((all.spec.mac, all.spec.mtu), (mac, Some(9000)));
         assert_eq!(all.device(3).id, "lan");
         assert_eq!(parse("user").unwrap().device(3).id, "net3");
+        let limited = parse("user,rx-bandwidth=1M,rx-ops=5,tx-ops=9")
+            .unwrap()
+            .spec;
+        let sizes = |limits: Limits| {
+            [limits.bandwidth, limits.operations].map(|bucket| bucket.map(|bucket| bucket.size))
+        };
+        assert_eq!(sizes(limited.receive), [Some(1 << 20), Some(5)]);
+        assert_eq!(sizes(limited.transmit), [None, Some(9)]);
     }
 
     #[test]
@@ -147,6 +162,8 @@ mod tests {
             ("tap=t0,mtu=70000", "mtu=\"70000\""),
             ("tap=t0,mac=1:2", "52:54:00"),
             ("tap=t0,x", "\"x\" is unknown"),
+            ("user,ops=5", "\"ops\" is unknown"),
+            ("user,tx-bandwidth=0", "limits nothing"),
         ];
         for (text, why) in table {
             let refused = parse(text).unwrap_err();

@@ -86,12 +86,12 @@ fn devices(directory: &Path, prefix: &str) -> Vec<VirtioSpec> {
         .unwrap()
         .write_all(&[0x5a; 1 << 20])
         .unwrap();
+    let host = NetHost::Stream {
+        path: directory.join("net"),
+    };
     let net = NetSpec {
-        host: NetHost::Stream {
-            path: directory.join("net"),
-        },
         mac: Some(Mac([0x52, 0x54, 0, 0, 0, prefix.len() as u8])),
-        mtu: None,
+        ..NetSpec::new(host)
     };
     let file = |name: &str| PortSpec {
         name: Some(format!("{prefix}.{name}")),

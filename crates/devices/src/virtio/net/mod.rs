@@ -15,11 +15,16 @@
 //! if the ports can do it. A port that has gone (its interface was deleted, its server ended) is a link
 //! that is down: the driver is told, the log says it once, and the device lives on.
 //!
+//! Each direction has limits of its own, for all pairs together. A frame that has to wait for them is looked at again
+//! when its tokens are there, or the limits are others: the thread sleeps until then, and serves the other direction.
+//! While the link is down all frames are dropped at once, those that wait as well.
+//!
 //! Filters of addresses that the driver sets are accepted and not used: it sees all that the port gives.
 
 mod control;
 mod pair;
 mod shared;
+mod throttle;
 
 use std::io;
 use std::sync::Arc;
@@ -28,6 +33,7 @@ use std::sync::atomic::Ordering;
 use umbra_net::{Mac, Offloads, Port};
 use umbra_virtio::{ActivateError, Activation, Device, Features, Queue, Worker, read_config};
 
+use super::limiter::Limits;
 use pair::{Pair, Queues, Source};
 use shared::Shared;
 
@@ -64,6 +70,10 @@ pub struct NetOptions {
     pub mac: Mac,
     /// The largest frame without its Ethernet header, 68 to 65535; the driver's own idea if there is none.
     pub mtu: Option<u16>,
+    /// Limits of all that the driver receives.
+    pub receive: Limits,
+    /// Limits of all that it sends.
+    pub transmit: Limits,
 }
 
 /// The device.
@@ -96,7 +106,7 @@ impl Net {
             (1..=Self::MAX_PAIRS).contains(&ports.len()),
             "1 to 16 pairs"
         );
-        let shared = Arc::new(Shared::new(options.name, options.mac, ports.len())?);
+        let shared = Arc::new(Shared::new(&options, ports.len())?);
         let net = Self {
             shared: shared.clone(),
             mtu: options.mtu,

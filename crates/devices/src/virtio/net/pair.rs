@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -12,6 +13,7 @@ use umbra_virtio::{Alarm, Chain, Event, Fault, Interrupt, Notifications, Queue, 
 
 use super::control;
 use super::shared::Shared;
+use super::throttle::{self, Throttle};
 
 /// Frames that are taken from a port before somebody else has a turn.
 const TURN: usize = 256;
@@ -62,10 +64,14 @@ struct State {
     receive: bool,
     /// The driver has no buffers: nothing is received until it notifies.
     starved: bool,
+    /// The limit of what is received.
+    receive_throttle: Throttle,
     /// There may be frames to send.
     transmit: bool,
     /// The port has no room for the next one.
     blocked: bool,
+    /// The limit of what is sent.
+    transmit_throttle: Throttle,
     control: bool,
 }
 
@@ -100,8 +106,10 @@ impl Pair {
                 gone: false,
                 receive: true,
                 starved: false,
+                receive_throttle: Throttle::default(),
                 transmit: true,
                 blocked: false,
+                transmit_throttle: Throttle::default(),
                 control: true,
             },
         }
@@ -148,23 +156,48 @@ impl Pair {
         self.shared.fail();
     }
 
-    /// Tells whether frames come by this pair.
+    /// Tells whether frames come by this pair, and can be given to the driver, or dropped, now.
     fn listens(&self) -> bool {
-        !self.state.gone && self.queues.receive.is_some() && self.shared.is_active(self.index)
+        let state = &self.state;
+        let held = state.starved || state.receive_throttle.waits();
+        let used = self.queues.receive.is_some() && self.shared.is_active(self.index);
+        !state.gone && used && !(held && self.shared.is_up())
+    }
+
+    /// Tells whether frames can be sent, or dropped, now.
+    fn sends(&self) -> bool {
+        let state = &self.state;
+        let held = state.blocked || state.transmit_throttle.waits();
+        state.transmit && !(held && self.shared.is_up())
     }
 
     /// Tells whether there is something to do without waiting.
     fn is_busy(&self) -> bool {
-        let state = &self.state;
-        let receives = state.receive && !state.starved && self.listens();
-        receives || state.transmit && !state.blocked || state.control
+        self.state.receive && self.listens() || self.sends() || self.state.control
+    }
+
+    /// How long to wait, if nothing happens; for ever if there is no end.
+    fn patience(&self) -> Option<Duration> {
+        if self.is_busy() {
+            return Some(Duration::ZERO);
+        }
+        let now = Instant::now();
+        let State {
+            receive_throttle,
+            transmit_throttle,
+            ..
+        } = &self.state;
+        let both = [receive_throttle, transmit_throttle];
+        both.iter()
+            .filter_map(|throttle| throttle.patience(now))
+            .min()
     }
 
     /// Waits for something to do; `false` if it is time to stop.
     fn wait(&mut self, stop: &Event) -> io::Result<bool> {
-        let busy = self.is_busy();
+        let patience = self.patience();
         let mut on_port = PollFlags::empty();
-        if self.listens() && !self.state.starved {
+        if self.listens() {
             on_port |= PollFlags::IN;
         }
         if !self.state.gone && (self.state.blocked || self.port.has_unsent()) {
@@ -193,11 +226,9 @@ impl Pair {
             // nothing.
             watched.push(PollFd::new(&port, on_port));
         }
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        match poll(&mut watched, busy.then_some(&zero)) {
+        // Longer than a timespec can say is for ever.
+        let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        match poll(&mut watched, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -221,10 +252,15 @@ impl Pair {
         state.blocked &= !failed && !on_port.contains(PollFlags::OUT);
         state.transmit |= transmitted;
         state.control |= controlled;
+        if patience.is_some() {
+            let now = Instant::now();
+            state.receive_throttle.expire(now);
+            state.transmit_throttle.expire(now);
+        }
         Ok(true)
     }
 
-    /// Follows a change of how many pairs are used.
+    /// Follows a change of how many pairs are used, of a limit, or of the link.
     fn switch(&mut self) {
         let on = self.shared.is_active(self.index);
         if !self.state.gone
@@ -232,7 +268,10 @@ impl Pair {
         {
             self.lose(&error);
         }
-        self.state.receive = on;
+        let state = &mut self.state;
+        state.receive = on;
+        state.receive_throttle.wake();
+        state.transmit_throttle.wake();
     }
 
     fn work(&mut self) -> Result<(), Fault> {
@@ -246,10 +285,10 @@ impl Pair {
         {
             self.lose(&error);
         }
-        if self.state.transmit && !self.state.blocked {
+        if self.sends() {
             self.transmit(&memory)?;
         }
-        if self.state.receive && !self.state.starved && self.listens() {
+        if self.state.receive && self.listens() {
             self.receive(&memory)?;
         }
         Ok(())
@@ -292,9 +331,18 @@ impl Pair {
             counters.dropped_out.fetch_add(1, Ordering::Relaxed);
             return Ok(Some(0));
         }
+        let limiter = &self.shared.transmit_limiter;
+        let throttle = &mut self.state.transmit_throttle;
+        if !throttle.admits(limiter, len, &counters.throttled_out) {
+            return Ok(None);
+        }
         let frame = &mut self.output[..len];
         reader.read_exact(frame)?;
-        match self.port.send(frame) {
+        let sent = self.port.send(frame);
+        if !matches!(sent, Ok(Sent::Later)) {
+            throttle::charge(limiter, len);
+        }
+        match sent {
             Ok(Sent::Done) => counters.sent.add(len - Header::LEN),
             Ok(Sent::Later) => {
                 self.state.blocked = true;
@@ -330,9 +378,21 @@ impl Pair {
                 self.state.receive = false;
                 break;
             };
+            let counters = &self.shared.counters;
+            if !self.is_wanted(len) {
+                counters.dropped_in.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            let limiter = &self.shared.receive_limiter;
+            let throttle = &mut self.state.receive_throttle;
+            if !throttle.admits(limiter, len, &counters.throttled_in) {
+                self.pending = Some(len);
+                break;
+            }
             match self.deliver(queue, memory, len)? {
                 Delivery::Done => {
                     pushed = true;
+                    throttle::charge(&self.shared.receive_limiter, len);
                     self.shared.counters.received.add(len - Header::LEN);
                 }
                 Delivery::Dropped => {
@@ -366,17 +426,18 @@ impl Pair {
         }
     }
 
+    /// Tells whether the driver is to have a frame of that length.
+    fn is_wanted(&self, len: usize) -> bool {
+        // The other end may send frames without a byte, and behind them good ones.
+        (Header::LEN + 1..=FRAME_MAX).contains(&len) && self.shared.is_up()
+    }
+
     fn deliver(
         &mut self,
         queue: &mut Queue,
         memory: &DmaMemory,
         len: usize,
     ) -> Result<Delivery, Fault> {
-        // The other end may send frames without a byte, and behind them good ones.
-        let is_frame = (Header::LEN + 1..=FRAME_MAX).contains(&len);
-        if !is_frame || !self.shared.is_up() {
-            return Ok(Delivery::Dropped);
-        }
         let (mut chains, mut room) = (Vec::new(), 0);
         while room < len {
             let Some(chain) = queue.pop(memory)? else {
@@ -428,7 +489,7 @@ impl Pair {
 /// What became of a frame for the driver.
 enum Delivery {
     Done,
-    /// It is empty or too large, or the link is down.
+    /// It is too large for a buffer.
     Dropped,
     NoBuffers,
 }

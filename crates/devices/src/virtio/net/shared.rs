@@ -4,9 +4,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use std::time::Instant;
+
 use parking_lot::Mutex;
 use umbra_net::Mac;
 use umbra_virtio::{Event, Interrupt};
+
+use super::NetOptions;
+use crate::virtio::limiter::{Limiter, Limits};
 
 /// The state of a device.
 pub struct Shared {
@@ -26,6 +31,8 @@ pub struct Shared {
     /// Wakes each pair to look at this.
     wake: Vec<Event>,
     interrupt: Mutex<Option<Arc<Interrupt>>>,
+    pub receive_limiter: Limiter,
+    pub transmit_limiter: Limiter,
     pub counters: Counters,
 }
 
@@ -36,6 +43,8 @@ pub struct Counters {
     pub sent: Count,
     pub dropped_in: AtomicU64,
     pub dropped_out: AtomicU64,
+    pub throttled_in: AtomicU64,
+    pub throttled_out: AtomicU64,
 }
 
 /// Frames, and bytes without headers of virtio.
@@ -67,15 +76,20 @@ pub struct NetStatistics {
     pub dropped_in: u64,
     /// Frames that the host did not take.
     pub dropped_out: u64,
+    /// Frames for the driver that had to wait for a limit.
+    pub throttled_in: u64,
+    /// Frames of the driver that had to.
+    pub throttled_out: u64,
 }
 
 impl Shared {
-    pub fn new(name: String, mac: Mac, pairs: usize) -> io::Result<Self> {
+    pub fn new(options: &NetOptions, pairs: usize) -> io::Result<Self> {
         let wake = (0..pairs).map(|_| Event::new());
+        let limiter = |limits| Limiter::new(limits, Instant::now());
         Ok(Self {
-            name,
-            first_mac: mac,
-            mac: Mutex::new(mac),
+            name: options.name.clone(),
+            first_mac: options.mac,
+            mac: Mutex::new(options.mac),
             wanted: AtomicBool::new(true),
             gone: AtomicBool::new(false),
             active: AtomicU16::new(1),
@@ -83,6 +97,8 @@ impl Shared {
             generation: AtomicU32::new(0),
             wake: wake.collect::<io::Result<_>>()?,
             interrupt: Mutex::new(None),
+            receive_limiter: limiter(options.receive),
+            transmit_limiter: limiter(options.transmit),
             counters: Counters::default(),
         })
     }
@@ -120,6 +136,11 @@ impl Shared {
     /// Makes all pairs stop.
     pub fn fail(&self) {
         self.failed.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Makes all pairs look at this.
+    fn wake_all(&self) {
         self.wake.iter().for_each(Event::signal);
     }
 
@@ -138,7 +159,7 @@ impl Shared {
     /// Lets so many pairs be used.
     pub fn use_pairs(&self, count: u16) {
         self.active.store(count, Ordering::Release);
-        self.wake.iter().for_each(Event::signal);
+        self.wake_all();
     }
 
     /// A port is of no use any more. True for the first one that says so.
@@ -164,11 +185,37 @@ impl Shared {
 pub struct NetControl(pub(super) Arc<Shared>);
 
 impl NetControl {
-    /// Plugs the cable in, or pulls it: the driver is told, and frames are dropped while it is out.
+    /// Plugs the cable in, or pulls it: the driver is told, and frames are dropped while it is out. Never blocks.
+    /// A link whose host has gone stays down.
     pub fn set_link(&self, up: bool) {
         if self.0.wanted.swap(up, Ordering::AcqRel) != up {
             self.0.changed();
+            self.0.wake_all();
         }
+    }
+
+    /// Returns the limits of what the driver receives.
+    pub fn receive_limits(&self) -> Limits {
+        self.0.receive_limiter.limits()
+    }
+
+    /// Replaces the limits of what the driver receives. A frame that waits for the old ones is looked at again. A
+    /// bucket that is the same as before stays as full as it is.
+    pub fn set_receive_limits(&self, limits: Limits) {
+        self.0.receive_limiter.replace(limits, Instant::now());
+        self.0.wake_all();
+    }
+
+    /// Returns the limits of what the driver sends.
+    pub fn transmit_limits(&self) -> Limits {
+        self.0.transmit_limiter.limits()
+    }
+
+    /// Replaces the limits of what the driver sends, as
+    /// [`set_receive_limits`](Self::set_receive_limits) does.
+    pub fn set_transmit_limits(&self, limits: Limits) {
+        self.0.transmit_limiter.replace(limits, Instant::now());
+        self.0.wake_all();
     }
 
     /// Tells whether the link is up: wanted to be, and no port has gone.
@@ -188,6 +235,8 @@ impl NetControl {
             sent,
             dropped_in,
             dropped_out,
+            throttled_in,
+            throttled_out,
         } = &self.0.counters;
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         NetStatistics {
@@ -197,6 +246,8 @@ impl NetControl {
             sent_bytes: get(&sent.bytes),
             dropped_in: get(dropped_in),
             dropped_out: get(dropped_out),
+            throttled_in: get(throttled_in),
+            throttled_out: get(throttled_out),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -11,6 +12,7 @@ use umbra_virtio::Event;
 use umbra_virtio::testing::{Driver, NEXT, RINGS, WRITE};
 
 use super::*;
+use crate::virtio::Bucket;
 
 const MAC: Mac = Mac([2, 1, 2, 3, 4, 5]);
 const RECEIVE: u64 = 0x4_0000;
@@ -54,6 +56,20 @@ fn options(mtu: Option<u16>) -> NetOptions {
         name: "net0".into(),
         mac: MAC,
         mtu,
+        receive: Limits::default(),
+        transmit: Limits::default(),
+    }
+}
+
+/// So many frames, and no more of them before the test is over.
+fn frames(count: u64) -> Limits {
+    Limits {
+        operations: Some(Bucket {
+            size: count,
+            one_time_burst: 0,
+            refill_time: Duration::from_secs(1_000_000 * count),
+        }),
+        bandwidth: None,
     }
 }
 
@@ -364,6 +380,105 @@ fn a_link_that_is_down_is_told_and_drops_frames() {
 }
 
 #[test]
+fn a_link_that_is_down_drops_what_waits_for_buffers() {
+    let mut bench = Bench::started(feature::STATUS);
+    for _ in 0..3 {
+        bench.host_sends(b"too early");
+    }
+    bench.control.set_link(false);
+    while bench.control.statistics().dropped_in != 3 {
+        std::thread::yield_now();
+    }
+    bench.control.set_link(true);
+    bench.make_room(0, 0x100);
+    bench.host_sends(b"in time");
+    bench.driver.wait(|d| d.used_in(RX) == 1);
+    assert_eq!(&bench.driver.memory.get::<7>(RECEIVE + 12), b"in time");
+}
+
+#[test]
+fn each_direction_waits_for_its_own_limit() {
+    let (limits, free) = (frames(2), Limits::default());
+    for limited_in in [true, false] {
+        let mut bench = Bench::started(Features::NONE);
+        let (inwards, outwards) = match limited_in {
+            true => (limits, free),
+            false => (free, limits),
+        };
+        bench.control.set_receive_limits(inwards);
+        bench.control.set_transmit_limits(outwards);
+        let found = (
+            bench.control.receive_limits(),
+            bench.control.transmit_limits(),
+        );
+        assert_eq!(found, (inwards, outwards));
+        for n in 0..4u16 {
+            bench.host_sends(&[n as u8; 20]);
+            bench.make_room(n, 0x100);
+            bench.send(2 * n, &[7; 30]);
+        }
+        let (rx, tx) = if limited_in { (2, 4) } else { (4, 2) };
+        bench
+            .driver
+            .wait(|d| d.used_in(RX) == rx && d.used_in(TX) == tx);
+        let waited = |bench: &Bench| {
+            let done = bench.control.statistics();
+            (done.throttled_in, done.throttled_out)
+        };
+        let expected = if limited_in { (1, 0) } else { (0, 1) };
+        while waited(&bench) != expected {
+            std::thread::yield_now();
+        }
+        // Long enough for one that does not wait to show up.
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(
+            (bench.driver.used_in(RX), bench.driver.used_in(TX)),
+            (rx, tx)
+        );
+        // One that waits is let go by a change, and was counted once.
+        bench.control.set_receive_limits(free);
+        bench.control.set_transmit_limits(free);
+        bench
+            .driver
+            .wait(|d| d.used_in(RX) == 4 && d.used_in(TX) == 4);
+        assert_eq!(waited(&bench), expected);
+        for _ in 0..4 {
+            assert_eq!(bench.host_gets(), [7; 30]);
+        }
+    }
+}
+
+#[test]
+fn a_limit_is_over_by_itself_and_counts_bytes_without_headers() {
+    let bytes = Bucket {
+        size: 60,
+        one_time_burst: 30,
+        refill_time: Duration::from_millis(30),
+    };
+    let limits = Limits {
+        bandwidth: Some(bytes),
+        operations: None,
+    };
+    let limited = NetOptions {
+        transmit: limits,
+        receive: limits,
+        ..options(None)
+    };
+    let mut bench = bench(limited);
+    bench.driver.start(Features::NONE);
+    // Three go by burst and bucket, and each of the others has to wait.
+    for n in 0..8u16 {
+        bench.send(2 * (n % 4), &[n as u8; 30]);
+        assert_eq!(bench.host_gets(), [n as u8; 30]);
+        bench.host_sends(&[n as u8; 30]);
+        bench.make_room(n % 8, 0x100);
+        bench
+            .driver
+            .wait(|d| d.used_in(RX) == n + 1 && d.used_in(TX) == n + 1);
+    }
+}
+
+#[test]
 fn a_host_that_goes_is_a_link_that_is_down() {
     let mut bench = Bench::started(feature::STATUS);
     bench.host.shutdown(std::net::Shutdown::Both).unwrap();
@@ -478,6 +593,72 @@ fn a_pause_loses_nothing_that_waits() {
         assert_eq!(bench.host_gets(), [n as u8; 30]);
         bench.driver.wait(|d| d.used_in(RX) == n + 2);
     }
+}
+
+/// A port that takes every frame, and counts how often its pair works.
+struct Counting(Arc<AtomicU64>, Event);
+
+impl Port for Counting {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.1.as_fd()
+    }
+
+    fn can_offload(&self) -> bool {
+        false
+    }
+
+    fn set_offloads(&mut self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn enable(&mut self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, _: &[u8]) -> io::Result<Sent> {
+        Ok(Sent::Done)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn receive(&mut self, _: &mut [u8]) -> io::Result<Option<usize>> {
+        Ok(Some(Header::LEN + 1))
+    }
+}
+
+#[test]
+fn who_waits_for_a_limit_does_nothing_meanwhile() {
+    let worked = Arc::<AtomicU64>::default();
+    // The port has frames without end, and its descriptor says so.
+    let ready = Event::new().unwrap();
+    ready.signal();
+    let port = Counting(worked.clone(), ready);
+    let (net, control) = Net::new(vec![Box::new(port)], options(None)).unwrap();
+    control.set_receive_limits(frames(1));
+    control.set_transmit_limits(frames(1));
+    let mut bench = Bench {
+        driver: Driver::new(Box::new(net), 8),
+        control,
+        host: UnixStream::pair().unwrap().0,
+    };
+    bench.driver.start(Features::NONE);
+    for n in 0..2 {
+        bench.make_room(n, 0x100);
+        bench.send(2 * n, b"out");
+    }
+    let done = || bench.control.statistics();
+    while (done().throttled_in, done().throttled_out) != (1, 1) {
+        std::thread::yield_now();
+    }
+    // What it was notified of is over by then.
+    std::thread::sleep(Duration::from_millis(50));
+    let before = worked.load(Ordering::Relaxed);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(worked.load(Ordering::Relaxed), before);
+    assert_eq!((bench.driver.used_in(RX), bench.driver.used_in(TX)), (1, 1));
 }
 
 /// A port that says what it was told.
