@@ -21,6 +21,7 @@ mod hot_memory;
 mod hotplug;
 mod inspect;
 mod interrupts;
+mod live;
 mod network;
 mod no_kvm;
 mod pause;

@@ -6,6 +6,7 @@ mod command;
 pub mod guest;
 pub mod image;
 pub mod namespace;
+pub mod peer;
 pub mod poll;
 pub mod program;
 mod pty;
