@@ -29,11 +29,13 @@
 //! they have ended, as they could still write into the guest's memory.
 //!
 //! **Errors.** Requests that are wrong are answered (`request`); failures of the host are
-//! VIRTIO_BLK_S_IOERR for the guest, one line a kind in the log, and a count.
+//! VIRTIO_BLK_S_IOERR for the guest, one line a kind in the log, and a count. A host that takes long for a request
+//! is told of once, while the guest waits.
 //!
 //! Not here: lifetime, secure erase, zones, geometry.
 
 mod config;
+mod overdue;
 mod ranges;
 mod request;
 mod statistics;
@@ -52,6 +54,7 @@ use umbra_virtio::{
 
 use super::limiter::{Limiter, Limits};
 use config::Config;
+use overdue::Overdue;
 use request::ID_LEN;
 pub use statistics::Statistics;
 use work::{Halt, Work};
@@ -137,6 +140,7 @@ struct Shared {
     serial: [u8; ID_LEN],
     limiter: Limiter,
     counters: statistics::Counters,
+    overdue: Overdue,
     size: Mutex<Size>,
     writeback: AtomicBool,
     active: Mutex<Option<Active>>,
@@ -191,6 +195,7 @@ impl Block {
             serial,
             limiter: Limiter::new(options.limits, Instant::now()),
             counters: statistics::Counters::default(),
+            overdue: Overdue::default(),
             size: Mutex::new(size),
             writeback: AtomicBool::new(options.cache == Cache::Writeback),
             active: Mutex::new(None),

@@ -591,6 +591,21 @@ fn a_limit_delays_and_new_ones_are_used_at_once() {
 }
 
 #[test]
+fn a_host_that_takes_long_is_told_of_while_the_guest_waits() {
+    let mut rig = Rig::started(BlockOptions::default(), Features::RINGS);
+    let is_quiet = |rig: &Rig| rig.control.0.overdue.is_looked_for();
+    assert_eq!(rig.run(IN, 0, &[(DATA, 512, WRITE)]).0, OK);
+    std::thread::sleep(2 * overdue::LONG);
+    assert!(is_quiet(&rig), "nothing is in flight");
+    rig.disk.hold(true);
+    rig.offer(IN, 0, &[(DATA, 512, WRITE)]);
+    rig.driver.wait(|_| !rig.control.0.overdue.is_looked_for());
+    assert_eq!(rig.driver.used_in(0), 1);
+    rig.disk.hold(false);
+    assert_eq!(rig.wait().0, OK);
+}
+
+#[test]
 fn a_reset_waits_for_requests_in_flight() {
     let mut rig = Rig::started(BlockOptions::default(), Features::RINGS);
     rig.disk.hold(true);

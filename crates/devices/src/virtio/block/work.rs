@@ -26,6 +26,7 @@ use umbra_virtio::{Alarm, Chain, Event, Fault, Notifications, Queue, QueueError}
 use vm_memory::{Bytes, GuestAddress};
 
 use super::config::{FLUSH, QUEUE_SIZE};
+use super::overdue::LONG;
 use super::request::{ID_LEN, Kind, Plan, Request, Rules, Status};
 use super::{Cache, Setting, Shared};
 
@@ -60,6 +61,7 @@ struct Flight {
     status: Gpa,
     kind: Kind,
     bytes: u64,
+    begun: Instant,
     /// Bytes that are told of if it succeeds, and if it fails.
     written: [u32; 2],
 }
@@ -77,6 +79,8 @@ pub struct Work {
     free: Vec<usize>,
     turn: Turn,
     pushed: bool,
+    /// When it is looked whether the host takes long.
+    look_at: Instant,
 }
 
 /// When the queue is looked at again.
@@ -108,6 +112,7 @@ impl Work {
             free: (0..most).collect(),
             turn: Turn::Now,
             pushed: false,
+            look_at: Instant::now(),
         })
     }
 
@@ -140,6 +145,7 @@ impl Work {
             Turn::Now => Some(Duration::ZERO),
             Turn::At(at) => Some(at.saturating_duration_since(Instant::now())),
         };
+        let patience = [patience, self.look()].into_iter().flatten().min();
         let (queue, engine) = (&**self.queue.event(), self.engine.event());
         let mut watched = [
             PollFd::new(stop, PollFlags::IN),
@@ -149,6 +155,27 @@ impl Work {
         sleep(&mut watched, patience)?;
         queue.take();
         Ok(stop.take())
+    }
+
+    /// Looks whether the host takes long for something, and says when to look again; `None` if that is of no
+    /// interest.
+    fn look(&mut self) -> Option<Duration> {
+        if self.is_idle() || !self.shared.overdue.is_looked_for() {
+            return None;
+        }
+        let now = Instant::now();
+        let left = self.look_at.saturating_duration_since(now);
+        if !left.is_zero() {
+            return Some(left);
+        }
+        let ends = self.flights.iter().flatten().map(|f| f.begun + LONG);
+        let overdue = ends.clone().filter(|end| *end <= now).count();
+        if overdue != 0 {
+            self.shared.overdue.tell(&self.shared.name, overdue);
+            return None;
+        }
+        self.look_at = ends.min().unwrap_or(now + LONG);
+        Some(self.look_at - now)
     }
 
     /// Completes what is done, and takes what there is.
@@ -175,6 +202,9 @@ impl Work {
             let flight = slot.and_then(|slot| self.flights.get_mut(slot)?.take());
             let flight = flight.expect("an engine completes what it was given, once");
             self.free.push(tag as usize);
+            self.shared
+                .overdue
+                .completed(&self.shared.name, flight.begun);
             let status = match result {
                 Ok(()) => {
                     self.shared.counters.done(flight.kind, flight.bytes);
@@ -280,6 +310,7 @@ impl Work {
             status: request.status,
             kind: request.kind,
             bytes,
+            begun: Instant::now(),
             written: [Status::Ok, Status::IoErr].map(|status| request.written(status)),
         });
         self.engine.submit(Job {
