@@ -12,7 +12,8 @@ use umbra_vmm::{BuildError, Crash, Ended, PlanError};
 use crate::status::Status;
 use crate::trace;
 
-/// Lets `UMBRA_LOG` (for example `umbra_vmm=debug,umbra_mmu=trace`; warnings and errors without it) choose
+/// Lets `UMBRA_LOG` (for example `umbra_vmm=debug,umbra_mmu=trace`; warnings and errors of
+/// Umbra without it) choose
 /// what is logged, and `request` what is traced, until the result is dropped.
 ///
 /// # Errors
@@ -25,7 +26,10 @@ pub fn observe(request: Option<&trace::Request>) -> Result<Option<trace::Ending>
                  warn,umbra_devices=debug"
             ))
         })?,
-        Err(_) => Targets::new().with_default(LevelFilter::WARN),
+        // What imago says is of a disk without a name, and once a request; who uses it says what failed.
+        Err(_) => Targets::new()
+            .with_default(LevelFilter::WARN)
+            .with_target("imago", LevelFilter::OFF),
     };
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let (trace, ending) = request.map(trace::Request::begin).transpose()?.unzip();
