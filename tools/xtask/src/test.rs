@@ -64,7 +64,7 @@ fn missing() -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Modules of tests, and what has to work for them: a program with arguments, and what to do if it does not.
-const NEEDED: [(&str, &str, &[&str], &str); 3] = [
+const NEEDED: [(&str, &str, &[&str], &str); 4] = [
     (
         "qemu_img",
         "sh",
@@ -76,6 +76,15 @@ const NEEDED: [(&str, &str, &[&str], &str); 3] = [
         "sh",
         &["-c", "test -x /sbin/mke2fs && test -x /sbin/debugfs"],
         "there is no mke2fs or no debugfs (apt-get install e2fsprogs)",
+    ),
+    (
+        "faults",
+        "sh",
+        &[
+            "-c",
+            "unshare --map-root-user --mount --pid --fork test -w /dev/fuse && grep -qw fuse /proc/filesystems",
+        ],
+        "no mount namespace can be made here, or there is no /dev/fuse that may be used",
     ),
     (
         "network",

@@ -17,6 +17,7 @@ mod console;
 mod crash;
 mod dirty;
 mod drivers;
+mod faults;
 mod hot_memory;
 mod hotplug;
 mod inspect;

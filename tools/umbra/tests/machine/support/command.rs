@@ -178,14 +178,50 @@ impl Running {
 
     /// Waits until it has printed `text`; not to come within `limit` is a failure.
     pub fn wait_for(&self, text: &str, limit: Duration) {
-        let deadline = Instant::now() + limit;
+        let [stdout, _] = self.output.as_ref().unwrap();
+        self.wait_until(text, limit, || stdout.so_far().contains(text).then_some(()));
+    }
+
+    /// What it has printed, for whoever reads about a failure.
+    pub fn so_far(&self) -> String {
         let [stdout, stderr] = self.output.as_ref().unwrap();
-        while !stdout.so_far().contains(text) {
+        format!("{}\n-- stderr\n{}", stdout.so_far(), stderr.so_far())
+    }
+
+    /// Types, where its input is a pipe.
+    pub fn say(&mut self, text: &str) {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits for a line of its output that begins so; returns the rest of it.
+    pub fn line(&self, begin: &str, limit: Duration) -> String {
+        let [stdout, _] = self.output.as_ref().unwrap();
+        self.wait_until(begin, limit, || {
+            let text = stdout.so_far();
+            // The last line may not be whole.
+            let (lines, _) = text.rsplit_once('\n')?;
+            let line = lines.lines().find_map(|line| line.strip_prefix(begin))?;
+            Some(line.trim().to_owned())
+        })
+    }
+
+    /// Waits until it has printed `text` where errors go.
+    pub fn wait_for_error(&self, text: &str, limit: Duration) {
+        let [_, stderr] = self.output.as_ref().unwrap();
+        self.wait_until(text, limit, || stderr.so_far().contains(text).then_some(()));
+    }
+
+    fn wait_until<T>(&self, what: &str, limit: Duration, found: impl Fn() -> Option<T>) -> T {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
             assert!(
                 Instant::now() < deadline,
-                "no {text:?} after {limit:?}: {} {}",
-                stdout.so_far(),
-                stderr.so_far()
+                "no {what:?} after {limit:?}: {}",
+                self.so_far()
             );
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod bare_metal;
 mod command;
+pub mod faulty;
 pub mod guest;
 pub mod image;
 pub mod namespace;
@@ -10,6 +11,7 @@ pub mod peer;
 pub mod poll;
 pub mod program;
 mod pty;
+pub mod qcow2;
 pub mod resident;
 pub mod restless;
 pub mod screen;

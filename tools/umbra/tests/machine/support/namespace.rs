@@ -1,4 +1,4 @@
-//! A network of the test's own: a shell in a user and network namespace, as any user can have.
+//! A network of the test's own, or mounts: a shell, or a test, in namespaces as any user can have.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -46,6 +46,59 @@ pub fn run(script: &str, seconds: u32) -> Result<Printed> {
         output.status
     );
     Ok(Printed { stdout, stderr })
+}
+
+/// Says which directory a test has inside.
+const INSIDE: &str = "UMBRA_TEST_INSIDE";
+
+/// Where a test runs.
+pub enum Place {
+    /// In namespaces of its own, with an empty directory to mount things in.
+    Inside(PathBuf),
+    /// Outside; it has passed inside.
+    Outside,
+}
+
+/// Runs a test, of this name, again in a user and mount namespace: there it may mount file systems that any user
+/// may, and they go with it.
+pub fn again_inside(test: &str) -> Result<Place> {
+    if let Some(place) = std::env::var_os(INSIDE) {
+        return Ok(Place::Inside(place.into()));
+    }
+    let place = tempfile::tempdir()?;
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args([
+            "--map-root-user",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+        ]);
+        command.stdin(Stdio::null());
+        command
+    };
+    let tried = unshare()
+        .arg("true")
+        .output()
+        .context("cannot start unshare")?;
+    if !tried.status.success() {
+        let why = String::from_utf8_lossy(&tried.stderr).trim().to_owned();
+        bail!("no mount namespace can be had here: {why}");
+    }
+    let output = unshare()
+        .arg(std::env::current_exe()?)
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, place.path())
+        .stderr(Stdio::inherit())
+        .output()?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && stdout.contains("1 passed"),
+        "{}: {stdout}",
+        output.status
+    );
+    Ok(Place::Outside)
 }
 
 /// Returns the `passt` of Debian's package, from the cache.
