@@ -207,6 +207,8 @@ pub struct Cpu {
     pub cpuid: Table,
     /// What it is doing.
     pub activity: Activity,
+    /// How long to look for something to do before sleeping.
+    pub halt_look: crate::halt::Look,
     /// Instructions until the clock is read again.
     pub budget: i64,
     /// When the APIC's timer is due, in nanoseconds.
@@ -359,6 +361,7 @@ impl Cpu {
             } else {
                 Activity::WaitForSipi
             },
+            halt_look: crate::halt::Look::default(),
             budget: 0,
             timer_due: u64::MAX,
             blocked: false,

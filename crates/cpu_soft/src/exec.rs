@@ -4,13 +4,11 @@
 //!   cycle ─┬─ service   requests of others, INIT/SIPI/NMI, interrupts       (somebody asked)
 //!          ├─ blocks    block after block until one says Look, Halt, Fault  (the hot loop)
 //!          ├─ step      one instruction with debug checks or under a shadow
-//!          └─ sleep     halted
+//!          └─ wait      halted (`halt`)
 //! ```
 //! Between two blocks the hot loop does two things: it looks at one word that everybody who wants
 //! something sets ([`Waker`](crate::wake::Waker)), and it counts instructions down to the next
 //! reading of the clock.
-
-use std::time::Duration;
 
 use umbra_cpu::{Crash, Exit};
 use umbra_irqchip::Event;
@@ -50,7 +48,7 @@ impl Cpu {
             match self.activity {
                 Activity::Running => {}
                 Activity::Halted | Activity::WaitForSipi => {
-                    self.sleep();
+                    self.wait();
                     continue;
                 }
                 Activity::Shutdown => return Exit::Shutdown(Box::new(self.crash_report())),
@@ -362,21 +360,6 @@ impl Cpu {
             self.nmi_blocked = false;
             self.wake.want();
         }
-    }
-
-    /// Sleeps until somebody wants something or the timer is due.
-    fn sleep(&mut self) {
-        let now = self.clock.now();
-        if now >= self.timer_due {
-            self.apic.tick(now);
-            self.timer_due = self.apic.next_timer().unwrap_or(u64::MAX);
-            return;
-        }
-        let timeout =
-            (self.timer_due != u64::MAX).then(|| Duration::from_nanos(self.timer_due - now));
-        self.mmu.leave();
-        self.wake.sleep(timeout);
-        self.mmu.enter();
     }
 
     fn crash_report(&mut self) -> Crash {

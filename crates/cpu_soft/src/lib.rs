@@ -31,6 +31,7 @@ mod exec;
 mod far;
 mod flags;
 mod fpu;
+mod halt;
 mod interrupt;
 mod jumps;
 mod mem;
