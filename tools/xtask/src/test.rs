@@ -31,6 +31,27 @@ fn step(title: &str, program: &str, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Has the processor's own tests run with the interpreter; else they run with all code translated.
+fn with_interpreter(runner: &[&str]) -> Result<()> {
+    println!("== tests of the interpreter");
+    let runner: Vec<&str> = runner
+        .iter()
+        .copied()
+        .filter(|a| *a != "--workspace")
+        .collect();
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let status = Command::new(cargo)
+        .args(runner)
+        .args(["-p", "umbra-cpu-soft"])
+        .env("UMBRA_PROCESSOR", "interpreter")
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("tests of the interpreter: UMBRA_PROCESSOR=interpreter, umbra-cpu-soft: {status}");
+    }
+    Ok(())
+}
+
 fn has_nextest() -> bool {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     Command::new(cargo)
@@ -153,6 +174,7 @@ pub fn run(rest: &[&str]) -> Result<()> {
     } else {
         println!("SKIPPED fuzz targets: libFuzzer needs a C++ compiler (apt-get install g++)");
     }
+    with_interpreter(runner)?;
     // The runner comes last: its summary is what a reader looks for.
     let missing = missing()?;
     for (module, reason) in &missing {

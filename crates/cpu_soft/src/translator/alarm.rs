@@ -5,6 +5,7 @@
 //! the first processor that asks, and ends with the machine.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -16,6 +17,7 @@ use crate::wake::Waker;
 pub struct Alarm {
     inner: Arc<Inner>,
     clock: Clock,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Inner {
@@ -45,6 +47,7 @@ impl Alarm {
                 changed: Condvar::new(),
             }),
             clock,
+            thread: Mutex::default(),
         })
     }
 
@@ -73,9 +76,12 @@ impl Alarm {
             state.started = true;
             let (inner, clock) = (self.inner.clone(), self.clock);
             let thread = std::thread::Builder::new().name("alarm".into());
-            if let Err(error) = thread.spawn(move || inner.run(clock)) {
+            match thread.spawn(move || inner.run(clock)) {
+                Ok(thread) => *self.thread.lock() = Some(thread),
                 // Timers are then seen whenever the processor leaves translated code.
-                tracing::error!(%error, "no thread for the timers of the processors");
+                Err(error) => {
+                    tracing::error!(%error, "no thread for the timers of the processors");
+                }
             }
         } else if due < state.next {
             self.inner.changed.notify_one();
@@ -87,6 +93,10 @@ impl Drop for Alarm {
     fn drop(&mut self) {
         self.inner.state.lock().over = true;
         self.inner.changed.notify_one();
+        if let Some(thread) = self.thread.lock().take() {
+            // It has nothing that could panic, and nothing else to wait for.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -12,12 +12,14 @@
 
 use std::mem::offset_of;
 
+use super::LONG;
 use super::asm::{Alu, Asm, Mem, Reg, at, cc};
 use super::cache::Cache;
 use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
-use crate::cpu::{Cpu, mode};
+use crate::cpu::Cpu;
 use crate::jumps::{JUMP_HASH, TRANSLATED, jump_tag};
 use crate::op::{Leave, Op};
+use crate::tlb::Class;
 
 /// What translated code and the processor tell each other besides registers.
 #[repr(C)]
@@ -218,9 +220,9 @@ unsafe extern "sysv64" fn execute_one(cpu: *mut Cpu, single: *const Single) -> u
     cpu.regs.set_block_rip(single.base);
     let op = &single.ops[0];
     let mut leave = (op.handler.get())(cpu, op);
-    if leave == Leave::On && cpu.shared.stop {
+    if leave == Leave::On && !cpu.may_go_on() {
         cpu.rip = cpu.rip_after(op);
-        leave = Leave::Done;
+        leave = Leave::Look;
     }
     cpu.share();
     leave as u64
@@ -236,6 +238,11 @@ fn pack(rflags: u64) -> u64 {
 }
 
 impl Cpu {
+    /// Whether translated code may follow the instruction that the interpreter has just executed.
+    fn may_go_on(&self) -> bool {
+        !self.shared.stop && self.mode == LONG && self.class != Class::Uncached
+    }
+
     /// Tells translated code the flags and the context.
     fn share(&mut self) {
         if self.pool.take_forgot() {
@@ -256,7 +263,7 @@ impl Cpu {
         self.shared.link = 0;
         self.shared.stop = false;
         self.shared.inside = true;
-        debug_assert_eq!(self.mode, 2);
+        debug_assert_eq!(self.mode, LONG);
         let cpu: *mut Self = self;
         // SAFETY: `code` is that of a living unit of this processor (jumps to others were dropped with
         // them), made for this mode. It touches guest memory through translation caches only, as the
@@ -274,7 +281,6 @@ impl Cpu {
 }
 
 const _: () = assert!(Leave::Done as u8 == 0 && Leave::Fault as u8 == 1 && Leave::Halt as u8 == 3);
-const _: () = assert!(mode::SIZE == 3);
 
 /// Makes this processor forget what it fetched of code that is new under an old address. Such an address
 /// was written through another one, for which the manual asks for a serialising instruction (SDM vol. 3,

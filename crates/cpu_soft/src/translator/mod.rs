@@ -260,8 +260,10 @@ impl Cpu {
             self.forget_code();
         }
         let rip = self.rip;
-        if let Some(code) = self.make_unit(rip) {
-            self.remember_jump(rip, Jump::to_code(code, rip));
+        match self.make_unit(rip) {
+            Some(code) => self.remember_jump(rip, Jump::to_code(code, rip)),
+            // What could not be fetched is no fault of the guest's: it has not executed it.
+            None => self.pending = None,
         }
     }
 
@@ -367,7 +369,7 @@ impl Cpu {
     }
 
     /// Makes sure that translated code is interrupted when the APIC's timer is due.
-    fn set_alarm(&mut self) {
+    pub fn set_alarm(&mut self) {
         if self.alarm_set != self.timer_due {
             self.alarm_set = self.timer_due;
             self.alarm.set(self.id, self.timer_due);
