@@ -1,0 +1,284 @@
+//! What only translated code can get wrong: its links, its look at the clock and at others, code that it
+//! overwrites, the borders of pages. With `UMBRA_PROCESSOR=interpreter` the same must come out.
+#![cfg(target_arch = "x86_64")]
+
+mod bare;
+
+use bare::{CODE, END, IDT, Machine, PAGES, STACK, gate, long};
+use umbra_cpu::Vcpu;
+use umbra_x86::cr4;
+use umbra_x86::rflags::IF;
+use umbra_x86::state::CpuState;
+
+/// Two pages of [`PAGES`], and the frames behind them.
+const P1: u64 = 0x20_0000;
+const P2: u64 = 0x20_1000;
+const FRAME_1: u64 = 0x30_0000;
+const FRAME_2: u64 = 0x28_0000;
+const FRAME_3: u64 = 0x29_0000;
+const PRESENT: u64 = 7;
+const GLOBAL: u64 = 1 << 8;
+
+fn translates() -> bool {
+    std::env::var("UMBRA_PROCESSOR").as_deref() != Ok("interpreter")
+}
+
+fn count(machine: &mut Machine, name: &str) -> u64 {
+    let statistics = machine.vcpu().statistics();
+    let known = statistics.iter().find(|(known, _)| *known == name);
+    known.expect("a counter of that name").1
+}
+
+/// Maps `page` to `frame`.
+fn map(machine: &Machine, page: u64, frame: u64, flags: u64) {
+    let at = PAGES + 8 * (page >> 12 & 0x1ff);
+    machine.write(at, &(frame | PRESENT | flags).to_le_bytes());
+}
+
+/// 64-bit code at `at`, made of pieces.
+fn place(machine: &Machine, at: u64, pieces: &[&[u8]]) {
+    machine.write(at, &pieces.concat());
+}
+
+#[test]
+fn a_loop_leaves_the_interpreter() {
+    let mut machine = Machine::new();
+    let state = long(&machine);
+    // mov ecx, 1000000; add rax, rcx; dec ecx; jnz
+    let code = [
+        0xb9, 0x40, 0x42, 0x0f, 0x00, 0x48, 0x01, 0xc8, 0xff, 0xc9, 0x75, 0xf9,
+    ];
+    place(&machine, CODE, &[&code, &END]);
+    let end = machine.run(&state);
+    assert_eq!(end.state.gpr[0], 500_000_500_000);
+    assert_eq!(end.state.rip, CODE + 12);
+    if translates() {
+        assert!(count(&mut machine, "units translated") > 0);
+        assert!(count(&mut machine, "instructions") < 10_000);
+    }
+}
+
+#[test]
+fn an_access_over_a_border_is_two_accesses() {
+    let mut machine = Machine::new();
+    let mut state = long(&machine);
+    map(&machine, P1, FRAME_1, 0);
+    map(&machine, P2, FRAME_2, 0);
+    machine.write(FRAME_1 + 0xffc, &[1, 2, 3, 4]);
+    machine.write(FRAME_2, &[5, 6, 7, 8]);
+    machine.write(FRAME_2 - 4, &[0xaa; 4]);
+    // mov ecx, 3; mov eax, [rdi]; add rdx, [rsi]; mov [rsi], rbx; mov ebp, [rdi]; dec ecx; jnz
+    let code = [
+        0xb9, 3, 0, 0, 0, 0x8b, 0x07, 0x48, 0x03, 0x16, 0x48, 0x89, 0x1e, 0x8b, 0x2f, 0xff, 0xc9,
+        0x75, 0xf2,
+    ];
+    place(&machine, CODE, &[&code, &END]);
+    state.gpr[7] = P2;
+    state.gpr[6] = P2 - 4;
+    state.gpr[3] = 0x1817_1615_1413_1211;
+    let end = machine.run(&state);
+    let before = 0x0807_0605_0403_0201u64;
+    let expected = before.wrapping_add(state.gpr[3].wrapping_mul(2));
+    assert_eq!(end.state.gpr[2], expected, "{end:?}");
+    assert_eq!(end.state.gpr[5], 0x1817_1615);
+    assert_eq!(machine.read(FRAME_1 + 0xffc), [0x11, 0x12, 0x13, 0x14]);
+    assert_eq!(machine.read(FRAME_2), [0x15, 0x16, 0x17, 0x18]);
+    assert_eq!(machine.read(FRAME_2 - 4), [0xaa; 4]);
+}
+
+/// Two pages jump to each other a hundred times; then the second is another frame, and they do it again,
+/// from the same instruction.
+fn to_and_fro_before_and_after_a_change(flags: u64) {
+    let mut machine = Machine::new();
+    let mut state = long(&machine);
+    state.cr4 |= cr4::PGE;
+    map(&machine, P1, FRAME_1, flags);
+    map(&machine, P2, FRAME_2, flags);
+    let to = |target: u64, next: u64| (target.wrapping_sub(next) as u32).to_le_bytes();
+    // jmp P2; mov [r9], r8; invlpg [rdx]; mov ecx, 100; dec esi; jnz the start
+    let first = [
+        &[0xe9][..],
+        &to(P2, P1 + 5),
+        &[0x4d, 0x89, 0x01, 0x0f, 0x01, 0x3a, 0xb9, 100, 0, 0, 0],
+        &[0xff, 0xce, 0x75, 0xec],
+        &END,
+    ];
+    place(&machine, FRAME_1, &first);
+    // inc eax, or ebx; dec ecx; jnz P1; jmp behind the jump of P1
+    for (frame, register) in [(FRAME_2, 0xc0), (FRAME_3, 0xc3)] {
+        let second = [
+            &[0xff, register, 0xff, 0xc9, 0x0f, 0x85][..],
+            &to(P1, P2 + 10),
+            &[0xe9],
+            &to(P1 + 5, P2 + 15),
+        ];
+        place(&machine, frame, &second);
+    }
+    state.rip = P1;
+    state.gpr[1] = 100;
+    state.gpr[2] = P2;
+    state.gpr[6] = 2;
+    state.gpr[8] = FRAME_3 | PRESENT | flags;
+    state.gpr[9] = PAGES + 8 * (P2 >> 12 & 0x1ff);
+    let end = machine.run(&state);
+    assert_eq!((end.state.gpr[0], end.state.gpr[3]), (100, 100), "{end:?}");
+}
+
+#[test]
+fn invlpg_ends_what_leads_to_the_page() {
+    to_and_fro_before_and_after_a_change(0);
+    to_and_fro_before_and_after_a_change(GLOBAL);
+}
+
+#[test]
+fn an_instruction_that_is_overwritten_is_executed_as_it_is_then() {
+    let mut machine = Machine::new();
+    let state = long(&machine);
+    // mov ecx, 5; mov [the 0 below], cl; mov eax, 0; add ebx, eax; dec ecx; jnz
+    let code = [
+        0xb9, 5, 0, 0, 0, 0x88, 0x0d, 1, 0, 0, 0, 0xb8, 0, 0, 0, 0, 0x01, 0xc3, 0xff, 0xc9, 0x75,
+        0xef,
+    ];
+    place(&machine, CODE, &[&code, &END]);
+    let end = machine.run(&state);
+    assert_eq!(end.state.gpr[3], 15);
+}
+
+#[test]
+fn flags_that_a_check_disturbed_are_there_when_it_fails() {
+    let mut machine = Machine::new();
+    let mut state = long(&machine);
+    // sub eax, 1 (borrows); mov rdx, [rsi], which is not mapped: the flags are those of SUB.
+    place(&machine, CODE, &[&[0x83, 0xe8, 1, 0x48, 0x8b, 0x16]]);
+    state.gpr[6] = 0x4000_0000;
+    let end = machine.run(&state);
+    assert!(end.reason.contains("#PF(0x0) at 0x40000000"), "{end:?}");
+    assert_eq!(end.state.rip, CODE + 3);
+    assert_eq!(end.state.rflags & 0x8d5, 0x95, "CF, PF, AF, SF");
+    // shl eax, 1 leaves nothing to compute them from.
+    let mut machine = Machine::new();
+    let mut state = CpuState {
+        gpr: state.gpr,
+        ..long(&machine)
+    };
+    place(&machine, CODE, &[&[0xd1, 0xe0, 0x48, 0x8b, 0x16]]);
+    state.gpr[0] = 0x8000_0000;
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, CODE + 2);
+    assert_eq!(end.state.rflags & 0x8c5, 0x845, "OF, ZF, PF, CF");
+}
+
+#[test]
+fn an_endless_loop_hears_who_wants_it() {
+    // jmp to itself; jmp rax; call rax and so on down the stack's page, back up by AND.
+    let ways: [&[u8]; 3] = [
+        &[0xeb, 0xfe],
+        &[0xff, 0xe0],
+        &[
+            0x48, 0x81, 0xe4, 0x00, 0xf0, 0xff, 0xff, 0x48, 0x81, 0xcc, 0x00, 0x08, 0x00, 0x00,
+            0xff, 0xd0,
+        ],
+    ];
+    for code in ways {
+        let mut machine = Machine::new();
+        let mut state = long(&machine);
+        place(&machine, CODE, &[code]);
+        state.gpr[0] = CODE;
+        state.gpr[4] = STACK - 0x100;
+        machine.vcpu().set_state(&state).expect("a valid state");
+        let kick = machine.vcpu().kick_handle();
+        let kicker = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            kick.kick();
+        });
+        assert!(machine.go_on(&Quiet).is_none(), "kicked");
+        kicker.join().expect("it only kicks");
+        assert_eq!(machine.vcpu().state().rip & !0xf, CODE, "in the loop");
+    }
+}
+
+struct Quiet;
+
+impl umbra_cpu::Io for Quiet {
+    fn mmio_read(&self, _: umbra_slots::Gpa, data: &mut [u8]) -> umbra_cpu::Served {
+        data.fill(0xff);
+        umbra_cpu::Served::Done
+    }
+    fn mmio_write(&self, _: umbra_slots::Gpa, _: &[u8]) -> umbra_cpu::Served {
+        umbra_cpu::Served::Done
+    }
+    fn port_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn port_write(&self, _: u16, _: &[u8]) {}
+}
+
+const HANDLER: u64 = 0x1_8000;
+const VECTOR: u64 = 0x44;
+
+/// 64-bit mode with a handler for [`VECTOR`] and the local APIC at its place.
+fn with_timer(machine: &Machine) -> CpuState {
+    let mut state = long(machine);
+    let entry = |at: u64, value: u64| machine.write(at, &value.to_le_bytes());
+    entry(0x10_2018, 0x10_5007);
+    entry(0x10_5000 + 8 * (0xfee0_0000 >> 21 & 0x1ff), 0xfee0_0087);
+    machine.descriptor(0x28, 0x00af_9b00_0000_ffff);
+    state.seg[1].selector = 0x28;
+    entry(IDT + 16 * VECTOR, gate(0x28, HANDLER, 0xe, 0));
+    state.idtr.limit = 16 * (VECTOR as u16 + 1) - 1;
+    state.gpr[7] = 0xfee0_0000;
+    state.rflags |= IF;
+    state
+}
+
+/// `mov dword [rdi + register], value`
+fn set(register: u32, value: u32) -> Vec<u8> {
+    [
+        &[0xc7, 0x87][..],
+        &register.to_le_bytes(),
+        &value.to_le_bytes(),
+    ]
+    .concat()
+}
+
+/// A loop that counts RAX, and looks at nothing.
+const COUNT: [u8; 5] = [0x48, 0xff, 0xc0, 0xeb, 0xfb];
+
+#[test]
+fn a_timer_that_a_store_set_ends_a_loop() {
+    let mut machine = Machine::new();
+    let state = with_timer(&machine);
+    machine.apic().mmio_write(0xf0, 0x1ff);
+    place(&machine, HANDLER, &[&END]);
+    // One shot, a nanosecond a count, a millisecond.
+    let code = [
+        set(0x320, VECTOR as u32),
+        set(0x3e0, 0xb),
+        set(0x380, 1_000_000),
+        COUNT.to_vec(),
+    ];
+    place(&machine, CODE, &[&code.concat()]);
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, HANDLER, "{end:?}");
+}
+
+#[test]
+fn a_deadline_that_wrmsr_set_ends_a_loop() {
+    let mut machine = Machine::new();
+    let state = with_timer(&machine);
+    machine.apic().mmio_write(0xf0, 0x1ff);
+    place(&machine, HANDLER, &[&END]);
+    // rdtsc; shl rdx, 32; or rax, rdx; add rax, 1000000; mov rdx, rax; shr rdx, 32; mov ecx, 0x6e0; wrmsr
+    let deadline = [
+        0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0x48, 0x05, 0x40, 0x42, 0x0f, 0x00,
+        0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0xb9, 0xe0, 0x06, 0x00, 0x00, 0x0f, 0x30,
+    ];
+    let code = [
+        set(0x320, 0x4_0000 | VECTOR as u32),
+        deadline.to_vec(),
+        COUNT.to_vec(),
+    ];
+    place(&machine, CODE, &[&code.concat()]);
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, HANDLER, "{end:?}");
+}
