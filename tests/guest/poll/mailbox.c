@@ -4,7 +4,7 @@
 #include "say.h"
 
 /* churn: what the host reads and writes in the mailbox. */
-enum { BEGUN = 0, DONE = 8, STOP = 16, CAPACITY = 24, LOG = 0x1000 };
+enum { BEGUN = 0, DONE = 8, STOP = 16, CAPACITY = 24, LIMIT = 32, LOG = 0x1000 };
 
 /* dirty: the same. */
 enum { REQUEST = 0, COMPLETED = 8, SEED = 24 };
@@ -21,6 +21,13 @@ static u64 wait_for_capacity(u64 mailbox)
     return capacity;
 }
 
+/* Waits until the host lets access `seq` happen, or says to stop. */
+static void wait_for_limit(u64 mailbox, u64 seq)
+{
+    while (seq > read64(mailbox + LIMIT) && !read64(mailbox + STOP))
+        pause();
+}
+
 void churn(const u64 *numbers)
 {
     u64 address = numbers[0], cells = numbers[1], mailbox = numbers[2], seq = 0;
@@ -28,6 +35,7 @@ void churn(const u64 *numbers)
     u64 capacity = wait_for_capacity(mailbox);
     while (capacity) {
         seq++;
+        wait_for_limit(mailbox, seq);
         u64 cell = address + seq % cells * 8;
         write64(mailbox + BEGUN, seq);
         write64(cell, seq);

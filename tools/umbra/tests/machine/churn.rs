@@ -34,8 +34,11 @@ const PAGE: Gpa = Gpa(0xd000_0000);
 const ALIAS: Gpa = Gpa(0x4000_0000);
 const CELLS: u64 = 512;
 const LOG: u64 = MAILBOX + 0x1000;
-/// Entries of the log: more accesses than any guest makes while the host looks away.
+/// Entries of the log: more accesses than the guest may make in a round.
 const CAPACITY: u64 = 1 << 21;
+/// How many accesses the guest may make from each change of the map, and each wait, until the next: a slow
+/// host would find its log overwritten.
+const AHEAD: u64 = 2048;
 
 /// What a fresh page of RAM holds, and what a device answers: numbers that no access has.
 const FRESH: u64 = 1 << 62;
@@ -151,6 +154,7 @@ impl Host {
 
     /// Runs a change of the map; the reign of the last owner ends with it, and another begins.
     fn change(&mut self, owner: Owner, change: impl FnOnce(&Self)) {
+        self.let_on(self.begun());
         change(self);
         let waited = self.begun();
         let (after, published) = *self.moments.last.lock();
@@ -168,9 +172,15 @@ impl Host {
         });
     }
 
+    /// Lets the guest go on to [`AHEAD`] accesses behind `from`.
+    fn let_on(&self, from: u64) {
+        self.set_word(MAILBOX + 32, from + AHEAD);
+    }
+
     /// Waits until some accesses were made since `from`.
     fn wait_for_accesses(&self, from: u64) {
         let start = Instant::now();
+        self.let_on(from + 2);
         while self.done() < from + 2 {
             assert!(
                 start.elapsed() < Duration::from_secs(60),
