@@ -199,7 +199,7 @@ pub struct Cpu {
     pub pauses: u32,
     /// What a restored state has to deliver first.
     pub held: Held,
-    /// x87, MMX and SSE registers.
+    /// x87, MMX and SSE registers. Translated code knows where they are, so the box stays.
     pub fx: Box<FxArea>,
     /// Other model-specific registers.
     pub msrs: Msrs,
@@ -302,6 +302,7 @@ pub struct Parts {
     pub code_port: Arc<CodePort>,
     pub wake: Arc<Waker>,
     pub stubs: Stubs,
+    pub fx: Box<FxArea>,
     pub translator: Translator,
     pub alarm: Arc<Alarm>,
 }
@@ -353,7 +354,7 @@ impl Cpu {
             watch_hits: 0,
             held: Held::default(),
             pauses: 0,
-            fx: Box::new(FxArea::reset()),
+            fx: parts.fx,
             msrs: Msrs::default(),
             cpuid: parts.cpuid,
             activity: if boot {

@@ -164,6 +164,15 @@ impl FxArea {
 }
 
 impl Cpu {
+    /// Tells whether SSE instructions raise nothing, whatever their operands are: the state is available,
+    /// and MXCSR masks all exceptions.
+    pub fn sse_raises_nothing(&self) -> bool {
+        let masks = mxcsr::FLAGS << 7;
+        self.cr0 & (cr0::EM | cr0::TS) == 0
+            && self.cr4 & cr4::OSFXSR != 0
+            && self.fx.mxcsr() & masks == masks
+    }
+
     /// May an SSE instruction execute (SDM vol. 3, 13.1)?
     #[inline(always)]
     pub fn check_sse(&mut self) -> Result<(), Trap> {

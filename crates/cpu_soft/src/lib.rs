@@ -131,10 +131,11 @@ impl SoftVcpu {
         let address_bits = parts.cpuid.get(0x8000_0008, 0).eax & 0xff;
         parts.apic.set_physical_bits(address_bits);
         let code_port = parts.code.attach(wake.clone());
+        let fx = Box::new(fpu::FxArea::reset());
         let translator = match parts.processor {
             Processor::Interpreter => Ok(translator::Translator::off()),
-            Processor::Translator => translator::Translator::new(translator::THRESHOLD),
-            Processor::Eager => translator::Translator::new(1),
+            Processor::Translator => translator::Translator::new(translator::THRESHOLD, &fx),
+            Processor::Eager => translator::Translator::new(1, &fx),
         };
         let translator = translator.map_err(|e| CpuError::Unsupported {
             backend: "software",
@@ -157,6 +158,7 @@ impl SoftVcpu {
             code_port,
             wake,
             stubs,
+            fx,
             translator,
             alarm: parts.alarm,
         });

@@ -492,7 +492,8 @@ fn unit(insn: &Instruction) -> Option<Unit> {
 }
 
 /// SSE instructions that read or write MXCSR.
-fn is_float(insn: &Instruction) -> bool {
+/// Whether MXCSR matters.
+pub fn is_float(insn: &Instruction) -> bool {
     let name = format!("{:?}", insn.mnemonic()).to_lowercase();
     let typed = ["ps", "pd", "ss", "sd"].iter().any(|t| name.ends_with(t));
     let arithmetic = [
@@ -503,7 +504,7 @@ fn is_float(insn: &Instruction) -> bool {
 }
 
 /// Whether a 16-byte memory operand has to be aligned (SDM vol. 1, 10.4.1.2; vol. 2 one by one).
-fn must_align(mnemonic: Mnemonic) -> bool {
+pub fn must_align(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     !matches!(
         mnemonic,

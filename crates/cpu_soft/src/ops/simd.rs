@@ -372,7 +372,7 @@ pub fn maskmovq(cpu: &mut Cpu, op: &Op) -> Leave {
     fx.enter_mmx();
     let (data, mask) = (fx.mmx(op.a), fx.mmx(op.b));
     ok!(cpu, op, store_masked(cpu, op, 0, data, mask));
-    cpu.fx = fx;
+    *cpu.fx = *fx;
     next(cpu, op)
 }
 

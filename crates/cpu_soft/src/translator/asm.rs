@@ -39,6 +39,7 @@ pub enum Alu {
 /// Conditions as in the opcode, those that the surroundings need.
 pub mod cc {
     pub const AE: u8 = 3;
+    pub const E: u8 = 4;
     pub const NE: u8 = 5;
     pub const BE: u8 = 6;
     pub const A: u8 = 7;
@@ -214,6 +215,37 @@ impl Asm {
     /// Loads 16 bits, zero-extended.
     pub fn load16(&mut self, to: Reg, from: Mem) {
         self.rm(4, &[0x0f, 0xb7], to.0, from);
+    }
+
+    /// Loads sixteen bytes.
+    pub fn load_xmm(&mut self, to: u8, from: Mem) {
+        self.rm(4, &[0x0f, 0x10], to, from);
+    }
+
+    /// Stores sixteen bytes.
+    pub fn store_xmm(&mut self, to: Mem, from: u8) {
+        self.rm(4, &[0x0f, 0x11], from, to);
+    }
+
+    /// LDMXCSR.
+    pub fn ldmxcsr(&mut self, from: Mem) {
+        self.rm(4, &[0x0f, 0xae], 2, from);
+    }
+
+    /// STMXCSR.
+    pub fn stmxcsr(&mut self, to: Mem) {
+        self.rm(4, &[0x0f, 0xae], 3, to);
+    }
+
+    /// Stores a constant in a byte.
+    pub fn store_byte_imm(&mut self, to: Mem, value: u8) {
+        self.rm(4, &[0xc6], 0, to);
+        self.code.push(value);
+    }
+
+    /// TEST AL.
+    pub fn test_low(&mut self, bits: u8) {
+        self.bytes(&[0xa8, bits]);
     }
 
     /// LEA of 64 or 32 bits.
@@ -464,6 +496,12 @@ mod tests {
             asm.jmp_through(0x2000);
             asm.call(0x3000);
             asm.neg(1, Reg(5));
+            asm.load_xmm(9, at(Reg(15), 0x130));
+            asm.store_xmm(at(Reg(15), 0x130), 9);
+            asm.ldmxcsr(at(Reg(15), 24));
+            asm.stmxcsr(at(Reg(0), 24));
+            asm.store_byte_imm(at(Reg(4), 0x58), 1);
+            asm.test_low(15);
             asm.cmp_byte_imm(at(Reg(15), 8), 3);
             asm.alu_mem_imm(Alu::Or, at(Reg(15), 0x100), 0x200);
             asm.sar(4, Reg(0), 31);
@@ -499,6 +537,12 @@ mod tests {
                 "jmpq *0x2000",
                 "call 0x0000000000003000",
                 "neg %bpl",
+                "movups 0x130(%r15),%xmm9",
+                "movups %xmm9,0x130(%r15)",
+                "ldmxcsr 0x18(%r15)",
+                "stmxcsr 0x18(%rax)",
+                "movb $1,0x58(%rsp)",
+                "test $0xF,%al",
                 "cmpb $3,8(%r15)",
                 "orl $0x200,0x100(%r15)",
                 "sar $0x1F,%eax",

@@ -7,6 +7,7 @@ use super::emit::Emitter;
 use super::flags::{Effect, Place, Recipe, effect};
 use super::layout::{AX, Home, S0, S1, home, is_high_byte, sized};
 use super::memory::{has_memory, is_plain};
+use super::sse::{is_aligned, is_sse};
 use crate::op::Op;
 
 /// Tells whether `insn` is of a kind that is copied, if its operands allow it.
@@ -58,7 +59,7 @@ fn reads(access: OpAccess) -> bool {
     )
 }
 
-fn writes(access: OpAccess) -> bool {
+pub(super) fn writes(access: OpAccess) -> bool {
     matches!(
         access,
         OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
@@ -87,7 +88,8 @@ impl Emitter<'_> {
             return self.lea(insn);
         }
         let scans = insn.mnemonic() == Mnemonic::Tzcnt && !self.bmi1;
-        if !scans && !is_copied(insn) {
+        let sse = is_sse(insn);
+        if !scans && !sse && !is_copied(insn) {
             return false;
         }
         let Some(plan) = self.plan(insn) else {
@@ -101,6 +103,13 @@ impl Emitter<'_> {
             }
         }
         let resume = self.asm.label();
+        let mut written = 0;
+        if sse {
+            if !self.sse.ready {
+                self.place.secure(&mut self.asm);
+            }
+            written = self.begin_sse(insn, op);
+        }
         if let Some((size, write)) = plan.memory {
             if needs_flags {
                 self.place.save(&mut self.asm);
@@ -111,6 +120,9 @@ impl Emitter<'_> {
             let known = self.address(insn);
             debug_assert!(known, "the plan has asked");
             self.check(size, write, failed);
+            if sse && is_aligned(insn) {
+                self.check_aligned(failed);
+            }
             if plan.second {
                 self.asm.mov(S1, S0);
             }
@@ -135,6 +147,7 @@ impl Emitter<'_> {
         if plan.ax == Some(true) {
             self.asm.mov(AX, S0);
         }
+        self.end_sse(written);
         self.asm.bind(resume);
         if matches!(effect, Effect::Replaces | Effect::Changes) {
             self.place = Place {
@@ -191,13 +204,16 @@ impl Emitter<'_> {
                         return None;
                     }
                     let size = insn.memory_size().size();
-                    if !matches!(size, 1 | 2 | 4 | 8) {
+                    if !(matches!(size, 1 | 2 | 4 | 8) || size == 16 && is_sse(insn)) {
                         return None;
                     }
                     plan.memory = Some((size, writes(info.op_access(i))));
                 }
                 OpKind::Register => {
                     let register = insn.op_register(i);
+                    if register.is_xmm() && is_sse(insn) {
+                        continue;
+                    }
                     if !register.is_gpr() {
                         return None;
                     }

@@ -16,6 +16,7 @@ use super::cache::{Cache, Link};
 use super::flags::{Effect, Place, effect};
 use super::glue::{Glue, Single};
 use super::layout::{Home, S0, S1, frame, home, slot};
+use super::sse::Loaded;
 use crate::op::{Leave, Op};
 
 /// A run of instructions, each with the operation that the interpreter would execute.
@@ -37,8 +38,11 @@ impl Piece {
 
 /// What happens out of line.
 enum Cold {
-    /// The interpreter executes an instruction; the code goes on at the label, if at all.
-    Single(usize, Option<Label>),
+    /// The interpreter executes an instruction; the code goes on at the label, if at all, with this
+    /// loaded.
+    Single(usize, Option<Label>, Loaded),
+    /// The interpreter executes an instruction, and the code is left behind it.
+    Refused(usize),
     /// The code is left before the instruction at this address.
     Attention(u64),
 }
@@ -64,6 +68,10 @@ pub struct Emitter<'a> {
     /// The guest has BMI1.
     pub(super) bmi1: bool,
     glue: Glue,
+    /// Address of the image of the SSE state.
+    pub(super) fx: u64,
+    /// What of it is loaded.
+    pub(super) sse: Loaded,
     colds: Vec<(Label, Place, Cold)>,
     pub(super) tails: Vec<Tail>,
     pub(super) singles: Vec<Single>,
@@ -94,6 +102,7 @@ impl<'a> Emitter<'a> {
         page: (u64, u64),
         count: usize,
         bmi1: bool,
+        fx: u64,
     ) -> Self {
         Self {
             asm: Asm::default(),
@@ -103,9 +112,12 @@ impl<'a> Emitter<'a> {
             cache,
             bmi1,
             glue,
+            fx,
+            sse: Loaded::default(),
             colds: Vec::new(),
             tails: Vec::new(),
-            singles: Vec::with_capacity(count),
+            // One that may be refused, and one whose check may fail.
+            singles: Vec::with_capacity(2 * count),
             page,
             heads: Vec::new(),
             following: None,
@@ -146,6 +158,7 @@ impl<'a> Emitter<'a> {
 
     fn piece(&mut self, piece: &Piece) {
         self.polled = false;
+        self.sse = Loaded::default();
         let poll = poll_place(piece);
         let mut open = true;
         for (i, (insn, op)) in piece.insns.iter().zip(&piece.ops).enumerate() {
@@ -180,10 +193,11 @@ impl<'a> Emitter<'a> {
         let single = self.add_single(op);
         self.call(single);
         self.place = Place::BOTH;
+        self.sse = Loaded::default();
     }
 
     fn add_single(&mut self, op: &Op) -> usize {
-        debug_assert!(
+        assert!(
             self.singles.len() < self.singles.capacity(),
             "they must not move"
         );
@@ -202,8 +216,16 @@ impl<'a> Emitter<'a> {
     pub(super) fn failed(&mut self, op: &Op, resume: Option<Label>) -> Label {
         let single = self.add_single(op);
         let label = self.asm.label();
-        self.colds
-            .push((label, self.place, Cold::Single(single, resume)));
+        let cold = Cold::Single(single, resume, self.sse);
+        self.colds.push((label, self.place, cold));
+        label
+    }
+
+    /// A label for what happens when `op` may raise what translated code does not expect.
+    pub(super) fn refused(&mut self, op: &Op) -> Label {
+        let single = self.add_single(op);
+        let label = self.asm.label();
+        self.colds.push((label, self.place, Cold::Refused(single)));
         label
     }
 
@@ -231,12 +253,20 @@ impl<'a> Emitter<'a> {
             place.host = false;
             place.save(&mut self.asm);
             match cold {
-                Cold::Single(single, resume) => {
+                Cold::Single(single, None, _) => {
                     self.call(single);
-                    match resume {
-                        Some(resume) => self.asm.jmp(resume),
-                        None => self.asm.unreachable(),
-                    }
+                    self.asm.unreachable();
+                }
+                Cold::Single(single, Some(resume), loaded) => {
+                    self.call(single);
+                    self.load_sse(loaded);
+                    self.asm.jmp(resume);
+                }
+                Cold::Refused(single) => {
+                    self.asm.load(S0, frame(slot::CPU));
+                    self.asm.store_byte_imm(at(S0, super::glue::STOP), 1);
+                    self.call(single);
+                    self.asm.unreachable();
                 }
                 Cold::Attention(rip) => self.leave(rip, Leave::Look),
             }

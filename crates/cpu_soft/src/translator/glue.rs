@@ -17,6 +17,7 @@ use super::asm::{Alu, Asm, Mem, Reg, at, cc};
 use super::cache::Cache;
 use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
 use crate::cpu::Cpu;
+use crate::fpu::MXCSR;
 use crate::jumps::{JUMP_HASH, TRANSLATED, jump_tag};
 use crate::op::{Leave, Op};
 use crate::tlb::Class;
@@ -40,6 +41,8 @@ pub struct Shared {
     pub stop: bool,
     /// Translated code is executing.
     pub inside: bool,
+    /// SSE instructions would raise nothing.
+    ready: bool,
 }
 
 /// One instruction that the interpreter executes for translated code.
@@ -88,13 +91,28 @@ fn shared(offset: usize) -> i32 {
 /// Where translated code says through which link it leaves, from the processor's address.
 pub const LINK: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, link)) as i32;
 
+/// Where it is said that SSE instructions would raise nothing, from the processor's address.
+pub const READY: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, ready)) as i32;
+/// Where translated code is told to stop, from the processor's address.
+pub const STOP: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, stop)) as i32;
+
 fn register(number: u8) -> i32 {
     offset_of!(Cpu, regs) as i32 + 8 * i32::from(number)
 }
 
-/// Stores the guest's registers; the processor is at `S1`, the frame `above` bytes above RSP. `S0` is
-/// lost after everything was read from it.
-fn spill(asm: &mut Asm, above: i32) {
+/// Stores the guest's registers, and MXCSR if it is loaded; the processor is at `S1`, the frame `above`
+/// bytes above RSP, the image of the SSE state at `fx`. `S0` is lost.
+fn spill(asm: &mut Asm, above: i32, fx: u64) {
+    let loaded = asm.label();
+    asm.cmp_byte_imm(at(FRAME, slot::FLOAT + above), 0);
+    asm.jcc(cc::E, loaded);
+    asm.store(8, at(FRAME, slot::SAVED + above), S1);
+    asm.imm(S1, fx);
+    asm.stmxcsr(at(S1, MXCSR as i32));
+    asm.ldmxcsr(at(FRAME, slot::MXCSR + above));
+    asm.store_byte_imm(at(FRAME, slot::FLOAT + above), 0);
+    asm.load(S1, at(FRAME, slot::SAVED + above));
+    asm.bind(loaded);
     for number in 0..16 {
         if let Home::Host(reg) = home(number) {
             asm.store(8, at(S1, register(number)), reg);
@@ -132,7 +150,7 @@ fn fill(asm: &mut Asm, above: i32) {
 
 impl Glue {
     /// Makes the fixed code at the start of `cache`.
-    pub fn new(cache: &mut Cache) -> Option<Self> {
+    pub fn new(cache: &mut Cache, fx: u64) -> Option<Self> {
         let mut asm = Asm::default();
         let (out, leave) = (asm.label(), asm.label());
 
@@ -152,6 +170,8 @@ impl Glue {
         asm.store(8, frame(slot::HASH), S0);
         asm.imm(S0, jump_tag(0, 2) ^ TRANSLATED);
         asm.store(8, frame(slot::TAG), S0);
+        asm.store_byte_imm(frame(slot::FLOAT), 0);
+        asm.stmxcsr(frame(slot::MXCSR));
         fill(&mut asm, 0);
         asm.jmp_mem(frame(slot::TEMP));
 
@@ -159,7 +179,7 @@ impl Glue {
         let call = asm.here();
         asm.store(8, at(FRAME, slot::TEMP + 8), S0);
         asm.load(S1, at(FRAME, slot::CPU + 8));
-        spill(&mut asm, 8);
+        spill(&mut asm, 8, fx);
         asm.mov(RDI, S1);
         asm.load(RSI, at(FRAME, slot::TEMP + 8));
         asm.lea(8, FRAME, at(FRAME, -8));
@@ -181,7 +201,7 @@ impl Glue {
         asm.mov(S0, S1);
         asm.load(S1, frame(slot::CPU));
         asm.store(8, at(S1, offset_of!(Cpu, rip) as i32), S0);
-        spill(&mut asm, 0);
+        spill(&mut asm, 0, fx);
         asm.load(S0, frame(slot::TEMP));
         asm.bind(leave);
         asm.lea(8, FRAME, at(FRAME, slot::SIZE));
@@ -250,6 +270,7 @@ impl Cpu {
         }
         self.shared.flags = pack(self.flags.get() | 2);
         self.shared.ctx = std::ptr::from_ref(self.ctx()) as u64;
+        self.shared.ready = self.sse_raises_nothing();
     }
 
     /// Executes translated code at `code`, and whatever it leads to.

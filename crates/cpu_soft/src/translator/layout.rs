@@ -61,8 +61,14 @@ pub mod slot {
     pub const R13: i32 = 48;
     /// Anything within one instruction.
     pub const TEMP: i32 = 72;
+    /// A byte that is not zero while the guest's MXCSR is loaded; behind it, this program's own.
+    pub const FLOAT: i32 = 88;
+    /// This program's MXCSR.
+    pub const MXCSR: i32 = 96;
+    /// A register while another value is needed in it.
+    pub const SAVED: i32 = 104;
     /// Bytes of the frame: a multiple of sixteen, and eight.
-    pub const SIZE: i32 = 88;
+    pub const SIZE: i32 = 120;
 }
 
 /// A place in the frame.

@@ -27,6 +27,7 @@ mod flags;
 mod glue;
 mod layout;
 mod memory;
+mod sse;
 mod stack;
 mod system;
 mod unit;
@@ -37,6 +38,7 @@ use umbra_x86::state::seg;
 
 use crate::code::granules;
 use crate::cpu::{Cpu, Trap, mode};
+use crate::fpu::FxArea;
 use crate::jumps::Jump;
 use crate::raw;
 use crate::tlb::{GLOBAL, LARGE};
@@ -113,13 +115,15 @@ impl Translator {
         }
     }
 
-    /// One that translates a block when it has executed `threshold` times.
+    /// One that translates a block when it has executed `threshold` times, for a processor whose SSE state
+    /// is at `fx` for good.
     ///
     /// # Errors
     /// Where the host refuses executable memory.
-    pub fn new(threshold: u8) -> Result<Self, rustix::io::Errno> {
+    pub fn new(threshold: u8, fx: &FxArea) -> Result<Self, rustix::io::Errno> {
         let mut cache = Cache::new()?;
-        let glue = Glue::new(&mut cache).ok_or(rustix::io::Errno::INVAL)?;
+        let glue =
+            Glue::new(&mut cache, std::ptr::from_ref(fx) as u64).ok_or(rustix::io::Errno::INVAL)?;
         Ok(Self {
             works: Some(Works {
                 cache,
@@ -306,9 +310,10 @@ impl Cpu {
         let (pieces, granules) = self.pieces(rip, gpa & !0xfff, host & !0xfff)?;
         let count = pieces.iter().map(|p| p.insns.len()).sum();
         let bmi1 = self.cpuid.get(7, 0).ebx >> 3 & 1 != 0;
+        let fx = std::ptr::from_ref(&*self.fx) as u64;
         let works = self.translator.works.as_mut()?;
         let page = (rip & !0xfff, gpa & !0xfff);
-        let made = Emitter::new(&mut works.cache, works.glue, page, count, bmi1).run(&pieces);
+        let made = Emitter::new(&mut works.cache, works.glue, page, count, bmi1, fx).run(&pieces);
         let code = works.install(key, granules, made)?;
         let counts = &mut self.translator.counts;
         counts.units += 1;
