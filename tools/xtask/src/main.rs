@@ -21,6 +21,7 @@ usage: cargo xtask TASK
   fuzz [TARGET] [--seconds N]   feed random input to the MMU, the processor, the loaders, virtio
   coverage     lines of slots, mmu and bus that their own tests reach; at least 95 %
   bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg
+  bench processor   a program in a guest, beside QEMU's TCG and natively
   bench io        a guest's disk and network beside QEMU's TCG
   bench startup   process start to the guest's end on KVM, and resident memory, beside QEMU's microvm
   bench mmio   round trips to devices on both backends, while devices come and go

@@ -2,6 +2,8 @@
 
 mod boot;
 mod io;
+mod processor;
+mod program;
 mod startup;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ pub fn run(name: &str) -> Result<()> {
     match name {
         "boot" => boot::run(),
         "io" => io::run(),
+        "processor" => processor::run(),
         "startup" => startup::run(),
         "invalidate" => of_package("umbra-mmu", name),
         "mmio" => of_package("umbra-vmm", name),

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use super::program::Program;
 use super::{fetch, qemu, release_build};
 
 /// Runs of each side; they take turns, and the median counts.
@@ -24,8 +25,6 @@ const PROGRAM: &str = include_str!("load.c");
 const DISK: u64 = 256 << 20;
 /// How long a machine may take, in seconds.
 const PATIENCE: &str = "240";
-/// Program and disk have whole sectors.
-const SECTOR: usize = 4096;
 
 /// What the guest does: each line that matters says what was measured. QEMU's serial port loses some of what
 /// comes before the kernel has it.
@@ -119,25 +118,12 @@ struct Bench {
     folder: PathBuf,
     kernel: PathBuf,
     initrd: PathBuf,
+    program: Program,
 }
 
 impl Bench {
     fn prepare(folder: &Path, kernel: &Path, initrd: &Path) -> Result<Self> {
-        let source = folder.join("load.c");
-        fs::write(&source, PROGRAM)?;
-        let program = folder.join("load");
-        let status = Command::new("gcc")
-            .args(["-O2", "-static", "-o"])
-            .arg(&program)
-            .arg(&source)
-            .status()
-            .context("cannot run gcc")?;
-        if !status.success() {
-            bail!("gcc failed ({status}); are gcc and libc6-dev installed?");
-        }
-        let mut bytes = fs::read(&program)?;
-        bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
-        fs::write(folder.join("program"), bytes)?;
+        let program = Program::build(folder, "load", PROGRAM)?;
         // No piece of it is a hole, or like another one.
         let words = (0..DISK / 8).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
@@ -147,6 +133,7 @@ impl Bench {
             folder: folder.to_owned(),
             kernel: kernel.to_owned(),
             initrd: initrd.to_owned(),
+            program,
         })
     }
 
@@ -158,7 +145,7 @@ impl Bench {
             self.kernel.display(),
             self.initrd.display(),
             disk = self.folder.join("disk").display(),
-            program = self.folder.join("program").display(),
+            program = self.program.disk.display(),
         )
     }
 
@@ -173,7 +160,7 @@ impl Bench {
             self.kernel.display(),
             self.initrd.display(),
             disk = self.folder.join("disk").display(),
-            program = self.folder.join("program").display(),
+            program = self.program.disk.display(),
         )
     }
 
@@ -183,8 +170,9 @@ impl Bench {
             "ip tuntap add t0 mode tap vnet_hdr\n\
              ip addr add 10.9.0.1/24 dev t0\n\
              ip link set t0 up\n\
-             {folder}/load serve 99 &\n\
+             {load} serve 99 &\n\
              {machine} < {folder}/commands\n",
+            load = self.program.path.display(),
             folder = self.folder.display(),
         );
         let output = Command::new("timeout")

@@ -1,0 +1,207 @@
+//! A program that times itself ([work.c](work.c)): on the software processor, on QEMU's TCG, and natively.
+//!
+//! Same binary, same kernel and initramfs, one processor. They take turns; for each figure the median of the
+//! rounds counts, and all three must have computed the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use super::program::Program;
+use super::{fetch, qemu, release_build};
+
+/// Runs of each; the median counts.
+const ROUNDS: usize = 3;
+const KERNEL: &str = "linux-image-cloud-amd64";
+/// How long a machine may take, in seconds.
+const PATIENCE: &str = "240";
+/// What computes, and nothing else.
+const COMPUTE: [&str; 11] = [
+    "integer",
+    "sieve",
+    "sum",
+    "chase-32k",
+    "chase-4m",
+    "scalar-fp",
+    "sse2",
+    "calls",
+    "dispatch",
+    "quicksort",
+    "sha256",
+];
+/// What asks the kernel.
+const SYSTEM: [&str; 5] = ["syscalls", "faults", "fork-exec", "ping-pong", "signals"];
+/// QEMU's serial port loses some of what comes before the kernel has it.
+const COMMANDS: &str = "\
+# some of this may be lost, some of this may be lost
+cat /dev/vda > /tmp/work; chmod +x /tmp/work
+/tmp/work
+poweroff -f
+";
+
+/// What the issue promises, as ratios of times: at most so long beside TCG, and beside the host.
+const COMPUTE_TCG: f64 = 1.0 / 3.0;
+const COMPUTE_NATIVE: f64 = 1.6;
+const SYSTEM_TCG: f64 = 1.0 / 1.5;
+/// No single one may take longer than TCG by more than this.
+const WORST: f64 = 1.05;
+
+/// Runs the benchmark.
+pub fn run() -> Result<()> {
+    let (umbra, qemu) = (release_build()?, qemu()?);
+    let (kernel, initrd) = fetch(&umbra, KERNEL)?;
+    let place = tempfile::tempdir()?;
+    let program = Program::build(place.path(), "work", include_str!("work.c"))?;
+    let commands = place.path().join("commands");
+    fs::write(&commands, COMMANDS)?;
+    let files = Files {
+        kernel,
+        initrd,
+        disk: program.disk,
+        commands,
+    };
+    let (mut ours, mut theirs, mut native) = (Times::default(), Times::default(), Times::default());
+    for round in 1..=ROUNDS {
+        println!("round {round}");
+        native.add("native", &output(&mut Command::new(&program.path), None)?)?;
+        ours.add("umbra", &files.measure(files.ours(&umbra))?)?;
+        theirs.add("qemu tcg", &files.measure(files.theirs(qemu))?)?;
+    }
+    report(&ours, &theirs, &native)
+}
+
+fn report(ours: &Times, theirs: &Times, native: &Times) -> Result<()> {
+    let mut ratios = serde_json::Map::new();
+    let mut targets = serde_json::Map::new();
+    let mut met = true;
+    let mut judge = |name: String, ratio: f64, target: f64| {
+        met &= ratio <= target;
+        ratios.insert(name.clone(), json!((ratio * 100.0).round() / 100.0));
+        targets.insert(name, json!(format!("<={target:.2}")));
+    };
+    for word in COMPUTE.iter().chain(&SYSTEM) {
+        let (mine, tcg, host) = (
+            ours.median(word)?,
+            theirs.median(word)?,
+            native.median(word)?,
+        );
+        println!("{word}: umbra {mine:.3} s, qemu tcg {tcg:.3} s, native {host:.3} s");
+        judge(format!("{word}: umbra/qemu tcg"), mine / tcg, WORST);
+    }
+    let mean = |words: &[&str], rival: &Times| -> Result<f64> {
+        let mut sum = 0.0;
+        for word in words {
+            sum += (ours.median(word)? / rival.median(word)?).ln();
+        }
+        Ok((sum / words.len() as f64).exp())
+    };
+    for (name, words, rival, target) in [
+        ("compute: umbra/qemu tcg", &COMPUTE[..], theirs, COMPUTE_TCG),
+        ("compute: umbra/native", &COMPUTE, native, COMPUTE_NATIVE),
+        ("system: umbra/qemu tcg", &SYSTEM, theirs, SYSTEM_TCG),
+    ] {
+        judge(name.into(), mean(words, rival)?, target);
+    }
+    println!(
+        "{}",
+        json!({"bench": "processor", "ratios": ratios, "targets": targets, "met": met})
+    );
+    Ok(())
+}
+
+/// Seconds by word, and what was computed.
+#[derive(Default)]
+struct Times(BTreeMap<String, (Vec<f64>, String)>);
+
+impl Times {
+    fn add(&mut self, who: &str, text: &str) -> Result<()> {
+        for word in COMPUTE.iter().chain(&SYSTEM) {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(word)?.strip_prefix(": "));
+            let mut parts = line.unwrap_or_default().split_whitespace();
+            let seconds = parts.next().and_then(|seconds| seconds.parse().ok());
+            let (Some(seconds), Some(result)) = (seconds, parts.next()) else {
+                bail!("{who} says nothing of {word}: {text}");
+            };
+            let known = self.0.entry((*word).into());
+            let known = known.or_insert_with(|| (Vec::new(), result.into()));
+            if known.1 != result {
+                bail!("{who} computed {result} for {word}, and {} before", known.1);
+            }
+            known.0.push(seconds);
+        }
+        Ok(())
+    }
+
+    fn result(&self, word: &str) -> Option<&str> {
+        self.0.get(word).map(|(_, result)| result.as_str())
+    }
+
+    fn median(&self, word: &str) -> Result<f64> {
+        let (times, _) = self.0.get(word).context("not measured")?;
+        let mut times = times.clone();
+        times.sort_by(f64::total_cmp);
+        Ok(times[times.len() / 2])
+    }
+}
+
+/// Files for both machines.
+struct Files {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    disk: PathBuf,
+    commands: PathBuf,
+}
+
+impl Files {
+    fn ours(&self, umbra: &Path) -> Command {
+        let mut command = Command::new("timeout");
+        command.arg(PATIENCE).arg(umbra);
+        command.args(["run", "--backend", "soft", "--memory", "512M", "--disk"]);
+        command.arg(format!("{},readonly", self.disk.display()));
+        command.arg("--kernel").arg(&self.kernel);
+        command.arg("--initrd").arg(&self.initrd);
+        command.args(["--cmdline", "console=ttyS0 panic=-1 quiet"]);
+        command
+    }
+
+    fn theirs(&self, qemu: &str) -> Command {
+        let mut command = Command::new("timeout");
+        command.args([
+            PATIENCE, qemu, "-accel", "tcg", "-M", "pc", "-cpu", "qemu64",
+        ]);
+        command.args(["-m", "512", "-display", "none", "-serial", "stdio"]);
+        command.args(["-nodefaults", "-no-reboot", "-drive"]);
+        command.arg(format!(
+            "if=none,id=d,format=raw,readonly=on,file={}",
+            self.disk.display()
+        ));
+        command.args(["-device", "virtio-blk-pci,drive=d"]);
+        command.arg("-kernel").arg(&self.kernel);
+        command.arg("-initrd").arg(&self.initrd);
+        command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+        command
+    }
+
+    fn measure(&self, mut machine: Command) -> Result<String> {
+        output(&mut machine, Some(&self.commands))
+    }
+}
+
+/// Runs a command to its end; returns what it printed.
+fn output(command: &mut Command, input: Option<&Path>) -> Result<String> {
+    command.stdin(match input {
+        Some(path) => Stdio::from(fs::File::open(path)?),
+        None => Stdio::null(),
+    });
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
