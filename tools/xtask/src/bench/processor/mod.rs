@@ -84,6 +84,11 @@ fn report(ours: &Times, theirs: &Times, native: &Times) -> Result<()> {
         targets.insert(name, json!(format!("<={target:.2}")));
     };
     for word in COMPUTE.iter().chain(&SYSTEM) {
+        for (who, other) in [("qemu tcg", theirs), ("the host", native)] {
+            if ours.result(word) != other.result(word) {
+                bail!("umbra and {who} do not agree about {word}");
+            }
+        }
         let (mine, tcg, host) = (
             ours.median(word)?,
             theirs.median(word)?,
