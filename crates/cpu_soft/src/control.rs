@@ -375,9 +375,6 @@ impl Cpu {
     pub fn timer_changed(&mut self) {
         self.timer_due = self.apic.next_timer().unwrap_or(u64::MAX);
         self.budget = 0;
-        if self.shared.inside {
-            self.set_alarm();
-        }
     }
 
     /// Writes the time structure of this processor.

@@ -6,7 +6,7 @@
 //!                        tlb  <── hit ── mem ────────────┘
 //!                                         └── miss ──> umbra-mmu: "where does this land?"
 //! ```
-//! An interpreter: `iced-x86` decodes into blocks of resolved operations that are cached by
+//! An interpreter, and a translator for what is hot. `iced-x86` decodes into blocks of resolved operations that are cached by
 //! physical address, linear address and mode ([`code`]); a handler is one small generic function.
 //! x87, MMX and SSE instructions run on the host processor as one-instruction stubs ([`native`]).
 //! In front of the shadow MMU stand per-processor translation caches ([`tlb`]), which are the TLB
@@ -16,8 +16,8 @@
 //! This crate knows the processor and nothing around it: devices are behind [`umbra_cpu::Io`],
 //! interrupts behind the local APIC, time behind the clock. It must never learn what a bus is.
 //!
-//! Start reading at `exec`, then `mem`, then any file in `ops`. A translator for hot blocks would
-//! stand beside `exec`: it shares decoder, block cache, translation caches and all slow paths.
+//! Start reading at `exec`, then `mem`, then any file in `ops`. [`translator`] stands beside `exec`: it
+//! shares decoder, translation caches and all slow paths.
 #![cfg(target_arch = "x86_64")]
 
 mod backend;

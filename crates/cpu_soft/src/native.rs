@@ -314,7 +314,8 @@ fn reads(access: OpAccess) -> bool {
     )
 }
 
-fn writes(access: OpAccess) -> bool {
+/// Whether an operand that is accessed so may be written.
+pub fn writes(access: OpAccess) -> bool {
     matches!(
         access,
         OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite

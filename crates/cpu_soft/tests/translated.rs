@@ -282,3 +282,18 @@ fn a_deadline_that_wrmsr_set_ends_a_loop() {
     let end = machine.run(&state);
     assert_eq!(end.state.rip, HANDLER, "{end:?}");
 }
+
+#[test]
+fn a_scan_that_finds_nothing_leaves_its_destination() {
+    // bsf r13, rax; bsr r14, rax; and TZCNT, which is BSF for who has no BMI1, of r15.
+    let mut machine = Machine::new();
+    let mut state = long(&machine);
+    let code = [
+        0x4c, 0x0f, 0xbc, 0xe8, 0x4c, 0x0f, 0xbd, 0xf0, 0xf3, 0x4c, 0x0f, 0xbc, 0xf8,
+    ];
+    place(&machine, CODE, &[&code, &END]);
+    state.gpr[13..].copy_from_slice(&[0x1313, 0x1414, 0x1515]);
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, CODE + 13, "{end:?}");
+    assert_eq!(end.state.gpr[13..], [0x1313, 0x1414, 0x1515]);
+}

@@ -161,6 +161,7 @@ impl Cpu {
             rip,
             insns: builder.insns.unwrap_or_default(),
             ops: builder.ops,
+            ended: builder.ended,
         }
     }
 

@@ -1,13 +1,14 @@
 //! Instructions that run as they are: registers renamed, the memory operand replaced.
 
-use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
-use super::asm::{Reg, at};
+use super::asm::Reg;
 use super::emit::Emitter;
 use super::flags::{Effect, Place, Recipe, effect};
 use super::layout::{AX, Home, S0, S1, home, is_high_byte, sized};
 use super::memory::{has_memory, is_plain};
 use super::sse::{is_aligned, is_sse};
+use crate::native::writes;
 use crate::op::Op;
 
 /// Tells whether `insn` is of a kind that is copied, if its operands allow it.
@@ -51,21 +52,6 @@ fn names_ax(insn: &Instruction) -> bool {
         })
 }
 
-/// How an operand is accessed.
-fn reads(access: OpAccess) -> bool {
-    !matches!(
-        access,
-        OpAccess::None | OpAccess::Write | OpAccess::NoMemAccess
-    )
-}
-
-pub(super) fn writes(access: OpAccess) -> bool {
-    matches!(
-        access,
-        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-    )
-}
-
 /// What has to happen around a copied instruction.
 struct Plan {
     bytes: Vec<u8>,
@@ -73,8 +59,10 @@ struct Plan {
     second: bool,
     /// RAX goes in and, if the second is set, out.
     ax: Option<bool>,
-    /// Guest registers of the frame: number, scratch register, to be loaded, to be stored.
-    spilled: Vec<(u8, Reg, bool, bool)>,
+    /// Guest registers of the frame: number, scratch register, to be stored. All are loaded, even those
+    /// that are only written: an instruction may leave them alone (BSF of zero), and what a scratch
+    /// register holds is no business of the guest's.
+    spilled: Vec<(u8, Reg, bool)>,
     /// Size of the memory operand, and whether it is written.
     memory: Option<(usize, bool)>,
     /// Guest registers that are written.
@@ -133,13 +121,11 @@ impl Emitter<'_> {
         if plan.ax.is_some() {
             self.asm.mov(S0, AX);
         }
-        for (number, scratch, load, _) in &plan.spilled {
-            if *load {
-                self.fetch(*scratch, *number);
-            }
+        for (number, scratch, _) in &plan.spilled {
+            self.fetch(*scratch, *number);
         }
         self.asm.bytes(&plan.bytes);
-        for (number, scratch, _, store) in &plan.spilled {
+        for (number, scratch, store) in &plan.spilled {
             if *store {
                 self.put(*number, *scratch);
             }
@@ -227,15 +213,13 @@ impl Emitter<'_> {
                         Home::Host(reg) => reg,
                         Home::Frame(_) => {
                             let access = info.op_access(i);
-                            let load = reads(access) || size < 4 || access == OpAccess::CondWrite;
                             let known = plan.spilled.iter_mut().find(|s| s.0 == number);
                             if let Some(known) = known {
-                                known.2 |= load;
-                                known.3 |= writes(access);
+                                known.2 |= writes(access);
                                 known.1
                             } else {
                                 let scratch = free.pop()?;
-                                plan.spilled.push((number, scratch, load, writes(access)));
+                                plan.spilled.push((number, scratch, writes(access)));
                                 scratch
                             }
                         }
@@ -286,8 +270,6 @@ impl Emitter<'_> {
 
 /// Replaces the memory operand by what `base` points to.
 fn set_base(insn: &mut Instruction, base: Reg) {
-    let operand = at(base, 0);
-    debug_assert!(operand.index.is_none());
     insn.set_memory_base(sized(base, 8));
     insn.set_memory_index(Register::None);
     insn.set_memory_index_scale(1);

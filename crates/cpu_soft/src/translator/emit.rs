@@ -9,7 +9,7 @@
 //! Whenever a check fails, the interpreter executes that one instruction and the code goes on behind it:
 //! what is slow or unusual (a miss, a device, a fault, a page with code) has one implementation.
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
+use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic};
 
 use super::asm::{Asm, Label, Mem, Reg, at, cc};
 use super::cache::{Cache, Link};
@@ -27,6 +27,8 @@ pub struct Piece {
     pub insns: Vec<Instruction>,
     /// The operations.
     pub ops: Vec<Op>,
+    /// The interpreter leaves behind the last one.
+    pub ended: bool,
 }
 
 impl Piece {
@@ -166,7 +168,14 @@ impl<'a> Emitter<'a> {
                 self.poll(insn.ip());
                 self.polled = true;
             }
-            open = self.instruction(insn, op);
+            // What ends a block without being a branch is refused by the interpreter, or halts.
+            let ends = piece.ended && i + 1 == piece.insns.len();
+            open = if ends && insn.flow_control() == FlowControl::Next {
+                self.single(op);
+                true
+            } else {
+                self.instruction(insn, op)
+            };
         }
         if open {
             self.edge(piece.end(), piece.end().wrapping_sub(1));

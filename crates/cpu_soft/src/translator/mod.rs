@@ -373,8 +373,9 @@ impl Cpu {
         glue::serialize();
     }
 
-    /// Makes sure that translated code is interrupted when the APIC's timer is due.
-    pub fn set_alarm(&mut self) {
+    /// Makes sure that translated code is interrupted when the APIC's timer is due. Whatever sets the timer
+    /// (WRMSR, a store to the APIC) leaves translated code, so it is looked at on the way in.
+    fn set_alarm(&mut self) {
         if self.alarm_set != self.timer_due {
             self.alarm_set = self.timer_due;
             self.alarm.set(self.id, self.timer_due);

@@ -89,7 +89,7 @@ impl Emitter<'_> {
             if register.register().is_xmm() {
                 let bit = 1 << register.register().number();
                 used |= bit;
-                if super::copy::writes(register.access()) {
+                if native::writes(register.access()) {
                     written |= bit;
                 }
             }

@@ -66,12 +66,17 @@ impl Emitter<'_> {
         self.address(insn);
         self.check(8, false, failed);
         self.asm.load(S0, at(S0, 0));
+        self.push_scratch(failed);
+        self.asm.bind(resume);
+    }
+
+    /// Pushes what is in `S0`.
+    pub(super) fn push_scratch(&mut self, failed: super::asm::Label) {
         self.asm.store(8, frame(slot::TEMP), S0);
         self.check_push(failed);
         self.asm.load(S1, frame(slot::TEMP));
         self.asm.store(8, at(S0, 0), S1);
         self.asm.lea(8, SP, at(SP, -8));
-        self.asm.bind(resume);
     }
 
     fn pop(&mut self, insn: &Instruction, op: &Op) {

@@ -9,7 +9,7 @@ use umbra_x86::rflags;
 use super::asm::{Alu, Reg, at, cc};
 use super::emit::Emitter;
 use super::flags::Place;
-use super::layout::{AX, Home, S0, S1, SP, frame, home, is_high_byte, slot};
+use super::layout::{AX, Home, S0, S1, frame, home, is_high_byte, slot};
 use super::memory::is_plain;
 use crate::cpu::Cpu;
 use crate::op::Op;
@@ -85,11 +85,7 @@ impl Emitter<'_> {
             .alu_mem(Alu::Or, S0, at(S1, offset_of!(Cpu, sys) as i32));
         let hidden = (rflags::RF | rflags::VM) as i32;
         self.asm.alu_imm(Alu::And, 8, S0, !hidden);
-        self.asm.store(8, frame(slot::TEMP), S0);
-        self.check_push(failed);
-        self.asm.load(S1, frame(slot::TEMP));
-        self.asm.store(8, at(S0, 0), S1);
-        self.asm.lea(8, SP, at(SP, -8));
+        self.push_scratch(failed);
         self.asm.bind(resume);
     }
 

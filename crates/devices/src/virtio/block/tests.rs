@@ -1,5 +1,7 @@
 //! A driver of the block device.
 
+mod hostile;
+
 use std::time::Duration;
 
 use umbra_block::DiskOptions;
@@ -753,53 +755,4 @@ fn check_file(engine: EngineKind, direct: bool) {
     assert!(zeros.iter().all(|byte| *byte == 0), "{engine:?}");
     assert!(rest.iter().all(|byte| *byte == 0x77), "{engine:?}");
     assert_eq!(rig.control.statistics().written_bytes, 4096);
-}
-
-mod hostile {
-    //! Any chain at all.
-
-    use super::*;
-    use proptest::prelude::*;
-
-    fn place() -> impl Strategy<Value = u64> {
-        prop_oneof![
-            Just(HEADER),
-            Just(STATUS),
-            DATA..DATA + 0x1000,
-            RAM - 600..RAM + 10,
-            Just(ROM),
-            any::<u64>(),
-        ]
-    }
-
-    fn len() -> impl Strategy<Value = u32> {
-        prop_oneof![0..20u32, Just(512), Just(1024), 0..5000u32, any::<u32>()]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        /// It is answered or needs a reset, the disk keeps its size, and it works afterwards.
-        #[test]
-        fn any_chain_leaves_a_device_that_works(
-            kind in prop_oneof![0..16u32, any::<u32>()],
-            sector in prop_oneof![0..70u64, any::<u64>()],
-            chain in proptest::collection::vec((place(), len(), any::<bool>()), 1..6),
-            features in any::<bool>(),
-        ) {
-            let features = if features { all() } else { Features::RINGS };
-            let mut rig = Rig::started(BlockOptions::default(), features);
-            rig.header(kind, sector);
-            let last = chain.len() as u16 - 1;
-            for (index, (at, len, write)) in (0..).zip(chain) {
-                let more = if index < last { NEXT } else { 0 };
-                let write = if write { WRITE } else { 0 };
-                rig.driver.describe(index, (at, len, more | write, index + 1));
-            }
-            rig.driver.offer(0);
-            rig.driver.wait(|d| d.used_in(0) == 1 || d.needs_reset());
-            rig.start(Features::RINGS);
-            prop_assert_eq!(rig.disk.bytes().len() as u64, SECTORS * SECTOR);
-            prop_assert_eq!(rig.run(IN, 0, &[(DATA, 512, WRITE)]), (OK, 513));
-        }
-    }
 }
