@@ -79,7 +79,7 @@ impl Msrs {
 /// Counters, for people.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    /// Instructions started (blocks are counted whole).
+    /// Instructions that the interpreter started in blocks of its own (they are counted whole).
     pub instructions: u64,
     /// Blocks decoded.
     pub blocks_decoded: u64,

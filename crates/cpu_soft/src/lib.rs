@@ -196,7 +196,7 @@ impl Vcpu for SoftVcpu {
     fn statistics(&self) -> Statistics {
         let (s, t) = (&self.cpu.stats, &self.cpu.translator.counts);
         vec![
-            ("instructions", s.instructions),
+            ("instructions interpreted", s.instructions),
             ("blocks decoded", s.blocks_decoded),
             ("blocks dropped", s.blocks_dropped),
             ("translation cache misses", s.tlb_misses),

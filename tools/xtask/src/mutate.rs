@@ -15,8 +15,8 @@ use crate::places::root;
 /// A broken rule may well make a test wait for ever.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The whole-machine tests of the command, where `tests` begins with this word.
-const MACHINE: &str = "machine";
+/// Tests that are programs of their own, by the word that `tests` begins with, and their packages.
+const PROGRAMS: [(&str, &str); 2] = [("machine", "umbra"), ("translated", "umbra-cpu-soft")];
 
 /// A rule, and how it is broken.
 #[derive(Debug, Deserialize)]
@@ -69,13 +69,13 @@ impl Mutation {
     fn command(&self, root: &Path) -> Command {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let mut command = Command::new(cargo);
-        let machine = self.tests.starts_with(MACHINE);
+        let first = self.tests.split_whitespace().next().unwrap_or_default();
+        let of_its_own = PROGRAMS.iter().find(|(program, _)| *program == first);
         command.current_dir(root).arg("test");
-        command.args(if machine {
-            &["--test", MACHINE][..]
-        } else {
-            &["--lib"]
-        });
+        match of_its_own {
+            Some((program, _)) => command.args(["--test", program]),
+            None => command.arg("--lib"),
+        };
         // Built once more for each of their mutations, and run for a moment.
         for package in ["umbra-mmu", "umbra-cpu-soft"] {
             let setting = format!("profile.dev.package.{package}.opt-level=1");
@@ -92,7 +92,7 @@ impl Mutation {
         } else {
             command.env("RUSTFLAGS", "-A warnings");
             command.env("CARGO_TARGET_DIR", root.join("target"));
-            let package = if machine { "umbra" } else { package };
+            let package = of_its_own.map_or(package, |(_, package)| package);
             command.args(["--package", package, "--"]);
         }
         command.args(words);

@@ -12,8 +12,11 @@ use super::{fetch, median, qemu, release_build};
 const ROUNDS: usize = 5;
 /// A boot that takes longer has hung.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// What the issue promises: at most four times QEMU's wall time with the interpreter.
-const TARGET: f64 = 4.0;
+/// Kernels, and the most that each may take of QEMU's wall time.
+const KERNELS: [(&str, &str, f64); 2] = [
+    ("6.1", "linux-image-cloud-amd64", 0.6),
+    ("6.12", "linux-image-6.12-cloud-amd64", 1.0),
+];
 /// The init of the demo's RAM disk powers off at once when told so.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 rdinit=/bin/busybox -- poweroff -f";
 
@@ -22,10 +25,9 @@ pub fn run() -> Result<()> {
     let umbra = release_build()?;
     let qemu = qemu()?;
     let mut ratios = serde_json::Map::new();
-    for (label, package) in [
-        ("6.1", "linux-image-cloud-amd64"),
-        ("6.12", "linux-image-6.12-cloud-amd64"),
-    ] {
+    let mut targets = serde_json::Map::new();
+    let mut met = true;
+    for (label, package, target) in KERNELS {
         let (kernel, initrd) = fetch(&umbra, package)?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for round in 1..=ROUNDS {
@@ -71,18 +73,11 @@ pub fn run() -> Result<()> {
             );
         }
         let ratio = median(&mut ours).as_secs_f64() / median(&mut theirs).as_secs_f64();
-        ratios.insert(
-            format!("{label}: umbra/qemu-tcg"),
-            json!((ratio * 100.0).round() / 100.0),
-        );
+        let name = format!("{label}: umbra/qemu-tcg");
+        ratios.insert(name.clone(), json!((ratio * 100.0).round() / 100.0));
+        targets.insert(name, json!(format!("<={target}")));
+        met &= ratio <= target;
     }
-    let met = ratios
-        .values()
-        .all(|r| r.as_f64().is_some_and(|r| r <= TARGET));
-    let targets: serde_json::Map<_, _> = ratios
-        .keys()
-        .map(|k| (k.clone(), json!(format!("<={TARGET}"))))
-        .collect();
     println!(
         "{}",
         json!({"bench": "boot", "ratios": ratios, "targets": targets, "met": met})
