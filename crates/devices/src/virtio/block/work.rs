@@ -195,32 +195,49 @@ impl Work {
         Ok(())
     }
 
-    /// Gives what the engine has done to the driver.
+    /// Gives what the engine has done to the driver. What the engine has said is said once: a driver that
+    /// has broken its rings is told of nothing more, but every flight has ended.
     fn complete(&mut self, memory: &DmaMemory) -> Result<(), QueueError> {
-        for Completion { tag, result } in self.engine.completed() {
-            let slot = usize::try_from(tag).ok();
-            let flight = slot.and_then(|slot| self.flights.get_mut(slot)?.take());
-            let flight = flight.expect("an engine completes what it was given, once");
-            self.free.push(tag as usize);
-            self.shared
-                .overdue
-                .completed(&self.shared.name, flight.begun);
-            let status = match result {
-                Ok(()) => {
-                    self.shared.counters.done(flight.kind, flight.bytes);
-                    Status::Ok
-                }
-                Err(error) => {
-                    let name = &self.shared.name;
-                    self.shared.counters.failed(name, flight.kind, &error);
-                    Status::IoErr
-                }
-            };
-            let [done, failed] = flight.written;
-            let written = if status == Status::Ok { done } else { failed };
-            self.answer(memory, flight.head, flight.status, status, written)?;
+        let mut told = Ok(());
+        for completion in self.engine.completed() {
+            let (flight, result) = self.land(completion);
+            if told.is_ok() {
+                told = self.tell(memory, &flight, result);
+            }
         }
-        Ok(())
+        told
+    }
+
+    /// Takes a request that the engine has done out of those in flight.
+    fn land(&mut self, Completion { tag, result }: Completion) -> (Flight, io::Result<()>) {
+        let slot = usize::try_from(tag).ok();
+        let flight = slot.and_then(|slot| self.flights.get_mut(slot)?.take());
+        let flight = flight.expect("an engine completes what it was given, once");
+        self.free.push(tag as usize);
+        (flight, result)
+    }
+
+    /// Tells the driver how a request has ended.
+    fn tell(
+        &mut self,
+        memory: &DmaMemory,
+        flight: &Flight,
+        result: io::Result<()>,
+    ) -> Result<(), QueueError> {
+        let name = &self.shared.name;
+        self.shared.overdue.completed(name, flight.begun);
+        let [done, failed] = flight.written;
+        let (status, written) = match result {
+            Ok(()) => {
+                self.shared.counters.done(flight.kind, flight.bytes);
+                (Status::Ok, done)
+            }
+            Err(error) => {
+                self.shared.counters.failed(name, flight.kind, &error);
+                (Status::IoErr, failed)
+            }
+        };
+        self.answer(memory, flight.head, flight.status, status, written)
     }
 
     fn answer(
@@ -341,11 +358,11 @@ impl Work {
             false => self.halt.deadline(),
         };
         let mut cancelled = false;
-        // A fault may have come between a request and its beginning.
-        if let Err(error) = self.engine.kick() {
-            tracing::debug!(%error, "a stopping device cannot begin its last requests");
-        }
         while !self.is_idle() {
+            // A fault may have come between a request and its beginning, or the host has put it off.
+            if let Err(error) = self.engine.kick() {
+                tracing::debug!(%error, "a stopping device cannot begin its last requests");
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() && std::mem::replace(&mut cancelled, true) {
                 return;
@@ -365,8 +382,7 @@ impl Work {
     fn complete_last(&mut self, broken: bool) {
         if broken {
             for completion in self.engine.completed() {
-                self.flights[completion.tag as usize] = None;
-                self.free.push(completion.tag as usize);
+                let _ = self.land(completion);
             }
             return;
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use umbra_slots::{HugePages, RamOptions, RamRegion};
 
 fn place() -> impl Strategy<Value = u64> {
     prop_oneof![
@@ -42,5 +43,40 @@ proptest! {
         rig.start(Features::RINGS);
         prop_assert_eq!(rig.disk.bytes().len() as u64, SECTORS * SECTOR);
         prop_assert_eq!(rig.run(IN, 0, &[(DATA, 512, WRITE)]), (OK, 513));
+    }
+}
+
+/// Requests that the host has done while the driver broke the place of an answer: those behind it in the same
+/// batch have ended, too. A device that forgets them waits for them at the reset, and gives up.
+#[test]
+fn an_answer_that_cannot_be_given_loses_no_other() {
+    const GOES: u64 = 0x30_0000;
+    for _ in 0..20 {
+        let mut rig = Rig::started(BlockOptions::default(), all());
+        let space = rig.driver.memory.space.clone();
+        let options = RamOptions {
+            len: 0x1000,
+            huge: HugePages::No,
+            prefault: false,
+        };
+        let page = RamRegion::new(options).unwrap();
+        let added = space.update("test", |map| {
+            map.add_ram(Gpa(GOES), page, 0, 0x1000, Flags::default())
+        });
+        let id = added.unwrap().wait();
+        rig.disk.hold(true);
+        rig.header(FLUSH_REQUEST, 0);
+        for head in [0, 2, 4, 6] {
+            rig.driver.describe(head, (HEADER, 16, NEXT, head + 1));
+            rig.driver.describe(head + 1, (GOES, 1, WRITE, 0));
+            rig.driver.offer(head);
+        }
+        // Until all of them are with the disk.
+        std::thread::sleep(Duration::from_millis(20));
+        space.update("test", |map| map.remove(id)).unwrap().wait();
+        rig.disk.hold(false);
+        rig.driver.wait(Driver::needs_reset);
+        rig.start(Features::RINGS);
+        assert_eq!(rig.run(IN, 0, &[(DATA, 512, WRITE)]), (OK, 513));
     }
 }
