@@ -49,7 +49,7 @@ use vm_memory::{
 
 use crate::snapshot::GuestMemory;
 use crate::volatile::volatile;
-use crate::{AddressSpace, Dma, Gpa, GpaRange, RamTarget, Snapshot, Target};
+use crate::{AddressSpace, Dma, Gpa, GpaRange, Hold, RamTarget, Snapshot, Target};
 
 /// Where a device takes its memory from.
 #[derive(Clone)]
@@ -70,6 +70,11 @@ impl DmaSpace {
             map: self.space.load_full(),
             dma: self.dma.clone(),
         }
+    }
+
+    /// Holds the map still, see [`AddressSpace::hold`].
+    pub fn hold(&self) -> Hold<'_> {
+        self.space.hold()
     }
 
     /// Returns the way that copies.

@@ -57,6 +57,15 @@ pub enum SlotError {
         #[source]
         source: std::io::Error,
     },
+    /// Whoever follows the map refuses this change.
+    #[error("{who} does not take the change")]
+    Follower {
+        /// Who.
+        who: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// No such slot.
     #[error("there is no slot {0}")]
     NoSuchSlot(SlotId),

@@ -28,6 +28,26 @@ impl Features {
         Self(1 << number)
     }
 
+    /// Returns the set of these bits, 0 to 63.
+    pub const fn from_low(bits: u64) -> Self {
+        Self(bits as u128)
+    }
+
+    /// Returns bits 0 to 63.
+    pub const fn low(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// Returns what is in this set and not in `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Returns what is in both sets.
+    pub const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// Returns the union of both sets.
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -75,6 +95,14 @@ mod tests {
         let words: Vec<_> = (0..5).map(|select| set.word(select)).collect();
         assert_eq!(words, [1, 1, 0, 1 << 31, 0]);
         assert_eq!(set.word(u32::MAX), 0);
+    }
+
+    #[test]
+    fn the_lower_half_is_64_bits_of_the_set() {
+        let set = Features::from_low(1 << 63 | 5).with(Features::bit(64));
+        assert_eq!(set.low(), 1 << 63 | 5);
+        assert_eq!(set.without(Features::bit(2)).low(), 1 << 63 | 1);
+        assert_eq!(set.without(set), Features::NONE);
     }
 
     #[test]
