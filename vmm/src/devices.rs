@@ -33,9 +33,10 @@ use umbra_devices::virtio::MemControl;
 use umbra_irq::Line;
 use umbra_pci::{Address, RootBus, Unplugged};
 use umbra_slots::{AddressSpace, DmaSpace};
+use umbra_vhost::BackEndState;
 use umbra_virtio::{PciTransport, Transport};
 
-use crate::build::{self, Control, Helper, HighMemory, Surroundings};
+use crate::build::{self, Control, Helper, HighMemory, Surroundings, Vhost};
 use crate::console::Output;
 use crate::error::{AddError, BuildError, RemoveError};
 use crate::layout;
@@ -69,6 +70,8 @@ pub struct VirtioInfo {
     pub pci_device: Option<u8>,
     /// A driver has started it.
     pub in_use: bool,
+    /// How its back end is, if it has one.
+    pub back_end: Option<BackEndState>,
 }
 
 /// What the devices' thread and everybody else share.
@@ -124,6 +127,8 @@ struct Pci {
     thread: Option<JoinHandle<()>>,
     /// Where memory is that comes with them.
     high: Arc<HighMemory>,
+    /// What devices of back ends have in common.
+    vhost: Vhost,
 }
 
 /// All of them.
@@ -187,6 +192,7 @@ impl Devices {
                 leavers: Some(leavers),
                 thread: Some(thread),
                 high,
+                vhost: Vhost::default(),
             };
             Self {
                 backend,
@@ -210,6 +216,10 @@ impl Devices {
             kind: device.spec.kind.name(),
             pci_device: device.address.map(Address::device),
             in_use: device.transport.is_active(),
+            back_end: match &device.control {
+                Some(Control::VhostUser(control)) => Some(control.state()),
+                _ => None,
+            },
         };
         self.shared.state.lock().devices.iter().map(info).collect()
     }
@@ -289,6 +299,7 @@ impl Devices {
             space: &self.space,
             high: &pci.high,
             output: &pci.output,
+            vhost: &pci.vhost,
         };
         let made = build::make(spec, &around)?;
         let memory = DmaSpace::new(self.space.clone(), self.backend.dma());

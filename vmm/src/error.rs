@@ -11,6 +11,7 @@ use umbra_devices::virtio::console::ListenError;
 use umbra_devices::virtio::vsock::VsockError;
 use umbra_net::{PasstError, StreamError, TapError};
 use umbra_slots::{RamError, SlotError};
+use umbra_vhost::BackEndError;
 
 /// Why a specification cannot be a machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +125,18 @@ pub enum PlanError {
     SecondVsock {
         /// The device.
         id: String,
+    },
+    /// A device of a back end that there cannot be.
+    #[error("the {what} of {id:?} is {value}; it can be {allowed}")]
+    VhostUser {
+        /// The device.
+        id: String,
+        /// What is wrong.
+        what: &'static str,
+        /// What was asked for.
+        value: String,
+        /// What it could be.
+        allowed: &'static str,
     },
     /// Persistent memory of a size that no guest could map.
     #[error(
@@ -309,6 +322,15 @@ pub enum BuildError {
         /// Why not.
         #[source]
         source: VsockError,
+    },
+    /// A back end cannot be used.
+    #[error("the vhost-user device {id:?} cannot be made")]
+    VhostUser {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: BackEndError,
     },
     /// There is no memory that could come and go.
     #[error("the memory {id:?} cannot be made")]

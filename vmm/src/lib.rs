@@ -62,8 +62,8 @@ pub use policy::{Outcome, Paused};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
     DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec, Module, NetHost,
-    NetSpec, PmemSpec, PortEnd, PortSpec, Processor, Spec, Verify, VirtioKind, VirtioSpec,
-    VsockSpec,
+    NetSpec, PmemSpec, PortEnd, PortSpec, Processor, Spec, Verify, VhostKind, VhostUserSpec,
+    VirtioKind, VirtioSpec, VsockSpec,
 };
 
 pub use build::probe;
@@ -76,3 +76,4 @@ pub use umbra_devices::virtio::mem::SizeError;
 pub use umbra_devices::virtio::net::NetStatistics;
 pub use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};
 pub use umbra_net::MacError;
+pub use umbra_vhost::{BackEndError, BackEndState};

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use umbra_boot::layout::MIN_RAM;
 use umbra_devices::virtio::vsock::VSOCK_PATH_MAX;
 use umbra_devices::virtio::{Console, Mem, Net, Pmem, Vsock};
+use umbra_vhost::TAG_MAX;
 
 use crate::error::PlanError;
 use crate::layout;
 use crate::spec::{
     Backend, BalloonSpec, ConsoleSpec, MemSpec, NetHost, NetSpec, PmemSpec, PortEnd, Spec, Verify,
-    VirtioKind, VirtioSpec, VsockSpec,
+    VhostKind, VhostUserSpec, VirtioKind, VirtioSpec, VsockSpec,
 };
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
@@ -20,6 +21,12 @@ const MAX_MEMORY: u64 = 1 << 39;
 
 /// The smallest MTU of a network device (virtio 1.3, 5.1.4.1).
 const MIN_MTU: u16 = 68;
+
+/// Bytes of a path that is a unix socket.
+const MAX_SOCKET: usize = 107;
+
+/// Queues of a device that is elsewhere.
+const MAX_QUEUES: u16 = 64;
 
 /// Bytes of a device's name.
 const MAX_ID: usize = 64;
@@ -121,15 +128,74 @@ pub fn check_virtio<'a>(
             VirtioKind::Net(net) => check_net(id, net)?,
             VirtioKind::Pmem(pmem) => check_pmem(id, pmem)?,
             VirtioKind::Mem(mem) => check_mem(id, mem)?,
-            VirtioKind::Vsock(_) if std::mem::replace(&mut has_vsock, true) => {
+            kind if is_vsock(kind) && std::mem::replace(&mut has_vsock, true) => {
                 return Err(PlanError::SecondVsock { id: id.clone() });
             }
             VirtioKind::Vsock(vsock) => check_vsock(id, vsock)?,
+            VirtioKind::VhostUser(vhost) => check_vhost_user(id, vhost)?,
             VirtioKind::Balloon(balloon) => check_balloon(id, balloon, memory)?,
             VirtioKind::Console(console) => ports.check(id, console)?,
         }
     }
     Ok(())
+}
+
+/// Tells whether a guest would take it for its socket device.
+fn is_vsock(kind: &VirtioKind) -> bool {
+    match kind {
+        VirtioKind::Vsock(_) => true,
+        VirtioKind::VhostUser(vhost) => vhost.kind.id() == Vsock::ID,
+        _ => false,
+    }
+}
+
+fn check_vhost_user(id: &str, vhost: &VhostUserSpec) -> Result<(), PlanError> {
+    let refused = |what, value: String, allowed| {
+        Err(PlanError::VhostUser {
+            id: id.to_owned(),
+            what,
+            value,
+            allowed,
+        })
+    };
+    let len = vhost.socket.as_os_str().len();
+    if !(1..=MAX_SOCKET).contains(&len) {
+        return Err(PlanError::SocketPath {
+            id: id.to_owned(),
+            len,
+            max: MAX_SOCKET,
+        });
+    }
+    match &vhost.kind {
+        VhostKind::Fs { tag: Some(tag) } if !(1..=TAG_MAX).contains(&tag.len()) => {
+            return refused("tag", format!("{tag:?}"), "1 to 36 bytes");
+        }
+        VhostKind::Other { id, .. } if !(1..=63).contains(id) => {
+            return refused("device type", id.to_string(), "1 to 63");
+        }
+        VhostKind::Other { config_len, .. } if *config_len > 256 => {
+            return refused(
+                "length of the configuration",
+                config_len.to_string(),
+                "0 to 256",
+            );
+        }
+        _ => {}
+    }
+    let least = if vhost.kind.queues() == 1 { 1 } else { 2 };
+    match (vhost.queues, vhost.queue_size) {
+        (Some(queues), _) if !(least..=MAX_QUEUES).contains(&queues) => refused(
+            "number of queues",
+            queues.to_string(),
+            "1 to 64, and 2 or more but for a disk",
+        ),
+        (_, Some(size)) if !size.is_power_of_two() || size > 1024 => refused(
+            "size of a queue",
+            size.to_string(),
+            "a power of two up to 1024",
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn check_vsock(id: &str, vsock: &VsockSpec) -> Result<(), PlanError> {
@@ -389,6 +455,59 @@ mod tests {
             Plan::new(two),
             Err(PlanError::SecondVsock { id: "w".into() })
         );
+    }
+
+    #[test]
+    fn a_device_of_a_back_end_has_a_socket_and_queues_that_can_be() {
+        let fs = |tag: &str| VhostKind::Fs {
+            tag: Some(tag.into()),
+        };
+        let other = |id, config_len| VhostKind::Other { id, config_len };
+        let with = |vhost| Plan::new(Spec::new("kernel").virtio("v", VirtioKind::VhostUser(vhost)));
+        let kinds = [
+            (VhostKind::Block, None),
+            (fs("x"), None),
+            (fs(""), Some("tag")),
+            (fs(&"x".repeat(37)), Some("tag")),
+            (other(63, 256), None),
+            (other(0, 0), Some("device type")),
+            (other(64, 0), Some("device type")),
+            (other(4, 257), Some("length of the configuration")),
+        ];
+        for (kind, wrong) in kinds {
+            let refused = match with(VhostUserSpec::new(kind, "/s")) {
+                Err(PlanError::VhostUser { what, .. }) => Some(what),
+                other => other.map(|_| None).unwrap(),
+            };
+            assert_eq!(refused, wrong);
+        }
+        let queues = [
+            (Some(1), None, true),
+            (Some(64), Some(1024), true),
+            (Some(0), None, false),
+            (Some(65), None, false),
+            (None, Some(0), false),
+            (None, Some(96), false),
+            (None, Some(2048), false),
+        ];
+        for (queues, queue_size, good) in queues {
+            let spec = VhostUserSpec {
+                queues,
+                queue_size,
+                ..VhostUserSpec::new(VhostKind::Block, "/s")
+            };
+            assert_eq!(with(spec).is_ok(), good, "{queues:?} {queue_size:?}");
+        }
+        for len in [0, 108] {
+            let refused = with(VhostUserSpec::new(VhostKind::Block, "x".repeat(len)));
+            assert!(matches!(refused, Err(PlanError::SocketPath { .. })));
+        }
+        let vsock = VirtioKind::VhostUser(VhostUserSpec::new(VhostKind::Vsock, "/s"));
+        let two = Spec::new("kernel")
+            .virtio("v", vsock.clone())
+            .virtio("w", vsock);
+        let second = PlanError::SecondVsock { id: "w".into() };
+        assert_eq!(Plan::new(two), Err(second));
     }
 
     #[test]

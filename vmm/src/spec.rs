@@ -8,6 +8,7 @@ pub use umbra_cpu_soft::Processor;
 pub use umbra_devices::virtio::block::Cache;
 pub use umbra_devices::virtio::{Bucket, Limits};
 pub use umbra_net::Mac;
+pub use umbra_vhost::Kind as VhostKind;
 
 /// Which processor executes the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,6 +108,8 @@ pub enum VirtioKind {
     Net(NetSpec),
     /// Sockets between programs of the guest and of the host.
     Vsock(VsockSpec),
+    /// A device whose work is done by another process.
+    VhostUser(VhostUserSpec),
     /// A memory balloon.
     Balloon(BalloonSpec),
     /// Consoles, and ports of bytes.
@@ -125,6 +128,7 @@ impl VirtioKind {
             Self::Block(_) => "blk",
             Self::Net(_) => "net",
             Self::Vsock(_) => "vsock",
+            Self::VhostUser(_) => "vhost-user",
             Self::Balloon(_) => "balloon",
             Self::Console(_) => "console",
             Self::Pmem(_) => "pmem",
@@ -247,6 +251,32 @@ pub struct VsockSpec {
     /// A unix socket that is made: programs connect there, and say `CONNECT PORT`. Who serves port N for the
     /// guest has a unix socket at this path with `_N` behind it.
     pub path: PathBuf,
+}
+
+/// A device whose work is done by a vhost-user back end, which is there before the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhostUserSpec {
+    /// Which device it is.
+    pub kind: VhostKind,
+    /// The unix socket at which the back end listens.
+    pub socket: PathBuf,
+    /// Its queues; as many as one processor needs if there is no number. A file system has one more than
+    /// processors use at a time.
+    pub queues: Option<u16>,
+    /// Descriptors of each queue, a power of two up to 1024; what is usual if there is no number.
+    pub queue_size: Option<u16>,
+}
+
+impl VhostUserSpec {
+    /// A device with the usual queues.
+    pub fn new(kind: VhostKind, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            kind,
+            socket: socket.into(),
+            queues: None,
+            queue_size: None,
+        }
+    }
 }
 
 /// A memory balloon: by it the guest lends memory to the host.

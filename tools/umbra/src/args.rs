@@ -23,6 +23,7 @@ mod mem;
 mod net;
 mod pmem;
 mod port;
+mod vhost_user;
 mod vsock;
 
 /// Runs microVMs anywhere, with or without KVM
@@ -175,6 +176,12 @@ pub struct MachineArgs {
     /// is made; who connects there says "CONNECT PORT", and who serves port N listens at PATH_N
     #[arg(long, value_name = "cid=N,path=PATH", value_parser = vsock::parse)]
     pub vsock: Option<vsock::Vsock>,
+    /// Add a device whose work is done by a vhost-user back end, which has to be there already: block, fs
+    /// (tag=NAME to mount it by, if the back end does not say), net (mac=ADDRESS), vsock, or device=TYPE with
+    /// config=BYTES of configuration; then socket=PATH at which the back end listens, queues=N, queue-size=N,
+    /// id=NAME; may be repeated
+    #[arg(long, value_name = "KIND,socket=PATH[,KEY=VALUE...]", value_parser = vhost_user::parse)]
+    pub vhost_user: Vec<vhost_user::VhostUser>,
     /// Add a file of the host as persistent memory (virtio-pmem), /dev/pmem0 in the guest: PATH, whose size is
     /// a multiple of 2M, then readonly, size=SIZE, id=NAME; may be repeated
     #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = pmem::parse)]
@@ -353,11 +360,14 @@ impl MachineArgs {
             .zip(&self.pmem)
             .map(|(number, pmem)| pmem.device(number));
         let mems = (0..).zip(&self.mem).map(|(number, mem)| mem.device(number));
+        let vhosts = (0..).zip(&self.vhost_user);
+        let vhosts = vhosts.map(|(number, vhost)| vhost.device(number));
         let vsock = self.vsock.as_ref().map(vsock::Vsock::device);
         let balloon = self.balloon.as_ref().map(balloon::Balloon::device);
         let consoles = console::devices(&self.console);
         disks
             .chain(nets)
+            .chain(vhosts)
             .chain(pmems)
             .chain(mems)
             .chain(rng)

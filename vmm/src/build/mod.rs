@@ -11,6 +11,7 @@ mod mem;
 mod memory;
 mod pci;
 mod pmem;
+mod vhost;
 mod virtio;
 mod vsock;
 
@@ -37,6 +38,7 @@ use crate::spec::Spec;
 
 pub use backend::probe;
 pub use high::HighMemory;
+pub use vhost::Vhost;
 pub use virtio::{Control, Helper, Surroundings, make};
 
 /// Builds the machine.

@@ -15,11 +15,13 @@ use umbra_devices::virtio::{
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
+use umbra_vhost::VhostUserControl;
 use umbra_virtio::{Device, MmioTransport};
 
 use super::high::{HighMemory, Shown};
 use super::mem::{self, HotMemory};
-use super::{balloon, console, pmem, vsock};
+use super::vhost::Vhost;
+use super::{balloon, console, pmem, vhost, vsock};
 use crate::console::Output;
 use crate::devices::Attached;
 use crate::error::{BuildError, NetError};
@@ -71,6 +73,8 @@ pub struct Surroundings<'a> {
     pub high: &'a Arc<HighMemory>,
     /// Where the machine's console is shown.
     pub output: &'a Output,
+    /// What devices of back ends have in common.
+    pub vhost: &'a Vhost,
 }
 
 /// A device that has no place yet, and what it has outside.
@@ -107,6 +111,8 @@ pub enum Control {
     Block(BlockControl),
     /// A network interface.
     Net(NetControl),
+    /// A device of a back end.
+    VhostUser(VhostUserControl),
 }
 
 /// Says where the devices behind memory will be.
@@ -156,6 +162,7 @@ pub fn add(
         space,
         high: &high,
         output,
+        vhost: &Vhost::default(),
     };
     let mut attached = Vec::new();
     for (number, (wanted, place)) in spec.virtio.iter().zip(places(spec)).enumerate() {
@@ -210,6 +217,13 @@ pub fn make(wanted: &VirtioSpec, around: &Surroundings<'_>) -> Result<Made, Buil
             }
         }
         VirtioKind::Vsock(spec) => Made::plain(vsock::device(id, spec)?),
+        VirtioKind::VhostUser(spec) => {
+            let device = vhost::device(id, spec, around)?;
+            Made {
+                control: Some(Control::VhostUser(device.control())),
+                ..Made::plain(device)
+            }
+        }
         VirtioKind::Console(spec) => {
             let (device, control, input) = console::make(id, spec, around.output)?;
             Made {

@@ -1,0 +1,109 @@
+//! Why a back end cannot be used.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use umbra_virtio::Features;
+
+/// Why a back end cannot be used, or not any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackEndError {
+    /// Nobody answers at the socket.
+    #[error("no back end answers at {}: start it first, with this socket", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It did not answer in time. The connection has been cut.
+    #[error("the back end has not answered {request} within {} ms", after.as_millis())]
+    Late {
+        /// What was asked.
+        request: &'static str,
+        /// How long it had.
+        after: Duration,
+    },
+    /// It has closed the connection while nothing was asked.
+    #[error("the back end has closed the connection, or has died")]
+    Closed,
+    /// It has closed the connection, or the host has.
+    #[error("the back end is gone: its connection broke in {request}")]
+    Gone {
+        /// What was asked last.
+        request: &'static str,
+    },
+    /// It said no.
+    #[error("the back end refuses {request}")]
+    Refused {
+        /// What was asked.
+        request: &'static str,
+    },
+    /// It answered something that is no answer.
+    #[error("the back end answers {request} with what is no answer: {what}")]
+    Wrong {
+        /// What was asked.
+        request: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// It lacks what a device needs.
+    #[error("the back end lacks {0}")]
+    Lacks(&'static str),
+    /// It came back with less than the device has offered.
+    #[error("the back end offers {offered:?} now, and the guest was offered {needed:?}")]
+    Less {
+        /// What it offers.
+        offered: Features,
+        /// What is needed.
+        needed: Features,
+    },
+    /// It has fewer queues than are asked for.
+    #[error("the back end has {offered} queues, and {wanted} are asked for")]
+    Queues {
+        /// How many are needed.
+        wanted: u16,
+        /// How many it has.
+        offered: u64,
+    },
+    /// The guest's memory is in more pieces than it takes.
+    #[error("the back end takes {max} pieces of memory at most, and the guest has {needed}")]
+    Pieces {
+        /// The limit.
+        max: usize,
+        /// How many there are.
+        needed: usize,
+    },
+    /// It has written something into the rings that is nothing.
+    #[error("the back end has broken its rings")]
+    Ring(#[from] RingError),
+    /// The host refused something.
+    #[error("the host refused {what}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// Its error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a device has written into a used ring and must not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RingError {
+    /// More is used than was lent.
+    #[error("the used index went on by {by}, and {lent} chains were lent")]
+    Index {
+        /// By how many.
+        by: u16,
+        /// How many it could be.
+        lent: u16,
+    },
+    /// A chain is used that nobody has lent.
+    #[error("chain {0} was used, and is not lent")]
+    NotLent(u32),
+}

@@ -1,0 +1,114 @@
+//! The thread that watches a back end: hears what it asks for, sees it go, and finds it again.
+//!
+//! ```text
+//!   connected   poll(stop, lost, connection hangs up, back end asks)
+//!                 config changed   read it; tell the driver if it is another one
+//!                 hung up          lost; look for it
+//!   lost        connect, every 10 ms at first, then every 50: it is found within 100 ms of coming back
+//!                 it offers what the driver has agreed on: the relay begins anew
+//! ```
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use umbra_virtio::Event;
+
+use crate::channel::Channel;
+use crate::user::Shared;
+use crate::{BackEndError, Deadlines};
+
+/// How long is waited between two looks at the socket of a back end that is gone.
+const SOON: Duration = Duration::from_millis(10);
+/// The same when it has been gone for a while.
+const LATER: Duration = Duration::from_millis(50);
+/// How long it is looked for often.
+const WHILE: Duration = Duration::from_secs(10);
+/// How long nothing more is heard of a back end that has asked for something: one that asks without end
+/// interrupts the guest a hundred times a second and no more.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Watches a device's back end until `stop` is signalled.
+pub fn keep(shared: &Shared, deadlines: &Arc<Deadlines>, stop: &Event) {
+    loop {
+        let go_on = match shared.link.channel() {
+            Some(channel) => watch(shared, &channel, stop),
+            None => find(shared, deadlines, stop),
+        };
+        if !go_on {
+            return;
+        }
+    }
+}
+
+/// Waits for something to happen on a connection. `false` if it is time to stop.
+fn watch(shared: &Shared, channel: &Arc<Channel>, stop: &Event) -> bool {
+    let (hung_up, asked) = channel.with_requests(|requests| {
+        let hang_up = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+        let mut watched = vec![
+            PollFd::new(stop, PollFlags::IN),
+            PollFd::new(shared.link.lost(), PollFlags::IN),
+            PollFd::from_borrowed_fd(channel.socket(), PollFlags::RDHUP),
+        ];
+        watched.extend(requests.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        // A signal, or no memory: it is looked again.
+        let _ = poll(&mut watched, None);
+        let asked = watched.get(3).is_some_and(|fd| !fd.revents().is_empty());
+        (watched[2].revents().intersects(hang_up), asked)
+    });
+    if stop.take() {
+        return false;
+    }
+    shared.link.lost().take();
+    if hung_up {
+        shared.link.lose(channel, &BackEndError::Closed);
+        return true;
+    }
+    if !asked {
+        return true;
+    }
+    if let Err(error) = hear(shared, channel) {
+        shared.link.lose(channel, &error);
+    }
+    sleep(stop, PAUSE)
+}
+
+/// Does what the back end asks for.
+fn hear(shared: &Shared, channel: &Channel) -> Result<(), BackEndError> {
+    if channel.take_requests()?.config_changed {
+        shared.refresh_config(channel)?;
+    }
+    Ok(())
+}
+
+/// Looks for the back end until it is there. `false` if it is time to stop.
+fn find(shared: &Shared, deadlines: &Arc<Deadlines>, stop: &Event) -> bool {
+    let begin = Instant::now();
+    loop {
+        match shared.connect(deadlines) {
+            Ok(channel) => {
+                shared.link.set(channel);
+                shared.news.signal();
+                return true;
+            }
+            // It is just not there.
+            Err(BackEndError::Connect { .. }) => {}
+            Err(error) => shared.link.not_found(&error),
+        }
+        let pause = match begin.elapsed() < WHILE {
+            true => SOON,
+            false => LATER,
+        };
+        if !sleep(stop, pause) {
+            return false;
+        }
+    }
+}
+
+/// Sleeps, unless it is time to stop: then it returns `false`.
+fn sleep(stop: &Event, time: Duration) -> bool {
+    let timeout = Timespec::try_from(time).expect("it is a fraction of a second");
+    // After a signal it has slept less.
+    let _ = poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&timeout));
+    !stop.take()
+}

@@ -1,0 +1,45 @@
+//! Virtio devices whose work is done outside of the monitor: in another process (vhost-user).
+//!
+//! ```text
+//!   guest's driver ── rings ──> VhostUser: relay ── rings of ours ──> back end
+//!                                  │                                     │ reads and writes the guest's
+//!                                  │ connection: features, configuration │ buffers by itself
+//!                                  'keeper'── unix socket ───────────────'
+//!   AddressSpace::update ── Hub ── pieces of memory ─────────────────────^
+//! ```
+//! A [`VhostUser`] is a virtio device as any other. Its back end is found at a unix socket, says what it
+//! offers, and is given guest memory and queues. It may die and come back ([`BackEndState`]): the guest waits.
+//!
+//! **Memory.** A back end maps guest memory slot by slot, and every change of the map reaches it in the right
+//! order: see [`Hub`], of which each machine has one.
+//!
+//! **Rings.** A back end works on rings of the monitor's own and never sees the guest's: see the module of the
+//! relay for what that is good for.
+//!
+//! **A back end is hostile**, as is the guest. It can read and write all guest memory that a device could; that
+//! is what it is for. It cannot reach memory of the monitor, break the guest's rings, or make anybody wait for
+//! more than five seconds; what it says wrongly costs it its connection.
+//!
+//! Not here: packed queues, descriptors by IOMMU, memory that only may be read (a request with a buffer there
+//! is a fault of the driver's, as one outside of memory is), migration of a back end's state.
+#![deny(unsafe_code)]
+
+mod channel;
+mod deadlines;
+mod error;
+mod hub;
+mod keeper;
+mod kind;
+mod link;
+mod relay;
+mod requests;
+mod ring;
+mod table;
+mod user;
+
+pub use deadlines::Deadlines;
+pub use error::{BackEndError, RingError};
+pub use hub::Hub;
+pub use kind::{Kind, TAG_MAX};
+pub use link::BackEndState;
+pub use user::{VhostUser, VhostUserControl, VhostUserOptions};

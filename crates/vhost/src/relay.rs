@@ -1,0 +1,391 @@
+//! The thread between a guest's queues and those of a back end.
+//!
+//! ```text
+//!   guest's ring ── pop, check ──> requests ── lend ──> our ring ──> back end
+//!   guest's ring <── push, interrupt ── mark what was written <── take back ──┘
+//! ```
+//! The back end never sees the guest's rings. It works on rings of the monitor's own, which lead to the
+//! guest's buffers, and so:
+//!
+//! * **What is written is followed.** The software processor keeps decoded code and shadow page tables, and a
+//!   write that comes from another process is seen by nobody. Here it is known which buffers a request may
+//!   write, and all of them are marked before the guest hears that the request is done. The same marks are the
+//!   dirty log's.
+//! * **A back end that dies loses nothing.** What it had is known here and is lent to the next one again, in the
+//!   order in which the guest had made it available. A request that was done, but not yet reported, is done
+//!   twice: for a disk that is the same as once, since the guest does not touch a sector that it is waiting
+//!   for.
+//! * **Neither end can break the other one's rings.** The guest's are checked as for every device; a back
+//!   end's answers are checked against what it was lent.
+//!
+//! It costs one more thread on the way. Every connection gets rings in new memory: a back end that was given up
+//! may still write into the old ones.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use umbra_slots::{DmaMemory, DmaSpace};
+use umbra_virtio::{
+    Alarm, ChainBuffer, Event, Fault, Features, Interrupt, Notifications, Queue, QueueError,
+};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, Permissions};
+
+use crate::channel::Channel;
+use crate::link::Started;
+use crate::ring::{Ring, RingFeatures, RingMemory};
+use crate::user::Shared;
+use crate::{BackEndError, RingError};
+
+/// A request that the guest has made, and that is not done.
+#[derive(Clone, Debug)]
+pub struct Request {
+    head: u16,
+    buffers: Vec<ChainBuffer>,
+    /// Bytes that may be written.
+    room: u64,
+}
+
+/// Requests of one queue that are not done, in their order.
+pub type Requests = Vec<Request>;
+
+/// What the thread leaves behind.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// The queues.
+    pub queues: Vec<Queue>,
+    /// What is not done, by queue.
+    pub requests: BTreeMap<u16, Requests>,
+}
+
+/// What the thread works with.
+pub struct Relay {
+    shared: Arc<Shared>,
+    /// What the driver has accepted, as far as it concerns the back end.
+    features: Features,
+    memory: DmaSpace,
+    interrupt: Arc<Interrupt>,
+    lanes: Vec<Lane>,
+    /// The connection on which the rings are.
+    on: Option<Arc<Channel>>,
+}
+
+/// A queue of the guest's, and what is behind it.
+struct Lane {
+    queue: Queue,
+    ring: Option<Ring>,
+    kick: Arc<Event>,
+    call: Arc<Event>,
+    /// What was taken from the guest, by its turn.
+    requests: BTreeMap<usize, Request>,
+    next: usize,
+    /// What of it is not lent yet.
+    waiting: VecDeque<usize>,
+    is_due: bool,
+}
+
+/// Why a lane does not go on.
+enum Stop {
+    Guest(QueueError),
+    BackEnd(RingError),
+}
+
+impl From<QueueError> for Stop {
+    fn from(error: QueueError) -> Self {
+        Self::Guest(error)
+    }
+}
+
+impl From<RingError> for Stop {
+    fn from(error: RingError) -> Self {
+        Self::BackEnd(error)
+    }
+}
+
+impl Relay {
+    /// Makes one for queues, and what is left of them from before.
+    ///
+    /// # Errors
+    /// If the host refuses events.
+    pub fn new(
+        shared: Arc<Shared>,
+        (features, memory): (Features, DmaSpace),
+        interrupt: Arc<Interrupt>,
+        mut left: Left,
+    ) -> io::Result<Self> {
+        let queues = std::mem::take(&mut left.queues);
+        let lanes = queues.into_iter().map(|queue| {
+            let requests = left.requests.remove(&queue.index());
+            Lane::new(queue, requests.unwrap_or_default())
+        });
+        Ok(Self {
+            shared,
+            features,
+            memory,
+            interrupt,
+            lanes: lanes.collect::<io::Result<_>>()?,
+            on: None,
+        })
+    }
+
+    /// Works until it is stopped.
+    pub fn run(mut self, stop: &Event) -> Left {
+        let _alarm = Alarm(self.interrupt.clone());
+        let fault = self.work(stop).err();
+        if let Some(fault) = &fault {
+            fault.tell(self.shared.link.name(), &self.interrupt);
+        }
+        self.shared.link.stop();
+        if fault.is_none() {
+            self.finish();
+        }
+        let mut left = Left::default();
+        for lane in self.lanes {
+            let requests: Vec<_> = lane.requests.into_values().collect();
+            left.requests.insert(lane.queue.index(), requests);
+            left.queues.push(lane.queue);
+        }
+        left
+    }
+
+    /// Gives the guest what was done until the back end stopped.
+    fn finish(&mut self) {
+        let memory = self.memory.memory();
+        for lane in &mut self.lanes {
+            if let Err(Stop::Guest(error)) = lane.collect(&memory, &self.interrupt) {
+                tracing::debug!(%error, "a stopping device cannot complete a request");
+            }
+        }
+    }
+
+    fn work(&mut self, stop: &Event) -> Result<(), Fault> {
+        loop {
+            self.connect();
+            self.serve()?;
+            if self.wait(stop)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until there is something to do; `true` if it is time to stop.
+    fn wait(&mut self, stop: &Event) -> io::Result<bool> {
+        let mut watched = vec![
+            PollFd::new(stop, PollFlags::IN),
+            PollFd::new(&self.shared.news, PollFlags::IN),
+        ];
+        for lane in &self.lanes {
+            watched.push(PollFd::new(&**lane.queue.event(), PollFlags::IN));
+            watched.push(PollFd::new(&*lane.call, PollFlags::IN));
+        }
+        let now = rustix::event::Timespec::default();
+        let is_due = self.lanes.iter().any(|lane| lane.is_due);
+        match poll(&mut watched, is_due.then_some(&now)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for lane in &mut self.lanes {
+            // Both, always.
+            lane.is_due |= lane.queue.event().take() | lane.call.take();
+        }
+        self.shared.news.take();
+        Ok(stop.take())
+    }
+
+    /// Begins anew if there is another connection than that on which the rings are.
+    fn connect(&mut self) {
+        let Some(channel) = self.shared.link.channel() else {
+            return;
+        };
+        if self.on.as_ref().is_some_and(|on| Arc::ptr_eq(on, &channel)) {
+            return;
+        }
+        self.on = Some(channel.clone());
+        if let Err(error) = self.start(&channel) {
+            // Unless it is the keeper that knows already.
+            self.shared.link.lose(&channel, &error);
+        }
+    }
+
+    fn start(&mut self, channel: &Arc<Channel>) -> Result<(), BackEndError> {
+        let offered = channel.offer().features;
+        let rings = RingFeatures {
+            indirect: offered.has(Features::INDIRECT_DESC),
+            event_idx: offered.has(Features::EVENT_IDX),
+        };
+        let sizes: Vec<_> = self.lanes.iter().map(Lane::size).collect();
+        let memory = RingMemory::new(&sizes)?;
+        let started = self.lanes.iter_mut().enumerate();
+        let started: Vec<_> = started
+            .map(|(at, lane)| lane.begin(Ring::new(&memory, at, rings)))
+            .collect();
+        let ring_bits = Features::INDIRECT_DESC.with(Features::EVENT_IDX);
+        let features = self.features.with(offered.common(ring_bits));
+        let map = self.memory.hold();
+        let link = &self.shared.link;
+        link.start(&map, channel, features, (memory.piece(), started))
+    }
+
+    fn serve(&mut self) -> Result<(), Fault> {
+        // Dropped before the next wait: who takes memory away finds nobody that keeps it.
+        let memory = self.memory.memory();
+        let mut broken = None;
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_due) {
+            lane.is_due = false;
+            match lane.serve(&memory, &self.interrupt) {
+                Ok(()) => {}
+                Err(Stop::Guest(error)) => return Err(error.into()),
+                Err(Stop::BackEnd(error)) => broken = Some(error),
+            }
+        }
+        if let (Some(error), Some(on)) = (broken, &self.on) {
+            for lane in &mut self.lanes {
+                lane.ring = None;
+            }
+            self.shared.link.lose(on, &error.into());
+        }
+        Ok(())
+    }
+}
+
+impl Lane {
+    fn new(queue: Queue, requests: Requests) -> io::Result<Self> {
+        let next = requests.len();
+        Ok(Self {
+            queue,
+            ring: None,
+            kick: Arc::new(Event::new()?),
+            call: Arc::new(Event::new()?),
+            requests: requests.into_iter().enumerate().collect(),
+            next,
+            waiting: VecDeque::new(),
+            is_due: true,
+        })
+    }
+
+    fn size(&self) -> u16 {
+        self.queue.state().size
+    }
+
+    /// Takes a ring that nobody has used, and lends it everything that is not done.
+    fn begin(&mut self, ring: Ring) -> Started {
+        let started = Started {
+            index: self.queue.index(),
+            place: ring.place(),
+            kick: self.kick.clone(),
+            call: self.call.clone(),
+        };
+        self.ring = Some(ring);
+        self.waiting = self.requests.keys().copied().collect();
+        self.lend();
+        self.is_due = true;
+        started
+    }
+
+    /// Lends what waits, as far as there is room.
+    fn lend(&mut self) {
+        let Some(ring) = &mut self.ring else {
+            return;
+        };
+        while let Some(turn) = self.waiting.front()
+            && ring.lend(*turn, &self.requests[turn].buffers)
+        {
+            self.waiting.pop_front();
+        }
+        if ring.publish() {
+            self.kick.signal();
+        }
+    }
+
+    fn serve(&mut self, memory: &DmaMemory, interrupt: &Interrupt) -> Result<(), Stop> {
+        if self.ring.is_none() {
+            return Ok(());
+        }
+        self.collect(memory, interrupt)?;
+        // What came back has left room.
+        self.lend();
+        self.take(memory)?;
+        self.lend();
+        if self.ring.as_mut().is_some_and(|ring| ring.expect(true)) {
+            self.is_due = true;
+        }
+        Ok(())
+    }
+
+    /// Gives the guest what the back end has done.
+    fn collect(&mut self, memory: &DmaMemory, interrupt: &Interrupt) -> Result<(), Stop> {
+        let Some(ring) = &mut self.ring else {
+            return Ok(());
+        };
+        ring.expect(false);
+        let mut done = false;
+        while let Some((turn, written)) = ring.take_back()? {
+            let request = self.requests.remove(&turn);
+            let request = request.expect("what is lent is not done, and comes back once");
+            request.mark(memory);
+            let written = u64::from(written).min(request.room);
+            self.queue.push(memory, request.head, written as u32)?;
+            done = true;
+        }
+        if done && self.queue.needs_interrupt(memory)? {
+            interrupt.used_buffers(self.queue.index());
+        }
+        Ok(())
+    }
+
+    /// Takes what the guest has made available, as long as no more than a ring full of it is not done.
+    fn take(&mut self, memory: &DmaMemory) -> Result<(), QueueError> {
+        self.queue.expect(memory, Notifications::Unwanted)?;
+        while self.requests.len() < usize::from(self.size()) {
+            let Some(chain) = self.queue.pop(memory)? else {
+                self.is_due |= self.queue.expect(memory, Notifications::Wanted)?;
+                return Ok(());
+            };
+            let request = Request::new(chain.head(), chain.buffers()?, memory)?;
+            self.requests.insert(self.next, request);
+            self.waiting.push_back(self.next);
+            self.next += 1;
+        }
+        // What comes back is a reason to look again.
+        Ok(())
+    }
+}
+
+impl Request {
+    /// Checks that all of it is memory that the back end has.
+    fn new(
+        head: u16,
+        mut buffers: Vec<ChainBuffer>,
+        memory: &DmaMemory,
+    ) -> Result<Self, QueueError> {
+        // Empty ones say nothing, and not every back end takes them.
+        if buffers.iter().any(|buffer| buffer.len != 0) {
+            buffers.retain(|buffer| buffer.len != 0);
+        }
+        for buffer in &buffers {
+            let (at, len) = (GuestAddress(buffer.at.0), buffer.len as usize);
+            // All of its memory can be written, see `pieces_of`.
+            if !memory.check_range(at, len, Permissions::ReadWrite) {
+                let source = GuestMemoryError::InvalidGuestAddress(at);
+                return Err(QueueError::Memory { head, source });
+            }
+        }
+        let writable = buffers.iter().filter(|buffer| buffer.is_writable);
+        let room = writable.map(|buffer| u64::from(buffer.len)).sum();
+        Ok(Self {
+            head,
+            buffers,
+            room,
+        })
+    }
+
+    /// Marks all that may have been written: a back end may write more than it tells of (virtio 1.3, 2.7.8.2).
+    fn mark(&self, memory: &DmaMemory) {
+        for buffer in self.buffers.iter().filter(|buffer| buffer.is_writable) {
+            memory.mark_dirty(buffer.at.0 as usize, buffer.len as usize);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! A device whose work is done by a vhost-user back end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use umbra_virtio::{
+    ActivateError, Activation, Device, Event, Features, Interrupt, Queue, Worker, read_config,
+};
+
+use crate::channel::Channel;
+use crate::keeper::keep;
+use crate::link::{BackEndState, Link};
+use crate::relay::{Left, Relay};
+use crate::{BackEndError, Deadlines, Hub, Kind};
+
+/// How a device's back end is found, and what it is.
+#[derive(Clone, Debug)]
+pub struct VhostUserOptions {
+    /// What the device is called, for the log.
+    pub name: String,
+    /// The unix socket at which the back end listens.
+    pub socket: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// Its queues; `None` for as many as one processor needs.
+    pub queues: Option<u16>,
+    /// Descriptors of each, a power of two; `None` for as many as are usual.
+    pub queue_size: Option<u16>,
+    /// How long the back end is waited for at the beginning.
+    pub wait: Duration,
+}
+
+/// The device.
+pub struct VhostUser {
+    shared: Arc<Shared>,
+    features: Features,
+    sizes: Vec<u16>,
+    /// Stops when it is dropped.
+    _keeper: Worker<()>,
+    relay: Option<Worker<Left>>,
+    /// What was not done when the device was stopped last.
+    left: Left,
+}
+
+/// What the device's threads know.
+pub struct Shared {
+    /// The connection.
+    pub link: Arc<Link>,
+    /// Signalled when there is a new one.
+    pub news: Event,
+    socket: PathBuf,
+    kind: Kind,
+    queues: u16,
+    /// What the back end must offer: what the device has offered the driver.
+    needed: Features,
+    config: Mutex<Config>,
+    /// While the device is active.
+    interrupt: Mutex<Option<Arc<Interrupt>>>,
+}
+
+struct Config {
+    bytes: Vec<u8>,
+    generation: u32,
+}
+
+impl VhostUser {
+    /// Connects to a back end, and makes its device.
+    ///
+    /// # Errors
+    /// If the back end is not there in time, or is of no use for such a device.
+    pub fn connect(options: VhostUserOptions, hub: &Arc<Hub>) -> Result<Self, BackEndError> {
+        let channel = Arc::new(find(&options, hub.deadlines())?);
+        let VhostUserOptions { name, kind, .. } = options;
+        let offer = *channel.offer();
+        let queues = count_queues(&kind, options.queues, offer.queues)?;
+        if kind.has_their_config() && !offer.has_config {
+            return Err(BackEndError::Lacks(
+                "VHOST_USER_PROTOCOL_F_CONFIG, and the device has a configuration",
+            ));
+        }
+        let config = read_config_of(&kind, &channel, queues)?;
+        let features = kind.features(offer.features, queues, &config);
+        let host = |what| move |source| BackEndError::Host { what, source };
+        let shared = Arc::new(Shared {
+            link: Link::new(&name, &options.socket, channel.clone())?,
+            news: Event::new().map_err(host("an event"))?,
+            socket: options.socket,
+            queues,
+            needed: kind.theirs(features),
+            config: Mutex::new(Config {
+                bytes: config,
+                generation: 0,
+            }),
+            interrupt: Mutex::default(),
+            kind,
+        });
+        hub.join(&shared.link);
+        let (theirs, deadlines) = (shared.clone(), hub.deadlines().clone());
+        let keeper = Worker::start("vhost-keeper", move |stop| keep(&theirs, &deadlines, stop));
+        let size = options.queue_size;
+        let size = size.unwrap_or_else(|| shared.kind.queue_size());
+        Ok(Self {
+            features: features.with(Features::RINGS),
+            sizes: vec![size; queues.into()],
+            _keeper: keeper.map_err(host("a thread"))?,
+            relay: None,
+            left: Left::default(),
+            shared,
+        })
+    }
+
+    /// Returns what tells how the back end is.
+    pub fn control(&self) -> VhostUserControl {
+        VhostUserControl(self.shared.clone())
+    }
+}
+
+/// Waits for a back end to be there.
+fn find(options: &VhostUserOptions, deadlines: &Arc<Deadlines>) -> Result<Channel, BackEndError> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let begin = Instant::now();
+    loop {
+        match Channel::open(&options.socket, deadlines) {
+            Err(BackEndError::Connect { .. }) if begin.elapsed() < options.wait => sleep(PAUSE),
+            found => return found,
+        }
+    }
+}
+
+/// Says how many queues a device has.
+fn count_queues(
+    kind: &Kind,
+    wanted: Option<u16>,
+    offered: Option<u64>,
+) -> Result<u16, BackEndError> {
+    let wanted = wanted.unwrap_or_else(|| kind.queues()).max(1);
+    match offered {
+        Some(offered) if offered < u64::from(wanted) => match kind {
+            // Events of a socket device are rare, and not every back end has them.
+            Kind::Vsock if offered == 2 => Ok(wanted),
+            _ => Err(BackEndError::Queues { wanted, offered }),
+        },
+        _ => Ok(wanted),
+    }
+}
+
+/// Reads the configuration that a driver sees.
+fn read_config_of(kind: &Kind, channel: &Channel, queues: u16) -> Result<Vec<u8>, BackEndError> {
+    if !kind.has_their_config() {
+        return Ok(kind.our_config(queues));
+    }
+    let mut bytes = channel.config(kind.config_len())?;
+    kind.adapt_config(&mut bytes, queues);
+    Ok(bytes)
+}
+
+impl Shared {
+    /// Connects again, and looks whether the back end is still one for this device.
+    pub fn connect(&self, deadlines: &Arc<Deadlines>) -> Result<Arc<Channel>, BackEndError> {
+        let channel = Channel::open(&self.socket, deadlines)?;
+        let offered = channel.offer().features;
+        if !offered.has(self.needed) {
+            let needed = self.needed;
+            return Err(BackEndError::Less { offered, needed });
+        }
+        count_queues(&self.kind, Some(self.queues), channel.offer().queues)?;
+        self.refresh_config(&channel)?;
+        Ok(Arc::new(channel))
+    }
+
+    /// Reads the configuration, and tells the driver if it has changed.
+    pub fn refresh_config(&self, channel: &Channel) -> Result<(), BackEndError> {
+        let bytes = read_config_of(&self.kind, channel, self.queues)?;
+        {
+            let mut config = self.config.lock();
+            if config.bytes == bytes {
+                return Ok(());
+            }
+            config.bytes = bytes;
+            config.generation = config.generation.wrapping_add(1);
+        }
+        if let Some(interrupt) = &*self.interrupt.lock() {
+            interrupt.config_changed();
+        }
+        Ok(())
+    }
+}
+
+impl Device for VhostUser {
+    fn id(&self) -> u32 {
+        self.shared.kind.id()
+    }
+
+    fn features(&self) -> Features {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config(&self.shared.config.lock().bytes, offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let end = offset.checked_add(data.len() as u64);
+        let len = self.shared.config.lock().bytes.len() as u64;
+        if !self.shared.kind.has_their_config() || end.is_none_or(|end| end > len) {
+            return;
+        }
+        let Some(channel) = self.shared.link.channel() else {
+            return;
+        };
+        // It is inside of the configuration, which is short.
+        let told = channel.write_config(offset as u32, data);
+        if let Err(error) = told.and_then(|()| self.shared.refresh_config(&channel)) {
+            let device = self.shared.link.name();
+            tracing::debug!(device, %error, "the back end does not take a configuration");
+            if channel.is_broken() {
+                self.shared.link.lose(&channel, &error);
+            }
+        }
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.shared.config.lock().generation
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let refused = |source| ActivateError::Host {
+            what: "a thread",
+            source,
+        };
+        let features = self.shared.kind.theirs(activation.features);
+        let left = Left {
+            queues: activation.queues,
+            requests: std::mem::take(&mut self.left.requests),
+        };
+        let work = (features, activation.memory);
+        *self.shared.interrupt.lock() = Some(activation.interrupt.clone());
+        let relay = Relay::new(self.shared.clone(), work, activation.interrupt, left);
+        let relay = relay.map_err(refused)?;
+        let relay = Worker::start("vhost-relay", move |stop| relay.run(stop));
+        self.relay = Some(relay.map_err(refused)?);
+        Ok(())
+    }
+
+    fn deactivate(&mut self) -> Vec<Queue> {
+        let left = self.relay.take().and_then(Worker::stop);
+        let mut left = left.unwrap_or_default();
+        *self.shared.interrupt.lock() = None;
+        let queues = std::mem::take(&mut left.queues);
+        self.left = left;
+        queues
+    }
+
+    fn reset(&mut self) {
+        self.left = Left::default();
+        let Some(channel) = self.shared.link.channel() else {
+            return;
+        };
+        if let Err(error) = channel.reset() {
+            self.shared.link.lose(&channel, &error);
+        }
+    }
+}
+
+/// A device as the machine sees it, whoever owns it. Any thread may use it.
+#[derive(Clone)]
+pub struct VhostUserControl(Arc<Shared>);
+
+impl VhostUserControl {
+    /// Tells how the back end is.
+    pub fn state(&self) -> BackEndState {
+        self.0.link.state()
+    }
+}
