@@ -36,7 +36,7 @@ use crate::table::Piece;
 use crate::{BackEndError, Deadlines};
 
 /// How long answers are waited for.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: there are protocol features to agree on.
 const PROTOCOL_FEATURES: Features = Features::bit(30);

@@ -35,6 +35,10 @@ mod relay;
 mod requests;
 mod ring;
 mod table;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod user;
 
 pub use deadlines::Deadlines;

@@ -185,7 +185,12 @@ pub struct Driver {
 impl Driver {
     /// Gives the device a driver whose queues have `size` descriptors.
     pub fn new(device: Box<dyn crate::Device>, size: u16) -> Self {
-        let (memory, line) = (Memory::new(), Arc::new(Level::default()));
+        Self::with_memory(Memory::new(), device, size)
+    }
+
+    /// The same with memory that somebody else has, too.
+    pub fn with_memory(memory: Arc<Memory>, device: Box<dyn crate::Device>, size: u16) -> Self {
+        let line = Arc::new(Level::default());
         let queues = device.queue_sizes().len();
         Self {
             transport: MmioTransport::new(device, memory.dma(), line.clone()),
