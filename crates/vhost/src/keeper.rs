@@ -84,6 +84,8 @@ fn hear(shared: &Shared, channel: &Channel) -> Result<(), BackEndError> {
 /// Looks for the back end until it is there. `false` if it is time to stop.
 fn find(shared: &Shared, deadlines: &Arc<Deadlines>, stop: &Event) -> bool {
     let begin = Instant::now();
+    // The relay has to know, too.
+    shared.news.signal();
     loop {
         match shared.connect(deadlines) {
             Ok(channel) => {

@@ -154,6 +154,16 @@ impl Kind {
         theirs.with(Features::VERSION_1)
     }
 
+    /// Says what a guest has while there is no back end.
+    pub fn meanwhile(&self) -> &'static str {
+        match self {
+            Self::Block | Self::Other { .. } => "requests wait until it is back",
+            Self::Fs { .. } => "its mounts are dead",
+            Self::Net { .. } => "frames wait until it is back",
+            Self::Vsock => "its connections are reset",
+        }
+    }
+
     /// Returns how many queues there are if nothing else is asked for, and how many more each further one
     /// brings.
     pub fn queues(&self) -> u16 {

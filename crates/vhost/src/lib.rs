@@ -34,6 +34,7 @@ mod link;
 mod relay;
 mod requests;
 mod ring;
+mod session;
 mod table;
 #[cfg(test)]
 mod testing;

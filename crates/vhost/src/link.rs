@@ -54,6 +54,8 @@ pub struct Link {
     name: String,
     /// Where its back end listens.
     socket: PathBuf,
+    /// What is true while there is none.
+    meanwhile: &'static str,
     /// Signalled when the connection is lost.
     lost: Event,
     inner: Mutex<Inner>,
@@ -84,7 +86,7 @@ impl Link {
     /// If the host refuses an event.
     pub fn new(
         name: &str,
-        socket: &Path,
+        (socket, meanwhile): (&Path, &'static str),
         channel: Arc<Channel>,
     ) -> Result<Arc<Self>, BackEndError> {
         let lost = Event::new().map_err(|source| BackEndError::Host {
@@ -94,6 +96,7 @@ impl Link {
         Ok(Arc::new(Self {
             name: name.to_owned(),
             socket: socket.to_owned(),
+            meanwhile,
             lost,
             inner: Mutex::new(Inner {
                 channel: Some(channel),
@@ -138,7 +141,7 @@ impl Link {
         inner.state.connected = true;
         inner.state.since = Instant::now();
         let socket = self.socket.display();
-        tracing::info!(device = %self.name, %socket, ?after, "the back end is back");
+        tracing::warn!(device = %self.name, %socket, ?after, "the back end is back");
     }
 
     /// Tells why there is no new connection, once for each reason.
@@ -260,7 +263,7 @@ impl Inner {
         let text = explain(error);
         tracing::warn!(
             device = %link.name, socket = %link.socket.display(), error = %text,
-            "the back end is lost: requests wait until it is back"
+            "the back end is lost: {}", link.meanwhile
         );
         self.channel = None;
         self.has.clear();

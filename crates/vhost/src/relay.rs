@@ -37,6 +37,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 use crate::channel::Channel;
 use crate::link::Started;
 use crate::ring::{Ring, RingFeatures, RingMemory};
+use crate::session::{Fate, Session, scatter};
 use crate::user::Shared;
 use crate::{BackEndError, RingError};
 
@@ -59,6 +60,8 @@ pub struct Left {
     pub queues: Vec<Queue>,
     /// What is not done, by queue.
     pub requests: BTreeMap<u16, Requests>,
+    /// What was between driver and back end.
+    pub session: Option<Session>,
 }
 
 /// What the thread works with.
@@ -69,6 +72,8 @@ pub struct Relay {
     memory: DmaSpace,
     interrupt: Arc<Interrupt>,
     lanes: Vec<Lane>,
+    /// What is between the driver and the back end that is there.
+    session: Session,
     /// The connection on which the rings are.
     on: Option<Arc<Channel>>,
 }
@@ -122,6 +127,7 @@ impl Relay {
             Lane::new(queue, requests.unwrap_or_default())
         });
         Ok(Self {
+            session: left.session.unwrap_or_else(|| Session::of(&shared.kind)),
             shared,
             features,
             memory,
@@ -142,7 +148,10 @@ impl Relay {
         if fault.is_none() {
             self.finish();
         }
-        let mut left = Left::default();
+        let mut left = Left {
+            session: Some(self.session),
+            ..Left::default()
+        };
         for lane in self.lanes {
             let requests: Vec<_> = lane.requests.into_values().collect();
             left.requests.insert(lane.queue.index(), requests);
@@ -163,7 +172,7 @@ impl Relay {
 
     fn work(&mut self, stop: &Event) -> Result<(), Fault> {
         loop {
-            self.connect();
+            self.connect()?;
             self.serve()?;
             if self.wait(stop)? {
                 return Ok(());
@@ -196,18 +205,34 @@ impl Relay {
     }
 
     /// Begins anew if there is another connection than that on which the rings are.
-    fn connect(&mut self) {
-        let Some(channel) = self.shared.link.channel() else {
-            return;
-        };
-        if self.on.as_ref().is_some_and(|on| Arc::ptr_eq(on, &channel)) {
-            return;
+    fn connect(&mut self) -> Result<(), QueueError> {
+        let channel = self.shared.link.channel();
+        if same(self.on.as_ref(), channel.as_ref()) {
+            return Ok(());
         }
-        self.on = Some(channel.clone());
-        if let Err(error) = self.start(&channel) {
-            // Unless it is the keeper that knows already.
-            self.shared.link.lose(&channel, &error);
+        if self.on.take().is_some() {
+            self.lost()?;
         }
+        if let Some(channel) = channel {
+            self.on = Some(channel.clone());
+            if let Err(error) = self.start(&channel) {
+                // Unless it is the keeper that knows already.
+                self.shared.link.lose(&channel, &error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The back end is gone: the driver is told what it has to know.
+    fn lost(&mut self) -> Result<(), QueueError> {
+        self.session.lost();
+        let memory = self.memory.memory();
+        for lane in &mut self.lanes {
+            lane.ring = None;
+            lane.tell(&memory, &self.interrupt, &mut self.session)?;
+            lane.is_due = true;
+        }
+        Ok(())
     }
 
     fn start(&mut self, channel: &Arc<Channel>) -> Result<(), BackEndError> {
@@ -235,19 +260,25 @@ impl Relay {
         let mut broken = None;
         for lane in self.lanes.iter_mut().filter(|lane| lane.is_due) {
             lane.is_due = false;
-            match lane.serve(&memory, &self.interrupt) {
+            match lane.serve(&memory, &self.interrupt, &mut self.session) {
                 Ok(()) => {}
                 Err(Stop::Guest(error)) => return Err(error.into()),
                 Err(Stop::BackEnd(error)) => broken = Some(error),
             }
         }
         if let (Some(error), Some(on)) = (broken, &self.on) {
-            for lane in &mut self.lanes {
-                lane.ring = None;
-            }
             self.shared.link.lose(on, &error.into());
         }
         Ok(())
+    }
+}
+
+/// Tells whether both are the same connection, or none.
+fn same(one: Option<&Arc<Channel>>, other: Option<&Arc<Channel>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
     }
 }
 
@@ -300,14 +331,16 @@ impl Lane {
         }
     }
 
-    fn serve(&mut self, memory: &DmaMemory, interrupt: &Interrupt) -> Result<(), Stop> {
-        if self.ring.is_none() {
-            return Ok(());
-        }
+    fn serve(
+        &mut self,
+        memory: &DmaMemory,
+        interrupt: &Interrupt,
+        session: &mut Session,
+    ) -> Result<(), Stop> {
         self.collect(memory, interrupt)?;
         // What came back has left room.
         self.lend();
-        self.take(memory)?;
+        self.take(memory, interrupt, session)?;
         self.lend();
         if self.ring.as_mut().is_some_and(|ring| ring.expect(true)) {
             self.is_due = true;
@@ -330,27 +363,86 @@ impl Lane {
             self.queue.push(memory, request.head, written as u32)?;
             done = true;
         }
+        Ok(self.interrupt(memory, interrupt, done)?)
+    }
+
+    /// Takes what the guest has made available, as long as no more than a ring full of it is not done.
+    fn take(
+        &mut self,
+        memory: &DmaMemory,
+        interrupt: &Interrupt,
+        session: &mut Session,
+    ) -> Result<(), QueueError> {
+        self.queue.expect(memory, Notifications::Unwanted)?;
+        let mut done = false;
+        // At most once around the ring: what is answered here takes no room.
+        for _ in 0..self.size() {
+            // What comes back is a reason to look again.
+            if self.requests.len() == usize::from(self.size()) {
+                return self.interrupt(memory, interrupt, done);
+            }
+            let Some(chain) = self.queue.pop(memory)? else {
+                self.is_due |= self.queue.expect(memory, Notifications::Wanted)?;
+                return self.interrupt(memory, interrupt, done);
+            };
+            let request = Request::new(chain.head(), chain.buffers()?, memory)?;
+            match request.fate(memory, session, self.ring.is_some())? {
+                Fate::Done(written) => {
+                    self.queue.push(memory, request.head, written)?;
+                    done = true;
+                }
+                // A connection is a reason to look again.
+                Fate::Waits => {
+                    self.queue.unpop();
+                    return self.interrupt(memory, interrupt, done);
+                }
+                Fate::Theirs => {
+                    self.requests.insert(self.next, request);
+                    self.waiting.push_back(self.next);
+                    self.next += 1;
+                }
+            }
+        }
+        self.is_due = true;
+        self.interrupt(memory, interrupt, done)
+    }
+
+    fn interrupt(
+        &mut self,
+        memory: &DmaMemory,
+        interrupt: &Interrupt,
+        done: bool,
+    ) -> Result<(), QueueError> {
         if done && self.queue.needs_interrupt(memory)? {
             interrupt.used_buffers(self.queue.index());
         }
         Ok(())
     }
 
-    /// Takes what the guest has made available, as long as no more than a ring full of it is not done.
-    fn take(&mut self, memory: &DmaMemory) -> Result<(), QueueError> {
-        self.queue.expect(memory, Notifications::Unwanted)?;
-        while self.requests.len() < usize::from(self.size()) {
-            let Some(chain) = self.queue.pop(memory)? else {
-                self.is_due |= self.queue.expect(memory, Notifications::Wanted)?;
-                return Ok(());
+    /// Tells the driver what the end of the back end means for what is not done.
+    fn tell(
+        &mut self,
+        memory: &DmaMemory,
+        interrupt: &Interrupt,
+        session: &mut Session,
+    ) -> Result<(), QueueError> {
+        let mut done = Vec::new();
+        let mut news = session.news(self.queue.index());
+        for (turn, request) in &self.requests {
+            let written = match news.take() {
+                Some(news) => Some(request.fill(memory, news)?),
+                None => match request.fate(memory, session, false)? {
+                    Fate::Done(written) => Some(written),
+                    Fate::Theirs | Fate::Waits => None,
+                },
             };
-            let request = Request::new(chain.head(), chain.buffers()?, memory)?;
-            self.requests.insert(self.next, request);
-            self.waiting.push_back(self.next);
-            self.next += 1;
+            done.extend(written.map(|written| (*turn, request.head, written)));
         }
-        // What comes back is a reason to look again.
-        Ok(())
+        for (turn, head, written) in &done {
+            self.requests.remove(turn);
+            self.queue.push(memory, *head, *written)?;
+        }
+        self.interrupt(memory, interrupt, !done.is_empty())
     }
 }
 
@@ -380,6 +472,27 @@ impl Request {
             buffers,
             room,
         })
+    }
+
+    /// See [`Session::fate`].
+    fn fate(
+        &self,
+        memory: &DmaMemory,
+        session: &mut Session,
+        connected: bool,
+    ) -> Result<Fate, QueueError> {
+        let fate = session.fate(&self.buffers, memory, connected);
+        fate.map_err(|source| self.out_of_reach(source))
+    }
+
+    /// Writes what it can be answered with.
+    fn fill(&self, memory: &DmaMemory, bytes: &[u8]) -> Result<u32, QueueError> {
+        scatter(&self.buffers, memory, bytes).map_err(|source| self.out_of_reach(source))
+    }
+
+    fn out_of_reach(&self, source: GuestMemoryError) -> QueueError {
+        let head = self.head;
+        QueueError::Memory { head, source }
     }
 
     /// Marks all that may have been written: a back end may write more than it tells of (virtio 1.3, 2.7.8.2).

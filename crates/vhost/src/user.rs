@@ -49,10 +49,11 @@ pub struct VhostUser {
 pub struct Shared {
     /// The connection.
     pub link: Arc<Link>,
-    /// Signalled when there is a new one.
+    /// Signalled when it is lost, and when there is a new one.
     pub news: Event,
     socket: PathBuf,
-    kind: Kind,
+    /// What the device is.
+    pub kind: Kind,
     queues: u16,
     /// What the back end must offer: what the device has offered the driver.
     needed: Features,
@@ -85,7 +86,7 @@ impl VhostUser {
         let features = kind.features(offer.features, queues, &config);
         let host = |what| move |source| BackEndError::Host { what, source };
         let shared = Arc::new(Shared {
-            link: Link::new(&name, &options.socket, channel.clone())?,
+            link: Link::new(&name, (&options.socket, kind.meanwhile()), channel.clone())?,
             news: Event::new().map_err(host("an event"))?,
             socket: options.socket,
             queues,
@@ -239,6 +240,7 @@ impl Device for VhostUser {
         let left = Left {
             queues: activation.queues,
             requests: std::mem::take(&mut self.left.requests),
+            session: self.left.session,
         };
         let work = (features, activation.memory);
         *self.shared.interrupt.lock() = Some(activation.interrupt.clone());

@@ -36,5 +36,6 @@ mod support;
 mod terminal;
 mod trace;
 mod userland;
+mod vhost_user;
 mod virtio;
 mod vsock;
