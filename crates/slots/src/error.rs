@@ -113,6 +113,14 @@ pub enum RamError {
         #[source]
         source: std::io::Error,
     },
+    /// What is to be shown of a file does not begin at a page.
+    #[error("guest RAM cannot begin {offset:#x} bytes into a file with pages of {page:#x} bytes")]
+    BadOffset {
+        /// Where in the file.
+        offset: u64,
+        /// The page size that it must be a multiple of.
+        page: u64,
+    },
     /// A file ends before what was to be shown of it does.
     #[error("a file of {file_len:#x} bytes cannot be {len:#x} bytes of guest RAM")]
     FileTooShort {

@@ -52,4 +52,6 @@ mod edge_tests;
 #[cfg(test)]
 mod file_tests;
 #[cfg(test)]
+mod shared_tests;
+#[cfg(test)]
 mod tests;

@@ -4,14 +4,18 @@
 //! **A file that becomes shorter.** Who touches a page behind the end of a mapped file gets SIGBUS, and so does
 //! who writes to a hole of a file for which the host has no room left. Nothing here catches that: it ends the
 //! process. Linux cannot keep others from truncating a file (only a memfd can be sealed), so whoever maps one
-//! locks it, and has to know who else may write it.
+//! locks it, and has to know who else may write it. Memory made here is sealed against it, so that whoever is
+//! given it need not trust this process; [`RamRegion::is_sealed`] tells whether memory of another process is.
 
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, ftruncate, memfd_create, seek};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fcntl_add_seals, fcntl_get_seals,
+    ftruncate, memfd_create, seek,
+};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
@@ -163,11 +167,7 @@ impl RamRegion {
     pub fn of_file(file: File, len: u64, access: FileAccess) -> Result<Arc<Self>, RamError> {
         let size = checked_size(len, HugePages::No)?;
         // Block devices have a size, too. Nobody uses the position of the file.
-        let file_len = seek(&file, SeekFrom::End(0)).map_err(|errno| RamError::Host {
-            call: "lseek",
-            len,
-            source: errno.into(),
-        })?;
+        let file_len = seek(&file, SeekFrom::End(0)).map_err(failed("lseek", len))?;
         if file_len < len {
             return Err(RamError::FileTooShort { len, file_len });
         }
@@ -176,6 +176,39 @@ impl RamRegion {
         drop(map(&file, size, mapping, ())?);
         let map = map(&file, size, mapping, DirtyLog::new(size))?;
         Ok(Arc::new(Self { map, file, mapping }))
+    }
+
+    /// Shows memory of another process, `len` bytes of its file from `offset` on, as both write it. The
+    /// region keeps no dirty log: who wants to know what is written here has to listen to
+    /// [`Dma::written`](crate::Dma::written). Whoever truncates the file while it is mapped ends this
+    /// process, unless it [is sealed](Self::is_sealed).
+    ///
+    /// # Errors
+    /// If offset or length are no multiples of 4 KiB (of huge pages the host wants theirs), the file is
+    /// shorter, or the host does not map it.
+    pub fn shared(file: File, offset: u64, len: u64) -> Result<Arc<Self>, RamError> {
+        let size = checked_size(len, HugePages::No)?;
+        let page = HugePages::No.page();
+        if !offset.is_multiple_of(page) {
+            return Err(RamError::BadOffset { offset, page });
+        }
+        let file_len = seek(&file, SeekFrom::End(0)).map_err(failed("lseek", len))?;
+        let file_len = file_len.saturating_sub(offset);
+        if file_len < len {
+            return Err(RamError::FileTooShort { len, file_len });
+        }
+        let file = FileOffset::new(file, offset);
+        let mapping = Mapping::memory(HugePages::No);
+        // An empty log: no mark finds a place there.
+        let map = map(&file, size, mapping, DirtyLog::default())?;
+        Ok(Arc::new(Self { map, file, mapping }))
+    }
+
+    /// Tells whether nobody can make its file shorter, so that every access finds memory (or, if the host has
+    /// none left, is the host's to end).
+    pub fn is_sealed(&self) -> bool {
+        // Files that cannot be sealed have no seals to tell.
+        fcntl_get_seals(self.file()).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
     }
 
     /// Tells whether what it holds is a file of the host's, which stays.
@@ -195,9 +228,14 @@ impl RamRegion {
     }
 
     /// Returns the file that holds the memory, to be shared with another process. Offset 0 of the
-    /// region is offset 0 of the file.
+    /// region is at [`file_offset`](Self::file_offset).
     pub fn file(&self) -> &File {
         self.file.file()
+    }
+
+    /// Returns where in the file the region begins: 0, unless it is memory of another process.
+    pub fn file_offset(&self) -> u64 {
+        self.file.start()
     }
 
     /// Returns the host address of the byte at `offset`. Offset 0 is aligned to a host page.
@@ -236,8 +274,9 @@ impl RamRegion {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let at = self.file_offset() + first;
         let punched =
-            rustix::io::retry_on_intr(|| fallocate(self.file.file(), flags, first, last - first));
+            rustix::io::retry_on_intr(|| fallocate(self.file.file(), flags, at, last - first));
         punched.map_err(failed("fallocate", last - first))
     }
 
@@ -265,7 +304,7 @@ impl RamRegion {
         if offset == 0 && len == self.len() {
             return Ok(self.map.clone());
         }
-        let file = FileOffset::from_arc(self.file.arc().clone(), offset);
+        let file = FileOffset::from_arc(self.file.arc().clone(), self.file_offset() + offset);
         let log = self.dirty().at_offset(offset as usize);
         map(&file, len as usize, self.mapping, log)
     }
@@ -289,12 +328,15 @@ fn checked_size(len: u64, huge: HugePages) -> Result<usize, RamError> {
 }
 
 fn memory_file(len: u64, huge: HugePages, prefault: bool) -> Result<File, RamError> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let flags = match huge {
-        HugePages::No | HugePages::Transparent => MemfdFlags::CLOEXEC,
-        HugePages::Hugetlbfs => MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+        HugePages::No | HugePages::Transparent => flags,
+        HugePages::Hugetlbfs => flags | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
     };
     let file = memfd_create("guest-ram", flags).map_err(failed("memfd_create", len))?;
     ftruncate(&file, len).map_err(failed("ftruncate", len))?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals).map_err(failed("fcntl", len))?;
     if prefault {
         fallocate(&file, FallocateFlags::empty(), 0, len).map_err(failed("fallocate", len))?;
     }
