@@ -1,10 +1,11 @@
-//! For the transports' tests: a device that copies what a chain has to read into what it has to write.
+//! For tests of transports: a device that copies what a chain has to read into what it has to write.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use umbra_slots::DmaMemory;
 
 use crate::testing::Driver;
@@ -28,15 +29,20 @@ pub struct Knobs {
     pub calls: [AtomicU32; 3],
     /// Its configuration has changed so often.
     pub generation: AtomicU32,
+    /// The way to notify the driver, of the last activation.
+    pub interrupt: Mutex<Option<Arc<Interrupt>>>,
 }
 
 impl Knobs {
+    /// Returns how often it was activated, deactivated, reset.
     pub fn count(&self) -> [u32; 3] {
         self.calls.each_ref().map(|n| n.load(Ordering::SeqCst))
     }
 }
 
+/// The device: queues of 8 and 64 descriptors at most, "config" as its configuration.
 pub struct Echo {
+    /// What tests have of it.
     pub knobs: Arc<Knobs>,
     config: Vec<u8>,
     worker: Option<QueueWorker>,
@@ -102,6 +108,7 @@ impl Device for Echo {
                 source: std::io::ErrorKind::Other.into(),
             });
         }
+        *self.knobs.interrupt.lock() = Some(activation.interrupt.clone());
         let worker = QueueWorker::start("echo", activation, Work(self.knobs.clone()))?;
         self.worker = Some(worker);
         Ok(())

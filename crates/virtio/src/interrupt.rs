@@ -9,6 +9,10 @@ pub trait Wire: Send + Sync {
     fn used_buffers(&self, queue: u16);
     /// Notifies it that the configuration, or DEVICE_NEEDS_RESET, has changed.
     fn config_changed(&self);
+    /// Notifies it that the device needs a reset, where that is not told like a changed configuration.
+    fn needs_reset(&self) {
+        self.config_changed();
+    }
 }
 
 /// A device's end of the notifications. May be used from any thread, while the device is active.
@@ -42,10 +46,11 @@ impl Interrupt {
     pub fn needs_reset(&self) {
         // The driver that is interrupted reads the status.
         self.needs_reset.store(true, Ordering::Release);
-        self.wire.config_changed();
+        self.wire.needs_reset();
     }
 
-    pub(crate) fn is_reset_needed(&self) -> bool {
+    /// Tells whether the device has said that.
+    pub fn is_reset_needed(&self) -> bool {
         self.needs_reset.load(Ordering::Acquire)
     }
 

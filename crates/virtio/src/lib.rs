@@ -39,12 +39,13 @@
 
 mod bells;
 mod device;
-#[cfg(test)]
-mod echo;
+#[cfg(any(test, feature = "testing"))]
+pub mod echo;
 mod event;
 mod features;
 mod front;
 mod interrupt;
+mod journal;
 mod mmio;
 mod pci;
 mod queue;
@@ -60,10 +61,11 @@ pub use device::{ActivateError, Activation, Device, read_config};
 pub use event::Event;
 pub use features::Features;
 pub use interrupt::{Interrupt, Wire};
+pub use journal::Journal;
 pub use mmio::MmioTransport;
 pub use pci::PciTransport;
 pub use queue::{
-    Chain, ChainBuffer, ChainReader, ChainWriter, Notifications, Queue, QueueError, Served,
+    Chain, ChainBuffer, ChainReader, ChainWriter, Notifications, Place, Queue, QueueError, Served,
 };
 pub use queue_worker::{Alarm, Fault, Handler, Next, QueueWorker};
 pub use status::Status;

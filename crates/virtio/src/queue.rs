@@ -26,7 +26,8 @@ use umbra_slots::{DmaMark, DmaMemory, Gpa};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueState, QueueT, Reader, Writer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::{Event, Features, Interrupt};
+use crate::journal::Kept;
+use crate::{Event, Features, Interrupt, Journal};
 
 /// The driver does not want to be interrupted (VIRTQ_AVAIL_F_NO_INTERRUPT, virtio 1.3, 2.7.6).
 const NO_INTERRUPT: u16 = 1;
@@ -121,6 +122,21 @@ impl Setup {
     }
 }
 
+/// Where the rings of a queue are, and how far a device has come with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The largest size that the device takes.
+    pub max: u16,
+    /// The size: whatever was asked for.
+    pub size: u32,
+    /// Descriptor table, available ring, used ring.
+    pub addresses: [u64; 3],
+    /// Index of the entry of the available ring that is looked at next.
+    pub next_avail: u16,
+    /// Index of the entry of the used ring that is written next.
+    pub next_used: u16,
+}
+
 /// A queue that a device works on.
 #[derive(Debug)]
 pub struct Queue {
@@ -129,6 +145,7 @@ pub struct Queue {
     event: Arc<Event>,
     /// How many chains were given to the driver since it was last asked whether it wants to hear.
     pushed: Wrapping<u16>,
+    kept: Option<Box<Kept>>,
 }
 
 impl Queue {
@@ -140,31 +157,59 @@ impl Queue {
         memory: &DmaMemory,
         event: Arc<Event>,
     ) -> Result<Self, QueueError> {
-        let wrong = QueueError::Setup {
-            size: setup.size,
+        let place = Place {
             max: setup.max,
+            size: setup.size,
+            addresses: setup.addresses,
+            next_avail: 0,
+            next_used: 0,
         };
-        let mut rings = virtio_queue::Queue::new(setup.max)?;
-        let size = u16::try_from(setup.size).map_err(|_| wrong)?;
-        rings.try_set_size(size)?;
-        let [table, available, used] = setup.addresses.map(GuestAddress);
+        Self::at(index, &place, features, memory, event)
+    }
+
+    /// Makes a queue that goes on at some place, if its rings are in RAM. What the place says may be anything.
+    ///
+    /// # Errors
+    /// If the size or an address cannot be.
+    pub fn at(
+        index: u16,
+        place: &Place,
+        features: Features,
+        memory: &DmaMemory,
+        event: Arc<Event>,
+    ) -> Result<Self, QueueError> {
+        let Place { max, size, .. } = *place;
+        let mut rings = virtio_queue::Queue::new(max)?;
+        rings.try_set_size(u16::try_from(size).map_err(|_| QueueError::Setup { size, max })?)?;
+        let [table, available, used] = place.addresses.map(GuestAddress);
         rings.try_set_desc_table_address(table)?;
         rings.try_set_avail_ring_address(available)?;
         rings.try_set_used_ring_address(used)?;
         rings.set_event_idx(features.has(Features::EVENT_IDX));
+        rings.set_next_avail(place.next_avail);
+        rings.set_next_used(place.next_used);
         rings.set_ready(true);
         if !rings.is_valid(memory) {
-            return Err(QueueError::Setup {
-                size: setup.size,
-                max: setup.max,
-            });
+            return Err(QueueError::Setup { size, max });
         }
         Ok(Self {
             index,
             rings,
             event,
             pushed: Wrapping(0),
+            kept: None,
         })
+    }
+
+    /// Has a journal kept of the chains that are taken from now on. Those at `again`, which the journal has from
+    /// a device before, are taken first, in this order; whatever is no chain any more is an error then.
+    pub fn keep(&mut self, journal: Box<dyn Journal>, again: Vec<u16>) {
+        self.kept = Some(Box::new(Kept::new(journal, again)));
+    }
+
+    /// Returns how many chains of a device before are still to be taken.
+    pub fn left_again(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.again.len())
     }
 
     /// Returns its number.
@@ -187,6 +232,13 @@ impl Queue {
     /// # Errors
     /// If the ring or the chain is wrong.
     pub fn pop<'m>(&mut self, memory: &'m DmaMemory) -> Result<Option<Chain<'m>>, QueueError> {
+        let again = self
+            .kept
+            .as_ref()
+            .and_then(|kept| kept.again.last().copied());
+        if let Some(head) = again {
+            return self.pop_again(memory, head).map(Some);
+        }
         let before = self.rings.next_avail();
         let found = self.rings.iter(memory)?.next();
         let Some(inner) = found else {
@@ -196,6 +248,18 @@ impl Queue {
             }
             return Ok(None);
         };
+        let chain = self.walked(memory, inner)?;
+        if let Some(kept) = &mut self.kept {
+            kept.taken(chain.head());
+        }
+        Ok(Some(chain))
+    }
+
+    fn walked<'m>(
+        &self,
+        memory: &'m DmaMemory,
+        inner: DescriptorChain<&'m DmaMemory>,
+    ) -> Result<Chain<'m>, QueueError> {
         let size = self.rings.size();
         let chain = Chain {
             memory,
@@ -203,7 +267,39 @@ impl Queue {
             size,
         };
         chain.walk(|_| ())?;
-        Ok(Some(chain))
+        Ok(chain)
+    }
+
+    /// Takes a chain that a device before this one had taken.
+    ///
+    /// Only a ring gives chains, and the entry of the available ring may be another one's by now. So a ring of one
+    /// entry is written, for a moment, where the next used element will be: 8 bytes hold its flags, its index and
+    /// the head. The driver looks there when the used index has passed it, and it has nothing left to see there from
+    /// the last time around: a chain that is not answered yet is one that is not in the used ring.
+    fn pop_again<'m>(&mut self, memory: &'m DmaMemory, head: u16) -> Result<Chain<'m>, QueueError> {
+        let size = self.rings.size();
+        if head >= size {
+            return Err(QueueError::Head { head, size });
+        }
+        let place = 4 + 8 * u64::from(self.rings.next_used() % size);
+        let place = self.rings.used_ring().checked_add(place);
+        let place = GuestAddress(place.ok_or(virtio_queue::Error::AddressOverflow)?);
+        memory
+            .write_obj([0, 1u16.to_le(), head.to_le(), 0], place)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        let mut ring = virtio_queue::Queue::new(size)?;
+        ring.try_set_desc_table_address(GuestAddress(self.rings.desc_table()))?;
+        ring.try_set_avail_ring_address(place)?;
+        ring.set_ready(true);
+        let found = ring.iter(memory)?.next();
+        let found = found.filter(|chain| chain.head_index() == head);
+        // Somebody has written there who may not.
+        let inner = found.ok_or(virtio_queue::Error::InvalidAvailRingIndex)?;
+        let chain = self.walked(memory, inner)?;
+        if let Some(kept) = &mut self.kept {
+            kept.retaken();
+        }
+        Ok(chain)
     }
 
     /// Tells whether the entry of the available ring at `index` is in RAM.
@@ -216,7 +312,9 @@ impl Queue {
     /// Gives the chain back that was taken last and not pushed: the next [`pop`](Self::pop) takes it
     /// again. Several that were taken are given back by as many calls.
     pub fn unpop(&mut self) {
-        self.rings.go_to_previous_position();
+        if self.kept.as_mut().is_none_or(|kept| kept.take_back()) {
+            self.rings.go_to_previous_position();
+        }
     }
 
     /// Gives a chain to the driver, with `written` bytes in it.
@@ -248,11 +346,17 @@ impl Queue {
                 .map_err(virtio_queue::Error::GuestMemory)?;
             at += 1;
         }
+        if let Some(kept) = &mut self.kept {
+            kept.journal.giving(&mut used.iter().map(|(head, _)| *head));
+        }
         // The index is stored with the last one, and with it all become visible.
         self.rings.set_next_used(at.0);
         if let Err(error) = self.rings.add_used(memory, *last, *last_written) {
             self.rings.set_next_used(next.0);
             return Err(error.into());
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.journal.given(self.rings.next_used());
         }
         self.pushed += used.len() as u16;
         Ok(())

@@ -192,3 +192,174 @@ fn the_driver_hears_when_the_index_that_it_names_is_among_what_was_pushed() {
         assert!(!queue.needs_interrupt(&view).unwrap(), "for nothing");
     }
 }
+
+/// Writes down what it hears.
+#[derive(Clone, Default)]
+struct Diary(Arc<parking_lot::Mutex<Vec<String>>>);
+
+impl Diary {
+    fn write(&self, line: String) {
+        self.0.lock().push(line);
+    }
+
+    fn read(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
+impl Journal for Diary {
+    fn taken(&mut self, head: u16) {
+        self.write(format!("taken {head}"));
+    }
+
+    fn taken_back(&mut self) {
+        self.write("taken back".to_owned());
+    }
+
+    fn giving(&mut self, heads: &mut dyn Iterator<Item = u16>) {
+        self.write(format!("giving {:?}", heads.collect::<Vec<_>>()));
+    }
+
+    fn given(&mut self, used: u16) {
+        self.write(format!("given {used}"));
+    }
+}
+
+#[test]
+fn a_journal_hears_what_becomes_of_every_chain() {
+    let memory = Memory::new();
+    let (mut queue, diary) = (queue(&memory, Features::NONE), Diary::default());
+    let view = memory.dma().memory();
+    queue.keep(Box::new(diary.clone()), Vec::new());
+    for index in 0..4 {
+        describe(&memory, index, 0x2000, 3, 0, 0);
+    }
+    offer(&memory, &[3, 1, 2]);
+    for _ in 0..3 {
+        queue.pop(&view).unwrap().unwrap();
+    }
+    queue.unpop();
+    assert_eq!(
+        diary.read(),
+        ["taken 3", "taken 1", "taken 2", "taken back"]
+    );
+    queue.push_all(&view, &[(1, 0), (3, 0)]).unwrap();
+    assert_eq!(diary.read(), ["giving [1, 3]", "given 2"]);
+    assert_eq!(queue.pop(&view).unwrap().unwrap().head(), 2);
+}
+
+#[test]
+fn chains_of_a_device_before_are_taken_first_and_can_go_back() {
+    let memory = Memory::new();
+    let (mut queue, diary) = (queue(&memory, Features::NONE), Diary::default());
+    let view = memory.dma().memory();
+    for index in 0..4 {
+        describe(&memory, index, 0x2000 + index, 3, 0, 0);
+    }
+    queue.keep(Box::new(diary.clone()), vec![2, 0]);
+    // The entries of the ring are not theirs any more.
+    offer(&memory, &[3, 1]);
+    let taken = |queue: &mut Queue| {
+        let chain = queue.pop(&view).unwrap().unwrap();
+        let buffers = chain.buffers().unwrap();
+        assert_eq!(buffers[0].at.0, 0x2000 + u64::from(chain.head()));
+        chain.head()
+    };
+    assert_eq!([taken(&mut queue), taken(&mut queue)], [2, 0]);
+    queue.unpop();
+    queue.unpop();
+    assert_eq!([taken(&mut queue), taken(&mut queue)], [2, 0]);
+    assert_eq!([taken(&mut queue), taken(&mut queue)], [3, 1]);
+    for _ in 0..3 {
+        queue.unpop();
+    }
+    assert_eq!((queue.state().next_avail, queue.left_again()), (0, 1));
+    let all = [(); 3].map(|()| taken(&mut queue));
+    assert_eq!(all, [0, 3, 1]);
+    assert!(queue.pop(&view).unwrap().is_none());
+    let expected = [
+        "taken 3",
+        "taken 1",
+        "taken back",
+        "taken back",
+        "taken 3",
+        "taken 1",
+    ];
+    assert_eq!(diary.read(), expected);
+    queue.push(&view, 0, 7).unwrap();
+    assert_eq!(
+        (memory.get_u16(RINGS[2] + 2), memory.get_u32(RINGS[2] + 4)),
+        (1, 0)
+    );
+}
+
+#[test]
+fn what_is_no_chain_cannot_be_taken_again() {
+    let memory = Memory::new();
+    let view = memory.dma().memory();
+    describe(&memory, 1, 0x2000, 3, NEXT, 1);
+    for (head, why) in [(4, "begins at descriptor 4"), (1, "loops")] {
+        let mut queue = queue(&memory, Features::NONE);
+        queue.keep(Box::new(Diary::default()), vec![head]);
+        let error = queue.pop(&view).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
+fn a_queue_goes_on_where_another_was() {
+    let memory = Memory::new();
+    let view = memory.dma().memory();
+    let place = Place {
+        max: 8,
+        size: 4,
+        addresses: RINGS,
+        next_avail: 0xffff,
+        next_used: 0xfffe,
+    };
+    let make = |place: &Place| {
+        let event = Arc::new(Event::new().unwrap());
+        Queue::at(0, place, Features::NONE, &view, event)
+    };
+    describe(&memory, 1, 0x2000, 3, 0, 0);
+    memory.put(RINGS[1] + 4 + 2 * 3, &1u16.to_le_bytes());
+    memory.put(RINGS[1] + 2, &0u16.to_le_bytes());
+    let mut queue = make(&place).unwrap();
+    assert_eq!(queue.pop(&view).unwrap().unwrap().head(), 1);
+    queue.push(&view, 1, 5).unwrap();
+    assert_eq!(memory.get_u16(RINGS[2] + 2), 0xffff);
+    assert_eq!(memory.get_u32(RINGS[2] + 4 + 8 * 2), 1);
+    let wrong = [
+        Place { size: 0, ..place },
+        Place { size: 3, ..place },
+        Place { size: 16, ..place },
+        Place {
+            size: 1 << 16,
+            ..place
+        },
+        Place { max: 3, ..place },
+        Place {
+            addresses: [RINGS[0] + 8, RINGS[1], RINGS[2]],
+            ..place
+        },
+        Place {
+            addresses: [RINGS[0], RINGS[1] + 1, RINGS[2]],
+            ..place
+        },
+        Place {
+            addresses: [RINGS[0], RINGS[1], RINGS[2] + 2],
+            ..place
+        },
+        Place {
+            addresses: [RINGS[0], RINGS[1], !3],
+            ..place
+        },
+        Place {
+            addresses: [RINGS[0], crate::testing::RAM - 4, RINGS[2]],
+            ..place
+        },
+    ];
+    for place in wrong {
+        assert!(make(&place).is_err(), "{place:?}");
+    }
+}
