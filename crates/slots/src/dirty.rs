@@ -12,8 +12,8 @@
 //! harvest (rule R39). A report may name pages that did not change.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 
@@ -36,6 +36,19 @@ impl DirtyLog {
             words: (0..words).map(|_| AtomicU64::new(0)).collect(),
             base: 0,
         }
+    }
+
+    /// Makes one in which nothing is marked.
+    pub(crate) fn none() -> Self {
+        Self {
+            words: Arc::new([]),
+            base: 0,
+        }
+    }
+
+    /// Tells from now on whether anybody holds these bits: a mapping does until it is no more.
+    pub(crate) fn watch(&self) -> Weak<[AtomicU64]> {
+        Arc::downgrade(&self.words)
     }
 
     /// The same bits, seen from `offset` bytes further.

@@ -41,7 +41,7 @@ pub use dma_memory::{DmaMark, DmaMemory, DmaSpace};
 pub use editor::Editor;
 pub use error::{AccessError, RamError, SlotError};
 pub use listener::{Change, Listener, Wait};
-pub use ram::{FileAccess, HugePages, RamOptions, RamRegion};
+pub use ram::{FileAccess, HugePages, MappingWatch, RamOptions, RamRegion};
 pub use range::GpaRange;
 pub use slot::{Backing, Flags, Slot, SlotId};
 pub use snapshot::{GuestMemory, RamTarget, Snapshot, Target};

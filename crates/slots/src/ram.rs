@@ -10,11 +10,12 @@
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fcntl_add_seals, fcntl_get_seals,
-    ftruncate, memfd_create, seek,
+    fstat, ftruncate, memfd_create, seek,
 };
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -192,16 +193,22 @@ impl RamRegion {
         if !offset.is_multiple_of(page) {
             return Err(RamError::BadOffset { offset, page });
         }
-        let file_len = seek(&file, SeekFrom::End(0)).map_err(failed("lseek", len))?;
+        // The position is the other process's as well: it is left alone.
+        let stat = fstat(&file).map_err(failed("fstat", len))?;
+        let file_len = u64::try_from(stat.st_size).unwrap_or(0);
         let file_len = file_len.saturating_sub(offset);
         if file_len < len {
             return Err(RamError::FileTooShort { len, file_len });
         }
         let file = FileOffset::new(file, offset);
         let mapping = Mapping::memory(HugePages::No);
-        // An empty log: no mark finds a place there.
-        let map = map(&file, size, mapping, DirtyLog::default())?;
+        let map = map(&file, size, mapping, DirtyLog::none())?;
         Ok(Arc::new(Self { map, file, mapping }))
+    }
+
+    /// Returns what tells when its memory is mapped no more.
+    pub fn watch(&self) -> MappingWatch {
+        MappingWatch(self.dirty().watch())
     }
 
     /// Tells whether nobody can make its file shorter, so that every access finds memory (or, if the host has
@@ -307,6 +314,18 @@ impl RamRegion {
         let file = FileOffset::from_arc(self.file.arc().clone(), self.file_offset() + offset);
         let log = self.dirty().at_offset(offset as usize);
         map(&file, len as usize, self.mapping, log)
+    }
+}
+
+/// Tells when the memory of a [`RamRegion`], with every part of it, is mapped no more.
+#[derive(Debug)]
+pub struct MappingWatch(Weak<[AtomicU64]>);
+
+impl MappingWatch {
+    /// Tells whether somebody in this process still has it mapped.
+    pub fn is_mapped(&self) -> bool {
+        // A mapping ends before what it marks is dropped.
+        self.0.strong_count() != 0
     }
 }
 

@@ -106,3 +106,17 @@ fn nothing_is_kept_of_what_is_written() {
     let slot = space.load().slots()[0].id();
     assert!(space.harvest(slot).unwrap().is_empty());
 }
+
+#[test]
+fn memory_is_mapped_until_nobody_holds_a_map_with_it() {
+    let ours = shared(&theirs(), 0, MIB).unwrap();
+    let watch = ours.watch();
+    let space = show(&ours);
+    let slot = space.load().slots()[0].id();
+    drop(ours);
+    let old = space.load_full();
+    space.update("gone", |map| map.remove(slot)).unwrap().wait();
+    assert!(watch.is_mapped());
+    drop(old);
+    assert!(!watch.is_mapped());
+}

@@ -41,13 +41,18 @@ impl Event {
     /// # Errors
     /// If it cannot be read without waiting: it is no eventfd, or not open for reading.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
-        let event = Self {
-            fd,
-            may_block: true,
-        };
+        let event = Self::to_signal(fd);
         match event.read() {
             Ok(()) | Err(Errno::AGAIN) => Ok(event),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes one that another process has made, and waits for; here it is only signalled.
+    pub fn to_signal(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            may_block: true,
         }
     }
 
@@ -121,10 +126,7 @@ mod tests {
     fn one_whose_count_is_at_its_end_holds_nobody_up() {
         let theirs = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        let event = Event {
-            fd: theirs,
-            may_block: true,
-        };
+        let event = Event::to_signal(theirs);
         event.signal();
         assert!(event.take());
     }
