@@ -228,6 +228,14 @@ pub enum PlanError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
+    /// A device is the guest's memory, or shows it to others, and so has to be where that is.
+    #[error("{kind} {id:?} needs its machine's memory, and cannot be apart from it")]
+    Apart {
+        /// The device.
+        id: String,
+        /// What it is.
+        kind: &'static str,
+    },
     /// Kernel, initrd or command line are wrong, or do not fit.
     #[error(transparent)]
     Boot(#[from] umbra_boot::Error),
@@ -454,6 +462,9 @@ pub enum PortError {
     /// The host refused an event.
     #[error("the host refused an event; raise the limit of open files")]
     Event(#[source] std::io::Error),
+    /// There is no machine whose console that could be.
+    #[error("a device apart from its machine has no terminal; choose a socket or a file")]
+    NoTerminal,
 }
 
 /// Why a network device has no host end.

@@ -30,6 +30,7 @@
 //! Start reading at [`Spec`], then `build`, then `driver`.
 #![forbid(unsafe_code)]
 
+mod apart;
 mod build;
 mod console;
 mod devices;
@@ -48,6 +49,7 @@ mod vcpu;
 #[cfg(test)]
 mod tests;
 
+pub use apart::{ApartError, Helpers, device_apart};
 pub use console::Console;
 pub use devices::VirtioInfo;
 pub use driver::Ended;

@@ -10,11 +10,11 @@ use crate::error::{BuildError, PortError};
 use crate::spec::{ConsoleSpec, PortEnd, PortSpec};
 use crate::terminal::{PortInput, TerminalHost};
 
-/// Makes the device, what changes it, and where input goes if it has the machine's console.
+/// Makes the device, what changes it, and where input goes if it has the machine's console, which is at `output`.
 pub fn make(
     id: &str,
     spec: &ConsoleSpec,
-    output: &Output,
+    output: Option<&Output>,
 ) -> Result<(Console, ConsoleControl, Option<Arc<PortInput>>), BuildError> {
     let mut input = None;
     let mut ports = Vec::new();
@@ -45,11 +45,12 @@ pub fn make(
 
 fn connect(
     port: &PortSpec,
-    output: &Output,
+    output: Option<&Output>,
     input: &mut Option<Arc<PortInput>>,
 ) -> Result<Box<dyn PortHost>, PortError> {
     Ok(match &port.end {
         PortEnd::Console => {
+            let output = output.ok_or(PortError::NoTerminal)?;
             let typed = PortInput::new().map_err(PortError::Event)?;
             *input = Some(typed.clone());
             let host = TerminalHost::new(output.clone(), typed);

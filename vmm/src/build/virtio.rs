@@ -199,6 +199,30 @@ pub fn add(
 /// goes: the caller holds no lock that one may want.
 pub fn make(wanted: &VirtioSpec, around: &Surroundings<'_>) -> Result<Made, BuildError> {
     let id = &wanted.id;
+    match &wanted.kind {
+        VirtioKind::Balloon(spec) => {
+            let (device, control) = balloon::make(id, spec);
+            Ok(Made {
+                control: Some(Control::Balloon(control)),
+                ..Made::plain(device)
+            })
+        }
+        VirtioKind::VhostUser(spec) => {
+            let device = vhost::device(id, spec, around)?;
+            Ok(Made {
+                control: Some(Control::VhostUser(device.control())),
+                ..Made::plain(device)
+            })
+        }
+        VirtioKind::Pmem(spec) => pmem::make(id, spec, around),
+        VirtioKind::Mem(spec) => mem::make(id, spec, around),
+        _ => make_apart(wanted, Some(around.output)),
+    }
+}
+
+/// Makes a device that needs nothing of a machine's, but perhaps its console.
+pub fn make_apart(wanted: &VirtioSpec, output: Option<&Output>) -> Result<Made, BuildError> {
+    let id = &wanted.id;
     Ok(match &wanted.kind {
         VirtioKind::Rng => Made::plain(Rng::new()),
         VirtioKind::Block(disk) => {
@@ -217,29 +241,22 @@ pub fn make(wanted: &VirtioSpec, around: &Surroundings<'_>) -> Result<Made, Buil
             }
         }
         VirtioKind::Vsock(spec) => Made::plain(vsock::device(id, spec)?),
-        VirtioKind::VhostUser(spec) => {
-            let device = vhost::device(id, spec, around)?;
-            Made {
-                control: Some(Control::VhostUser(device.control())),
-                ..Made::plain(device)
-            }
-        }
         VirtioKind::Console(spec) => {
-            let (device, control, input) = console::make(id, spec, around.output)?;
+            let (device, control, input) = console::make(id, spec, output)?;
             Made {
                 control: Some(Control::Console(control, input)),
                 ..Made::plain(device)
             }
         }
-        VirtioKind::Balloon(spec) => {
-            let (device, control) = balloon::make(id, spec);
-            Made {
-                control: Some(Control::Balloon(control)),
-                ..Made::plain(device)
-            }
+        VirtioKind::Balloon(_)
+        | VirtioKind::Pmem(_)
+        | VirtioKind::Mem(_)
+        | VirtioKind::VhostUser(_) => {
+            return Err(BuildError::Apart {
+                id: id.clone(),
+                kind: wanted.kind.name(),
+            });
         }
-        VirtioKind::Pmem(spec) => pmem::make(id, spec, around)?,
-        VirtioKind::Mem(spec) => mem::make(id, spec, around)?,
     })
 }
 
