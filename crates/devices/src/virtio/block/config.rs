@@ -24,8 +24,8 @@ pub const WRITE_ZEROES: Features = Features::bit(14);
 
 /// Descriptors of a queue.
 pub const QUEUE_SIZE: u16 = 256;
-/// Buffers of one request's data: a chain is no longer than its queue, and has header and status.
-const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Most buffers of one request's data: a chain is no longer than its queue, and has header and status.
+pub const SEGMENTS_MAX: u16 = QUEUE_SIZE - 2;
 /// Sectors of one discarded segment.
 pub const DISCARD_MAX_SECTORS: u32 = (1 << 22) - 1;
 /// Segments of one DISCARD.
@@ -46,6 +46,8 @@ pub struct Config {
     pub capacity: u64,
     pub topology: Topology,
     pub queues: u16,
+    /// Most buffers of one request's data.
+    pub segments: u16,
     pub writeback: bool,
 }
 
@@ -61,7 +63,7 @@ impl Config {
         let physical = physical_block.max(logical_block);
         let per_physical = physical / logical_block;
         put(0, &self.capacity.to_le_bytes());
-        put(12, &SEGMENTS_MAX.to_le_bytes());
+        put(12, &u32::from(self.segments).to_le_bytes());
         put(20, &logical_block.to_le_bytes());
         put(24, &[per_physical.trailing_zeros() as u8, 0]);
         // Less than 2^16: blocks are a MiB at most.
@@ -91,13 +93,14 @@ mod tests {
                 physical_block: 4096,
             },
             queues: 4,
+            segments: 126,
             writeback: true,
         };
         let bytes = config.bytes();
         let expected: [(usize, &[u8]); 10] = [
             (0, &[8, 7, 6, 5, 4, 3, 2, 1]),
             (8, &[0; 4]),
-            (12, &[254, 0, 0, 0]),
+            (12, &[126, 0, 0, 0]),
             (20, &[0, 2, 0, 0]),
             (24, &[3, 0, 8, 0, 0, 0, 0, 0]),
             (32, &[1, 0, 4, 0]),

@@ -80,6 +80,9 @@ pub struct BlockOptions {
     pub cache: Cache,
     /// Number of queues, 1 to [`Block::QUEUES_MAX`].
     pub queues: u16,
+    /// Most buffers of one request's data, 1 to [`Block::SEGMENTS_MAX`]. Whoever makes queues has them two
+    /// descriptors larger: Linux counts on this number, whatever the size of its queue is.
+    pub segments: u16,
     /// What serves the disk.
     pub engine: EngineKind,
     /// Limits for all queues together.
@@ -92,6 +95,7 @@ impl Default for BlockOptions {
             serial: String::new(),
             cache: Cache::default(),
             queues: 1,
+            segments: Block::SEGMENTS_MAX,
             engine: EngineKind::default(),
             limits: Limits::default(),
         }
@@ -108,6 +112,12 @@ pub enum BlockError {
         /// How many were asked for.
         queues: u16,
     },
+    /// Requests of no buffers, or of more than a queue has room for.
+    #[error("a request has 1 to {max} buffers, not {segments}", max = Block::SEGMENTS_MAX)]
+    Segments {
+        /// How many were asked for.
+        segments: u16,
+    },
     /// The serial number does not fit.
     #[error("the serial number {serial:?} is longer than {ID_LEN} bytes; shorten it")]
     Serial {
@@ -120,6 +130,7 @@ pub enum BlockError {
 pub struct Block {
     shared: Arc<Shared>,
     sizes: Vec<u16>,
+    segments: u16,
     cache: Cache,
     engine: EngineKind,
     /// What the driver accepted when it was activated last.
@@ -167,6 +178,9 @@ impl Block {
     /// Most queues of a device; each has a thread.
     pub const QUEUES_MAX: u16 = 64;
 
+    /// Most buffers of one request's data.
+    pub const SEGMENTS_MAX: u16 = config::SEGMENTS_MAX;
+
     /// Makes a device for a disk.
     ///
     /// # Errors
@@ -175,6 +189,10 @@ impl Block {
         let queues = options.queues;
         if !(1..=Self::QUEUES_MAX).contains(&queues) {
             return Err(BlockError::Queues { queues });
+        }
+        let segments = options.segments;
+        if !(1..=Self::SEGMENTS_MAX).contains(&segments) {
+            return Err(BlockError::Segments { segments });
         }
         let mut serial = [0; ID_LEN];
         match serial.get_mut(..options.serial.len()) {
@@ -204,6 +222,7 @@ impl Block {
         Ok(Self {
             shared: Arc::new(shared),
             sizes: vec![config::QUEUE_SIZE; queues.into()],
+            segments,
             cache: options.cache,
             engine: options.engine,
             agreed: Features::NONE,
@@ -221,6 +240,7 @@ impl Block {
             capacity: self.shared.size.lock().sectors,
             topology: self.shared.disk.topology(),
             queues: self.sizes.len() as u16,
+            segments: self.segments,
             writeback: self.shared.writeback.load(Ordering::Relaxed),
         }
     }

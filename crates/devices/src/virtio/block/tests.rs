@@ -163,6 +163,16 @@ fn options_that_do_not_fit_are_refused() {
             .unwrap();
         assert!(error.to_string().contains(&queues.to_string()), "{error}");
     }
+    for segments in [0, Block::SEGMENTS_MAX + 1] {
+        let options = BlockOptions {
+            segments,
+            ..BlockOptions::default()
+        };
+        let error = Block::new(MemoryDisk::shared(vec![]), options)
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains(&segments.to_string()), "{error}");
+    }
     let options = BlockOptions {
         serial: "x".repeat(21),
         ..BlockOptions::default()
