@@ -20,6 +20,17 @@ pub enum ApartError {
     Build(#[from] BuildError),
 }
 
+impl ApartError {
+    /// Tells whether another process has the file of a disk, which may be about to end: one that was killed lets a
+    /// file go when the host has ended what it was asked by io_uring.
+    pub fn is_held_elsewhere(&self) -> bool {
+        let Self::Build(BuildError::Disk { source, .. }) = self else {
+            return false;
+        };
+        matches!(source, umbra_block::OpenError::Locked { .. })
+    }
+}
+
 /// Who works for a device, as long as it is there; dropped after it.
 pub struct Helpers {
     _helper: Helper,
@@ -76,6 +87,17 @@ mod tests {
         for (kind, id) in table {
             assert_eq!(device_apart(&spec(kind)).unwrap().0.id(), id);
         }
+    }
+
+    #[test]
+    fn requests_to_a_disk_fit_into_the_queues_that_front_ends_have() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(512).unwrap();
+        let disk = spec(VirtioKind::Block(DiskSpec::new(file.path())));
+        let (device, _helpers) = device_apart(&disk).unwrap();
+        let mut segments = [0; 4];
+        device.read_config(12, &mut segments);
+        assert_eq!(u32::from_le_bytes(segments), 128 - 2);
     }
 
     #[test]

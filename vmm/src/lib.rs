@@ -79,3 +79,4 @@ pub use umbra_devices::virtio::net::NetStatistics;
 pub use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};
 pub use umbra_net::MacError;
 pub use umbra_vhost::{BackEndError, BackEndState};
+pub use umbra_virtio::Device;

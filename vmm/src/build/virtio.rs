@@ -220,13 +220,21 @@ pub fn make(wanted: &VirtioSpec, around: &Surroundings<'_>) -> Result<Made, Buil
     }
 }
 
-/// Makes a device that needs nothing of a machine's, but perhaps its console.
+/// Most buffers of a request to a disk apart: the front end chooses the size of its queues, and most take 128.
+const SEGMENTS_APART: u16 = 126;
+
+/// Makes a device that needs nothing of a machine's, but its console if it is at hand. Without, it is for somebody
+/// else's machine.
 pub fn make_apart(wanted: &VirtioSpec, output: Option<&Output>) -> Result<Made, BuildError> {
     let id = &wanted.id;
     Ok(match &wanted.kind {
         VirtioKind::Rng => Made::plain(Rng::new()),
         VirtioKind::Block(disk) => {
-            let device = block(id, disk)?;
+            let segments = match output {
+                Some(_) => Block::SEGMENTS_MAX,
+                None => SEGMENTS_APART,
+            };
+            let device = block(id, disk, segments)?;
             Made {
                 control: Some(Control::Block(device.control())),
                 ..Made::plain(device)
@@ -261,7 +269,7 @@ pub fn make_apart(wanted: &VirtioSpec, output: Option<&Output>) -> Result<Made, 
 }
 
 /// Opens a disk, and makes its device.
-fn block(id: &str, spec: &DiskSpec) -> Result<Block, BuildError> {
+fn block(id: &str, spec: &DiskSpec, segments: u16) -> Result<Block, BuildError> {
     let options = DiskOptions {
         format: spec.format,
         read_only: spec.read_only,
@@ -276,6 +284,7 @@ fn block(id: &str, spec: &DiskSpec) -> Result<Block, BuildError> {
         serial: spec.serial.clone(),
         cache: spec.cache,
         queues: spec.queues,
+        segments,
         engine: spec.engine,
         limits: spec.limits,
     };
