@@ -9,10 +9,13 @@ use umbra_vmm::{
     VirtioSpec,
 };
 
+pub use backend::{Backend as BackendCommand, Serve};
+
 use crate::size;
 use crate::status::{HELP, Status};
 use crate::trace;
 
+mod backend;
 mod balloon;
 mod console;
 mod disk;
@@ -47,6 +50,9 @@ pub enum Command {
     Fetch(Fetch),
     /// Tell whether KVM can be used here, and what `--backend auto` takes
     Probe(Probe),
+    /// Serve a virtio device to the monitor of another process (vhost-user)
+    #[command(subcommand, after_help = backend::HELP)]
+    Backend(BackendCommand),
 }
 
 /// `umbra probe`.
@@ -93,7 +99,7 @@ impl Command {
         match self {
             Self::Run(run) => Some(&run.machine),
             Self::Demo(demo) => Some(&demo.machine),
-            Self::Fetch(_) | Self::Probe(_) => None,
+            Self::Fetch(_) | Self::Probe(_) | Self::Backend(_) => None,
         }
     }
 

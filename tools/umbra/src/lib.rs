@@ -1,11 +1,12 @@
 //! The `umbra` command: runs a microVM with its console on the user's terminal.
 //!
 //! `umbra-vmm` does the work; here are the command line (`args`), the terminal and its signals
-//! (`console`), the exit status (`status`), and the demonstration guest ([`demo`]). This is a
+//! (`console`), the exit status (`status`), a device by itself (`backend`), and the demonstration guest ([`demo`]). This is a
 //! library only so that the command's tests make their guests as `umbra demo` does.
 #![forbid(unsafe_code)]
 
 mod args;
+mod backend;
 mod console;
 pub mod demo;
 mod inspect;
@@ -39,6 +40,7 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Fetch(arguments) => demo::fetch(&arguments),
         Command::Probe(arguments) => Ok(probe::run(&arguments.kvm_device)),
+        Command::Backend(arguments) => backend::run(&arguments),
     };
     let status = result.unwrap_or_else(|error| report::failure(&error));
     if exit_port {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::SIGXFSZ;
-use umbra_vmm::{Spec, VirtioKind};
+use umbra_vmm::{VirtioKind, VirtioSpec};
 
 /// Has a file that may be no larger (`ulimit -f`) be an error of whoever writes it, and not the end of the process.
 pub fn survive() {
@@ -14,9 +14,9 @@ pub fn survive() {
 
 /// Takes all open files that the host allows, where a machine may need more than the usual 1024: each
 /// connection of a socket device is one.
-pub fn raise(spec: &Spec) {
-    let is_vsock = |device: &umbra_vmm::VirtioSpec| matches!(device.kind, VirtioKind::Vsock(_));
-    if spec.virtio.iter().any(is_vsock) {
+pub fn raise(devices: &[VirtioSpec]) {
+    let is_vsock = |device: &VirtioSpec| matches!(device.kind, VirtioKind::Vsock(_));
+    if devices.iter().any(is_vsock) {
         let mut limit = getrlimit(Resource::Nofile);
         limit.current = limit.maximum;
         // Without it there are fewer connections, and the log says so.

@@ -7,7 +7,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use umbra_vmm::{BuildError, Crash, Ended, PlanError};
+use umbra_vmm::{ApartError, BuildError, Crash, Ended, PlanError};
 
 use crate::status::Status;
 use crate::trace;
@@ -81,6 +81,7 @@ impl std::error::Error for BadInput {}
 fn is_bad_input(error: &Error) -> bool {
     error.is::<PlanError>()
         || error.is::<BadInput>()
+        || matches!(error.downcast_ref(), Some(ApartError::Plan(_)))
         || match error.downcast_ref() {
             Some(BuildError::Boot(boot)) => !is_host_failure(boot),
             Some(

@@ -13,7 +13,7 @@ use crate::status::Status;
 /// Runs a machine, watched as `arguments` say. Returns how it ended.
 pub fn run(spec: Spec, arguments: &MachineArgs) -> Result<Status> {
     limits::survive();
-    limits::raise(&spec);
+    limits::raise(&spec.virtio);
     let machine = Machine::build(Plan::new(spec)?, Console::to(std::io::stdout()))?;
     if let Some(reason) = machine.fallback() {
         report::note(&format!("{reason}; the software processor is used"));
