@@ -31,6 +31,10 @@
 //! own. So a reset, which waits for the worker under the transport's lock, ends: a worker stops after
 //! what it is doing, and that is at most one run over its queue.
 //!
+//! **Other transports** are made outside: a device needs an [`Activation`], whose queues [`Queue::at`] makes at any place
+//! of their rings, an [`Interrupt`] over a [`Wire`], and somebody who owns it. A [`Journal`] makes what a queue's device
+//! has outlive the device.
+//!
 //! Not here: packed rings, legacy drivers, resets of one queue (VIRTIO_F_RING_RESET), shared
 //! memory regions. Devices are in `umbra-devices`.
 //!
