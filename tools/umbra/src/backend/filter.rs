@@ -3,7 +3,7 @@
 //! ```text
 //!   every device   its threads, memory, descriptors that it has, messages of its sockets, its clock, its log
 //!   block          its file; with io_uring, that
-//!   net            its interface
+//!   net            its interface, and the end of its passt
 //!   vsock, console sockets of programs of this host
 //! ```
 //!
@@ -120,6 +120,9 @@ const SOCKETS: Calls = &[
     libc::SYS_setsockopt,
 ];
 
+/// Ends passt, which was started before.
+const CHILD: Calls = &[libc::SYS_wait4, libc::SYS_waitid];
+
 /// Requests of block devices, of TAP interfaces, and of sockets (linux/fs.h, linux/if_tun.h, asm-generic/ioctls.h).
 const BLOCK_REQUESTS: &[u32] = &[
     0x1260,      // BLKGETSIZE
@@ -172,6 +175,7 @@ fn allowed(kind: &VirtioKind) -> Result<BpfProgram> {
         VirtioKind::Block(disk) if disk.engine == EngineKind::IoUring => &[BLOCK, IO_URING],
         VirtioKind::Block(_) => &[BLOCK],
         VirtioKind::Vsock(_) | VirtioKind::Console(_) => &[SOCKETS],
+        VirtioKind::Net(net) if matches!(net.host, NetHost::User { .. }) => &[CHILD],
         _ => &[],
     };
     let mut rules = Rules::new();
@@ -198,6 +202,13 @@ fn allowed(kind: &VirtioKind) -> Result<BpfProgram> {
     }
     if own.contains(&SOCKETS) {
         rules.insert(libc::SYS_socket, vec![is(0, libc::AF_UNIX as u32)?]);
+    }
+    if own.contains(&CHILD) {
+        rules.insert(libc::SYS_kill, vec![is(1, libc::SIGKILL as u32)?]);
+        rules.insert(
+            libc::SYS_pidfd_send_signal,
+            vec![is(1, libc::SIGKILL as u32)?],
+        );
     }
     compile(rules, SeccompAction::KillProcess, SeccompAction::Allow)
 }

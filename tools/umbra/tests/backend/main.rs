@@ -251,6 +251,49 @@ fn every_kind_of_device_works_behind_the_filter() {
     back.end(Signal::TERM);
 }
 
+#[test]
+fn passt_ends_with_the_back_end_that_has_started_it() {
+    if Command::new("passt").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: no passt here");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let back = Back::start(&dir, &["net", "user"]);
+    let mut driver = Driver::new(&back.path);
+    driver.start(0);
+    driver.start(1);
+    driver.send(1, &[0; 72]);
+    back.end(Signal::TERM);
+}
+
+/// Starts its arguments where it is root, with an interface of its own.
+const WITH_TAP: &str = "ip tuntap add t0 mode tap && ip link set t0 up && exec \"$0\" \"$@\"";
+
+#[test]
+fn an_interface_is_set_up_behind_the_filter() {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["-rn", "sh", "-c", WITH_TAP]);
+    let can = unshare.arg("true").output();
+    if !can.is_ok_and(|can| can.status.success()) {
+        eprintln!("SKIPPED: no interfaces in a namespace here");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["-rn", "sh", "-c", WITH_TAP]);
+    command.args([env!("CARGO_BIN_EXE_umbra"), "backend"]);
+    let back = Back::start_by(command, &dir, &["net", "tap=t0"]);
+    let mut driver = Driver::new(&back.path);
+    driver.start(0);
+    driver.start(1);
+    driver.send(1, &[0; 72]);
+    // Linux asks who else is on a link that has come up, by IPv6.
+    if Path::new("/proc/net/if_inet6").exists() {
+        assert!(driver.receive(0, 2048).len() > 12 + 14);
+    }
+    back.end(Signal::TERM);
+}
+
 /// A packet that asks for a connection to the host (virtio 1.3, 5.10.6).
 fn packet(from: u32, to: u32) -> Vec<u8> {
     let mut bytes = Vec::new();

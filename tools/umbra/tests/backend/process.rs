@@ -24,8 +24,13 @@ pub struct Back {
 impl Back {
     /// Starts one, and waits until it says that it listens.
     pub fn start(dir: &TempDir, device: &[&str]) -> Self {
+        Self::start_by(umbra(&["backend"]), dir, device)
+    }
+
+    /// The same by a command that ends in `umbra backend`.
+    pub fn start_by(mut command: Command, dir: &TempDir, device: &[&str]) -> Self {
         let path = dir.path().join("back");
-        let mut child = umbra(&["backend"])
+        let mut child = command
             .args(device)
             .arg("--socket")
             .arg(&path)
