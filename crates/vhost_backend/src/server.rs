@@ -16,6 +16,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -27,6 +28,9 @@ use vhost::vhost_user::BackendReqHandler;
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES};
 
 use crate::{Backend, Error, Socket};
+
+/// For how long one failure is told, of all.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How many front ends are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +96,7 @@ impl Server {
     /// # Errors
     /// If no connection can be taken; and of the only visit, what went wrong with it.
     pub fn serve(&self, visits: Visits) -> Result<(), Error> {
+        let mut told = None;
         while self.wait(self.socket.as_fd())? {
             let stream = match self.socket.accept() {
                 Ok(stream) => stream,
@@ -106,7 +111,7 @@ impl Server {
             match visit {
                 visit if visits == Visits::Once => return visit,
                 Ok(()) => tracing::debug!("the front end has gone"),
-                Err(error) => tell(&error),
+                Err(error) => tell(&error, &mut told),
             }
         }
         Ok(())
@@ -166,15 +171,21 @@ impl Server {
     }
 }
 
-/// Says why a front end was let go, with all its causes.
-fn tell(error: &Error) {
+/// Says why a front end was let go, with all its causes. One that comes again and again does not fill the log.
+fn tell(error: &Error, told: &mut Option<Instant>) {
     let mut causes = Vec::new();
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
         causes.push(error.to_string());
         cause = error.source();
     }
-    tracing::warn!(error = causes.join(": "), "a front end is let go");
+    let error = causes.join(": ");
+    if told.is_some_and(|told| told.elapsed() < QUIET) {
+        tracing::debug!(error, "a front end is let go");
+        return;
+    }
+    *told = Some(Instant::now());
+    tracing::warn!(error, "a front end is let go");
 }
 
 /// What is next on a connection.
