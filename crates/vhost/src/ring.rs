@@ -44,8 +44,9 @@ const INDIRECT: u16 = 4;
 /// VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY.
 const UNWANTED: u16 = 1;
 
-/// Where rings are in a back end's table of memory: behind everything that a guest can have.
-pub const RINGS_AT: u64 = 1 << 52;
+/// Where rings are in a back end's table of memory: behind everything that a guest has, and where a processor could
+/// have memory, for back ends that look at that.
+pub const RINGS_AT: u64 = (1 << 52) - (1 << 40);
 
 /// How a device has agreed to work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
