@@ -111,10 +111,7 @@ mod tests {
                 VirtioKind::Balloon(BalloonSpec::default()),
                 "machine's memory",
             ),
-            (
-                VirtioKind::Pmem(PmemSpec::new("p")),
-                "machine's memory",
-            ),
+            (VirtioKind::Pmem(PmemSpec::new("p")), "machine's memory"),
             (VirtioKind::Block(DiskSpec::new("/no/such")), "/no/such"),
             (VirtioKind::Vsock(vsock), "CID"),
             (console(PortEnd::Console), "no terminal"),
