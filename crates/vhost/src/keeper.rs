@@ -7,6 +7,8 @@
 //!   lost        connect, every 10 ms at first, then every 50: it is found within 100 ms of coming back
 //!                 it offers what the driver has agreed on: the relay begins anew
 //! ```
+//! One that is lost over and over a moment after it was found (it does not take what it is told, say) is left
+//! alone for longer each time, up to a second.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,16 +30,37 @@ const WHILE: Duration = Duration::from_secs(10);
 /// interrupts the guest a hundred times a second and no more.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// A connection that was shorter is none to go by.
+const SHORT: Duration = Duration::from_millis(200);
+/// The longest rest after one.
+const REST: Duration = Duration::from_secs(1);
+
 /// Watches a device's back end until `stop` is signalled.
 pub fn keep(shared: &Shared, deadlines: &Arc<Deadlines>, stop: &Event) {
+    let (mut found, mut rest) = (Instant::now(), Duration::ZERO);
     loop {
         let go_on = match shared.link.channel() {
             Some(channel) => watch(shared, &channel, stop),
-            None => find(shared, deadlines, stop),
+            None => {
+                // The relay has to know, too.
+                shared.news.signal();
+                rest = rest_after(found.elapsed(), rest);
+                let go_on = sleep(stop, rest) && find(shared, deadlines, stop);
+                found = Instant::now();
+                go_on
+            }
         };
         if !go_on {
             return;
         }
+    }
+}
+
+/// How long a back end is left alone whose connection lasted so long, after the rest before it.
+fn rest_after(lasted: Duration, before: Duration) -> Duration {
+    match lasted < SHORT {
+        true => (before * 2).clamp(SOON, REST),
+        false => Duration::ZERO,
     }
 }
 
@@ -84,8 +107,6 @@ fn hear(shared: &Shared, channel: &Channel) -> Result<(), BackEndError> {
 /// Looks for the back end until it is there. `false` if it is time to stop.
 fn find(shared: &Shared, deadlines: &Arc<Deadlines>, stop: &Event) -> bool {
     let begin = Instant::now();
-    // The relay has to know, too.
-    shared.news.signal();
     loop {
         match shared.connect(deadlines) {
             Ok(channel) => {
@@ -113,4 +134,22 @@ fn sleep(stop: &Event, time: Duration) -> bool {
     // After a signal it has slept less.
     let _ = poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&timeout));
     !stop.take()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_is_lost_over_and_over_is_left_alone_for_longer_each_time() {
+        let mut rest = Duration::ZERO;
+        let mut rests = Vec::new();
+        for _ in 0..10 {
+            rest = rest_after(Duration::from_millis(3), rest);
+            rests.push(rest.as_millis());
+        }
+        assert_eq!(rests[..4], [10, 20, 40, 80]);
+        assert_eq!(rests[8..], [1000, 1000]);
+        assert_eq!(rest_after(SHORT, rest), Duration::ZERO);
+    }
 }

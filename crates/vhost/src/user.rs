@@ -101,11 +101,15 @@ impl VhostUser {
         hub.join(&shared.link);
         let (theirs, deadlines) = (shared.clone(), hub.deadlines().clone());
         let keeper = Worker::start("vhost-keeper", move |stop| keep(&theirs, &deadlines, stop));
-        let size = options.queue_size;
-        let size = size.unwrap_or_else(|| shared.kind.queue_size());
+        let size = |index| {
+            options
+                .queue_size
+                .unwrap_or_else(|| shared.kind.queue_size(index))
+        };
+        let sizes = (0..queues).map(size).collect();
         Ok(Self {
             features: features.with(Features::RINGS),
-            sizes: vec![size; queues.into()],
+            sizes,
             _keeper: keeper.map_err(host("a thread"))?,
             relay: None,
             left: Left::default(),

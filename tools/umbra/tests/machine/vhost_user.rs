@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::support::back_ends::{self, Program, Server, wait_for_socket};
+use crate::support::back_ends::{self, Program, Server, wait_for, wait_for_socket};
 use crate::support::backend::on_each_stock_backend;
 use crate::support::guest::{Guest, LINUX_6_1, command_line, or_skip};
 use crate::support::{Ended, Input, Running, Umbra, tools};
@@ -95,7 +95,7 @@ impl Place {
 }
 
 /// QEMU's storage daemon with the disks `raw` and `ext4`, at sockets of the same names.
-fn start_storage(daemon: &Program, place: &Place) -> Server {
+fn start_storage(daemon: &Program, place: &Place) -> Vec<Server> {
     let mut arguments = Vec::new();
     for name in ["raw", "ext4"] {
         let (file, socket) = (place.text(name), place.text(&format!("{name}.sock")));
@@ -115,7 +115,26 @@ fn start_storage(daemon: &Program, place: &Place) -> Server {
     for name in ["raw", "ext4"] {
         wait_for_socket(&place.path(&format!("{name}.sock")));
     }
-    server
+    vec![server]
+}
+
+/// Our own back ends, one for each disk.
+fn start_ours(place: &Place) -> Vec<Server> {
+    let start = |name: &str| {
+        let (disk, socket) = (place.text(name), place.text(&format!("{name}.sock")));
+        let arguments = ["backend", "block", &disk, "--socket", &socket];
+        let server = back_ends::ours().start(&arguments, &place.path(&format!("{name}.log")));
+        (server, place.path(&format!("{name}.log")))
+    };
+    ["raw", "ext4"]
+        .map(start)
+        .into_iter()
+        .map(|(server, log)| {
+            // A socket that a killed one has left is there all the time.
+            wait_for(|| fs::read_to_string(&log).is_ok_and(|text| text.contains("listens")));
+            server
+        })
+        .collect()
 }
 
 /// What the guest does on both disks until it is told to stop, and how it went. What was written has to be there
@@ -142,21 +161,25 @@ load verify & load files &
 const END: &str = "touch /tmp/stop; while [ ! -e /tmp/verify ] || [ ! -e /tmp/files ]; do sleep 0.2; done; \
                    cat /tmp/verify /tmp/files";
 
-/// Kills a server and starts it again, as often as it is said, at moments of some randomness.
-fn kill_often(mut server: Server, count: u32, start: impl Fn() -> Server) -> Server {
+/// Kills servers and starts them again, as often as it is said, at moments of some randomness.
+fn kill_often(
+    mut servers: Vec<Server>,
+    count: u32,
+    start: impl Fn() -> Vec<Server>,
+) -> Vec<Server> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for _ in 0..count {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         std::thread::sleep(Duration::from_millis(20 + state % 700));
-        server.kill();
-        server = start();
+        servers.iter_mut().for_each(Server::kill);
+        servers = start();
     }
-    server
+    servers
 }
 
-fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Server) {
+fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Vec<Server>) {
     let (Some(guest), Some(tools)) = (Guest::fetch(LINUX_6_1), or_skip(tools::disk())) else {
         return;
     };
@@ -167,7 +190,7 @@ fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Server) {
         "/sbin/mke2fs",
         &["-q", "-F", "-t", "ext4", &place.text("ext4")],
     );
-    let server = start(&place);
+    let servers = start(&place);
     let disks =
         ["raw", "ext4"].map(|name| format!("block,socket={}", place.text(&format!("{name}.sock"))));
     let readonly = format!("{},readonly", tools.display());
@@ -204,7 +227,7 @@ fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Server) {
         .say(&format!("{names}\n{}{LOAD}", tools::MOUNT));
     machine.check("ls -d /m/lost+found", "/m/lost+found");
     let begin = Instant::now();
-    let _server = kill_often(server, kills(), || start(&place));
+    let _servers = kill_often(servers, kills(), || start(&place));
     println!("{} kills in {:?}", kills(), begin.elapsed());
     let counts = machine.ask(END);
     println!("verified, failed, files, failed: {counts}");
@@ -223,7 +246,7 @@ fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Server) {
     let ended = machine.finish();
     let lost = ended.stderr.matches("the back end is lost").count();
     let back = ended.stderr.matches("the back end is back").count();
-    // Both disks are of the same back end.
+    // Each disk loses its back end.
     assert_eq!(
         (lost, back),
         (2 * kills() as usize, 2 * kills() as usize),
@@ -247,6 +270,10 @@ fn linux_6_1_keeps_files_while_qemus_storage_daemon_is_killed(backend: &str) {
         return;
     };
     a_disk_survives_kills(backend, &|place| start_storage(&daemon, place));
+}
+
+fn linux_6_1_keeps_files_while_our_own_back_ends_are_killed(backend: &str) {
+    a_disk_survives_kills(backend, &start_ours);
 }
 
 /// File systems: what a mount does that is no block device's business.
@@ -345,6 +372,7 @@ fn linux_6_1_mounts_virtiofsd_and_mounts_again_when_it_was_killed(backend: &str)
 }
 
 on_each_stock_backend! {
+    linux_6_1_keeps_files_while_our_own_back_ends_are_killed,
     linux_6_1_keeps_files_while_qemus_storage_daemon_is_killed,
     linux_6_1_mounts_virtiofsd_and_mounts_again_when_it_was_killed,
 }

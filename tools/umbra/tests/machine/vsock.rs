@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::support::back_ends::{self, Server, wait_for_socket};
 use crate::support::backend::on_each_stock_backend;
-use crate::support::guest::{Guest, LINUX_6_1};
+use crate::support::guest::{Guest, LINUX_6_1, or_skip};
 use crate::support::stock::answer;
 use crate::support::{Ended, Input, Umbra, program};
 
 const LIMIT: Duration = Duration::from_secs(240);
 /// Streams of each kind.
 const STREAMS: u32 = 1000;
+/// The same where a back end in another process has them.
+const FEWER: u32 = 200;
 /// The port that the guest's program serves, and the one that it asks for.
 const SERVED: u32 = 5000;
 const ASKED: u32 = 6000;
@@ -80,8 +83,7 @@ impl Host {
     }
 
     /// Runs a guest that has the program `streams`, to its end.
-    fn run(&self, guest: &Guest, backend: &str, commands: &str) -> Ended {
-        let vsock = format!("cid=7,path={}", self.path().display());
+    fn run(&self, guest: &Guest, backend: &str, device: [&str; 2], commands: &str) -> Ended {
         let arguments = [
             "--kernel",
             guest.kernel(),
@@ -89,13 +91,11 @@ impl Host {
             guest.initrd(),
             "--backend",
             backend,
-            "--vsock",
-            &vsock,
         ];
         let input = format!("{commands}\npoweroff -f\n");
+        let arguments = [&arguments[..], &device[..]].concat();
         let ended = Umbra::run(&arguments, Input::Pipe(&input), LIMIT);
         assert_eq!((ended.status, &*ended.stderr), (Some(0), ""), "{ended}");
-        assert!(!self.path().exists(), "the socket is removed");
         ended
     }
 }
@@ -152,35 +152,69 @@ fn spawn<'s>(
 }
 
 fn a_thousand_streams_go_each_way_at_once(backend: &str) {
+    let host = Host::new();
+    let vsock = format!("cid=7,path={}", host.path().display());
+    streams(backend, &host, ["--vsock", &vsock], STREAMS);
+    assert!(!host.path().exists(), "the socket is removed");
+}
+
+/// Has a back end listen at `socket`, and its device be the guest's.
+fn streams_of_a_back_end(backend: &str, start: impl FnOnce(&Host, &str) -> Server) {
+    let host = Host::new();
+    let socket = host.place.path().join("back.sock");
+    let _server = start(&host, socket.to_str().unwrap());
+    wait_for_socket(&socket);
+    let device = format!("vsock,socket={}", socket.display());
+    streams(backend, &host, ["--vhost-user", &device], FEWER);
+}
+
+fn streams_go_by_vhost_device_vsock(backend: &str) {
+    let Some(program) = or_skip(back_ends::vhost_device_vsock()) else {
+        return;
+    };
+    streams_of_a_back_end(backend, |host, socket| {
+        let path = host.path();
+        let vm = format!("guest-cid=7,socket={socket},uds-path={}", path.display());
+        program.start(&["--vm", &vm], &host.place.path().join("messages"))
+    });
+}
+
+fn streams_go_by_a_back_end_of_our_own(backend: &str) {
+    streams_of_a_back_end(backend, |host, socket| {
+        let vsock = format!("cid=7,path={}", host.path().display());
+        let arguments = ["backend", "vsock", &vsock, "--socket", socket];
+        back_ends::ours().start(&arguments, &host.place.path().join("messages"))
+    });
+}
+
+fn streams(backend: &str, host: &Host, device: [&str; 2], count: u32) {
     let Some(guest) = Guest::fetch(LINUX_6_1) else {
         return;
     };
-    let host = Host::new();
     let streams = program::compile("streams.c");
     let guest = guest.with_program(host.place.path(), "bin/streams", &streams);
     let path = host.path();
     let server = UnixListener::bind(format!("{}_{ASKED}", path.display())).unwrap();
-    let all = Barrier::new(STREAMS as usize);
+    let all = Barrier::new(count as usize);
     let ended = thread::scope(|scope| {
         spawn(scope, || {
             let mut began = None;
             let mut threads = Vec::new();
-            for number in 0..STREAMS {
+            for number in 0..count {
                 let (stream, _) = server.accept().unwrap();
                 if number == 0 {
                     // Now the guest serves its port, too.
                     began = Some(Instant::now());
                     let (path, all) = (&path, &all);
-                    threads.extend(
-                        (0..STREAMS).map(|seed| spawn(scope, move || ask(path, seed, all))),
-                    );
+                    threads
+                        .extend((0..count).map(|seed| spawn(scope, move || ask(path, seed, all))));
                 }
                 threads.push(spawn(scope, || serve(stream)));
             }
             for thread in threads {
                 thread.join().unwrap();
             }
-            let bytes: usize = (0..=STREAMS).map(message::len).sum();
+            let bytes: usize = (0..=count).map(message::len).sum();
             eprintln!(
                 "some {} bytes each way in {:?}",
                 2 * bytes,
@@ -188,12 +222,12 @@ fn a_thousand_streams_go_each_way_at_once(backend: &str) {
             );
         });
         let complaints = r#"dmesg | grep -ciE 'vsock.*(error|fail|wrong|broken)'"#;
-        let commands = format!("streams {STREAMS}\necho \"complaints: $({complaints})\"");
-        host.run(&guest, backend, &commands)
+        let commands = format!("streams {count}\necho \"complaints: $({complaints})\"");
+        host.run(&guest, backend, device, &commands)
     });
     for (word, expected) in [
-        ("asked: ", "1000"),
-        ("served: ", "1000"),
+        ("asked: ", &*count.to_string()),
+        ("served: ", &*count.to_string()),
         ("wrong: ", "0"),
         ("complaints: ", "0"),
     ] {
@@ -228,4 +262,6 @@ fn a_socket_that_exists_is_not_taken(backend: &str) {
 on_each_stock_backend! {
     a_socket_that_exists_is_not_taken,
     a_thousand_streams_go_each_way_at_once,
+    streams_go_by_a_back_end_of_our_own,
+    streams_go_by_vhost_device_vsock,
 }

@@ -1,5 +1,5 @@
-//! Back ends of others: QEMU's storage daemon from Debian's packages, and virtiofsd and vhost-device-vsock from
-//! the Rust registry. They are kept in the cache; nothing is installed.
+//! Back ends: our own, QEMU's storage daemon from Debian's packages, and virtiofsd and vhost-device-vsock from the
+//! Rust registry. Those of others are kept in the cache; nothing is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,13 +61,26 @@ impl Drop for Server {
     }
 }
 
-/// Waits until a server listens.
+/// The command of this project.
+pub fn ours() -> Program {
+    Program {
+        path: env!("CARGO_BIN_EXE_umbra").into(),
+        libraries: PathBuf::new(),
+    }
+}
+
+/// Waits until a server has made its socket.
 pub fn wait_for_socket(path: &Path) {
+    wait_for(|| path.exists());
+}
+
+/// Waits until something is so.
+pub fn wait_for(what: impl Fn() -> bool) {
     let begin = Instant::now();
-    while !path.exists() {
+    while !what() {
         assert!(
             begin.elapsed() < Duration::from_secs(20),
-            "{path:?} does not come"
+            "it does not happen"
         );
         std::thread::sleep(Duration::from_millis(5));
     }
