@@ -85,12 +85,18 @@ fn missing() -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Modules of tests, and what has to work for them: a program with arguments, and what to do if it does not.
-const NEEDED: [(&str, &str, &[&str], &str); 4] = [
+const NEEDED: [(&str, &str, &[&str], &str); 5] = [
     (
         "qemu_img",
         "sh",
         &["-c", "qemu-img --version && test -x /sbin/e2fsck"],
         "there is no qemu-img or no e2fsck (apt-get install qemu-utils e2fsprogs)",
+    ),
+    (
+        "vhost_user",
+        "sh",
+        &["-c", "test -x /sbin/mke2fs && test -x /sbin/e2fsck"],
+        "there is no mke2fs or no e2fsck (apt-get install e2fsprogs)",
     ),
     (
         "pmem_ext4",
