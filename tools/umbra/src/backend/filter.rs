@@ -15,6 +15,9 @@
 //! among them: a disk with `engine=threads` has none. A path is not looked at: vsock connects to, and unlinks, whatever
 //! socket its user can.
 //!
+//! A file that is to be read cannot be opened either, but whoever tries lives: the C library's allocator looks into
+//! `/proc/sys/vm/overcommit_memory` when it gives a heap back, and does without if it may not.
+//!
 //! New threads are made by `clone`, whose flags can be looked at; those of `clone3` are in memory, so it is said not to
 //! be there, and the C library takes the other one.
 
@@ -149,7 +152,8 @@ type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 pub fn confine(kind: &VirtioKind) -> Result<()> {
     quiet_panics();
     // The one that is asked last is the one that is there first: no filter may keep the other from coming.
-    apply_filter_all_threads(&no_clone3()?)?;
+    apply_filter_all_threads(&refused(libc::SYS_clone3, libc::ENOSYS)?)?;
+    apply_filter_all_threads(&refused(libc::SYS_openat, libc::EACCES)?)?;
     apply_filter_all_threads(&allowed(kind)?)?;
     Ok(())
 }
@@ -164,10 +168,11 @@ fn compile(rules: Rules, other: SeccompAction, these: SeccompAction) -> Result<B
     Ok(filter.try_into()?)
 }
 
-fn no_clone3() -> Result<BpfProgram> {
-    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let missing = SeccompAction::Errno(libc::ENOSYS as u32);
-    compile(rules, SeccompAction::Allow, missing)
+/// Answers a call with an error.
+fn refused(call: c_long, error: i32) -> Result<BpfProgram> {
+    let rules = BTreeMap::from([(call, Vec::new())]);
+    let answer = SeccompAction::Errno(error as u32);
+    compile(rules, SeccompAction::Allow, answer)
 }
 
 fn allowed(kind: &VirtioKind) -> Result<BpfProgram> {
@@ -188,6 +193,9 @@ fn allowed(kind: &VirtioKind) -> Result<BpfProgram> {
     rules.insert(libc::SYS_mmap, vec![rule(&no_code)?]);
     rules.insert(libc::SYS_mprotect, vec![rule(&no_code)?]);
     rules.insert(libc::SYS_prctl, vec![is(0, libc::PR_SET_NAME as u32)?]);
+    // It is refused, but does not end the process.
+    let writes = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
+    rules.insert(libc::SYS_openat, vec![rule(&[masked(2, writes, 0)?])?]);
     let this = rustix::process::getpid().as_raw_nonzero().get() as u32;
     rules.insert(libc::SYS_tgkill, vec![is(0, this)?]);
     let requests = match kind {
@@ -258,7 +266,20 @@ mod tests {
                 || drop(std::thread::spawn(|| panic!("on purpose")).join()),
                 true,
             ),
-            ("a file", || drop(std::fs::File::open("/etc/passwd")), false),
+            (
+                "a file to read",
+                || {
+                    let refused = std::fs::File::open("/etc/passwd").unwrap_err();
+                    assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+                },
+                true,
+            ),
+            (
+                "a file to write",
+                || drop(std::fs::File::create("/tmp/umbra-filter")),
+                false,
+            ),
+            ("heaps that shrink", heaps, true),
             (
                 "a program",
                 || drop(Command::new("/bin/true").status()),
@@ -285,6 +306,20 @@ mod tests {
                 false,
             ),
         ]
+    }
+
+    /// Has several threads take much memory in small pieces, and give it back.
+    fn heaps() {
+        let threads = (0..4).map(|_| {
+            std::thread::spawn(|| {
+                let pieces: Vec<_> = (0..2000).map(|n| vec![n as u8; 0x8000]).collect();
+                drop(std::hint::black_box(pieces));
+            })
+        });
+        let threads: Vec<_> = threads.collect();
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
     }
 
     #[test]

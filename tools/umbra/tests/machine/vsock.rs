@@ -19,7 +19,7 @@ use crate::support::{Ended, Input, Umbra, program};
 const LIMIT: Duration = Duration::from_secs(240);
 /// Streams of each kind.
 const STREAMS: u32 = 1000;
-/// The same where a back end in another process has them.
+/// Those that vhost-device-vsock can have.
 const FEWER: u32 = 200;
 /// The port that the guest's program serves, and the one that it asks for.
 const SERVED: u32 = 5000;
@@ -61,6 +61,25 @@ mod message {
         from.read_exact(&mut message[8..])?;
         assert!(message == make(seed), "seed {seed}");
         Ok(seed)
+    }
+}
+
+/// How streams end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// Every other client ends its direction before it is answered.
+    Half,
+    /// Both directions end at once.
+    Whole,
+}
+
+impl Ends {
+    /// The seed of a client, which decides that.
+    fn seed(self, number: u32) -> u32 {
+        match self {
+            Self::Half => number,
+            Self::Whole => 2 * number + 1,
+        }
     }
 }
 
@@ -154,25 +173,30 @@ fn spawn<'s>(
 fn a_thousand_streams_go_each_way_at_once(backend: &str) {
     let host = Host::new();
     let vsock = format!("cid=7,path={}", host.path().display());
-    streams(backend, &host, ["--vsock", &vsock], STREAMS);
+    streams(backend, &host, ["--vsock", &vsock], (STREAMS, Ends::Half));
     assert!(!host.path().exists(), "the socket is removed");
 }
 
 /// Has a back end listen at `socket`, and its device be the guest's.
-fn streams_of_a_back_end(backend: &str, start: impl FnOnce(&Host, &str) -> Server) {
+fn streams_of_a_back_end(
+    backend: &str,
+    which: (u32, Ends),
+    start: impl FnOnce(&Host, &str) -> Server,
+) {
     let host = Host::new();
     let socket = host.place.path().join("back.sock");
     let _server = start(&host, socket.to_str().unwrap());
     wait_for_socket(&socket);
     let device = format!("vsock,socket={}", socket.display());
-    streams(backend, &host, ["--vhost-user", &device], FEWER);
+    streams(backend, &host, ["--vhost-user", &device], which);
 }
 
 fn streams_go_by_vhost_device_vsock(backend: &str) {
     let Some(program) = or_skip(back_ends::vhost_device_vsock()) else {
         return;
     };
-    streams_of_a_back_end(backend, |host, socket| {
+    // It ends both directions when one is ended.
+    streams_of_a_back_end(backend, (FEWER, Ends::Whole), |host, socket| {
         let path = host.path();
         let vm = format!("guest-cid=7,socket={socket},uds-path={}", path.display());
         program.start(&["--vm", &vm], &host.place.path().join("messages"))
@@ -180,14 +204,14 @@ fn streams_go_by_vhost_device_vsock(backend: &str) {
 }
 
 fn streams_go_by_a_back_end_of_our_own(backend: &str) {
-    streams_of_a_back_end(backend, |host, socket| {
+    streams_of_a_back_end(backend, (STREAMS, Ends::Half), |host, socket| {
         let vsock = format!("cid=7,path={}", host.path().display());
         let arguments = ["backend", "vsock", &vsock, "--socket", socket];
         back_ends::ours().start(&arguments, &host.place.path().join("messages"))
     });
 }
 
-fn streams(backend: &str, host: &Host, device: [&str; 2], count: u32) {
+fn streams(backend: &str, host: &Host, device: [&str; 2], (count, ends): (u32, Ends)) {
     let Some(guest) = Guest::fetch(LINUX_6_1) else {
         return;
     };
@@ -206,15 +230,16 @@ fn streams(backend: &str, host: &Host, device: [&str; 2], count: u32) {
                     // Now the guest serves its port, too.
                     began = Some(Instant::now());
                     let (path, all) = (&path, &all);
-                    threads
-                        .extend((0..count).map(|seed| spawn(scope, move || ask(path, seed, all))));
+                    threads.extend(
+                        (0..count).map(|n| spawn(scope, move || ask(path, ends.seed(n), all))),
+                    );
                 }
                 threads.push(spawn(scope, || serve(stream)));
             }
             for thread in threads {
                 thread.join().unwrap();
             }
-            let bytes: usize = (0..=count).map(message::len).sum();
+            let bytes: usize = (0..=count).map(|n| message::len(ends.seed(n))).sum();
             eprintln!(
                 "some {} bytes each way in {:?}",
                 2 * bytes,
@@ -222,7 +247,8 @@ fn streams(backend: &str, host: &Host, device: [&str; 2], count: u32) {
             );
         });
         let complaints = r#"dmesg | grep -ciE 'vsock.*(error|fail|wrong|broken)'"#;
-        let commands = format!("streams {count}\necho \"complaints: $({complaints})\"");
+        let odd = if ends == Ends::Whole { "odd" } else { "" };
+        let commands = format!("streams {count} {odd}\necho \"complaints: $({complaints})\"");
         host.run(&guest, backend, device, &commands)
     });
     for (word, expected) in [
