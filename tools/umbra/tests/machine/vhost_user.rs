@@ -1,5 +1,5 @@
-//! A stock guest whose devices are other processes: QEMU's storage daemon, virtiofsd, vhost-device-vsock. They are
-//! killed at random moments, and come back.
+//! A stock guest whose devices are other processes: QEMU's storage daemon, virtiofsd, our own back ends. They are killed
+//! at random moments, and come back.
 
 use std::fs;
 use std::path::PathBuf;
