@@ -192,6 +192,5 @@ fn a_source_that_fails_needs_a_reset() {
     driver.start(Features::NONE);
     driver.describe(0, (BUFFER, 2, WRITE, 0));
     driver.offer(0);
-    driver.wait(Driver::needs_reset);
-    assert!(driver.line.is_high());
+    driver.wait(|d| d.needs_reset() && d.line.is_high());
 }
