@@ -39,8 +39,9 @@ const BLOCK_SIZE_MAX: Features = Features::bit(1);
 const FS_NOTIFICATION: Features = Features::bit(0);
 /// VIRTIO_NET_F_MAC and VIRTIO_NET_F_STATUS: both of them the monitor's.
 const NET_OURS: Features = Features::bit(5).with(Features::bit(16));
-/// Offloads, mergeable buffers and MTU: what needs no queue of commands.
-const NET_THEIRS: Features = Features::from_low(0xffff & !(1 << 2 | 1 << 5 | 1 << 6));
+/// Offloads and mergeable buffers: what needs neither a queue of commands nor a field of the configuration, which is
+/// the monitor's.
+const NET_THEIRS: Features = Features::from_low(0xffff & !(1 << 2 | 1 << 3 | 1 << 5 | 1 << 6));
 
 /// Bytes of a tag.
 pub const TAG_MAX: usize = 36;
@@ -229,6 +230,13 @@ mod tests {
         let config = fs.our_config(3);
         assert_eq!(config[..6], *b"share\0");
         assert_eq!(config[36..], [2, 0, 0, 0]);
+    }
+
+    #[test]
+    fn an_interface_has_no_mtu_that_nobody_says() {
+        let everything = Features::from_low(u64::MAX);
+        let offered = all()[2].features(everything, 2, &[]);
+        assert!(!offered.has(Features::bit(3)) && offered.has(NET_OURS));
     }
 
     #[test]

@@ -20,8 +20,8 @@
 //! is what it is for. It cannot reach memory of the monitor, break the guest's rings, or make anybody wait for
 //! more than five seconds; what it says wrongly costs it its connection.
 //!
-//! Not here: packed queues, descriptors by IOMMU, memory that only may be read (a request with a buffer there
-//! is a fault of the driver's, as one outside of memory is), migration of a back end's state.
+//! Not here: packed queues, descriptors by IOMMU, memory that only may be read, and memory that is a file of
+//! the host's (a request with a buffer there is a fault of the driver's, as one outside of memory is), migration of a back end's state.
 #![deny(unsafe_code)]
 
 mod channel;

@@ -32,12 +32,13 @@ use umbra_virtio::{
     Alarm, ChainBuffer, Event, Fault, Features, Interrupt, Notifications, Queue, QueueError,
 };
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, Permissions};
+use vm_memory::{GuestAddress, GuestMemoryError};
 
 use crate::channel::Channel;
 use crate::link::Started;
 use crate::ring::{Ring, RingFeatures, RingMemory};
 use crate::session::{Fate, Session, scatter};
+use crate::table::is_within_reach;
 use crate::user::Shared;
 use crate::{BackEndError, RingError};
 
@@ -458,10 +459,8 @@ impl Request {
             buffers.retain(|buffer| buffer.len != 0);
         }
         for buffer in &buffers {
-            let (at, len) = (GuestAddress(buffer.at.0), buffer.len as usize);
-            // All of its memory can be written, see `pieces_of`.
-            if !memory.check_range(at, len, Permissions::ReadWrite) {
-                let source = GuestMemoryError::InvalidGuestAddress(at);
+            if !is_within_reach(memory.map(), buffer.at, buffer.len.into()) {
+                let source = GuestMemoryError::InvalidGuestAddress(GuestAddress(buffer.at.0));
                 return Err(QueueError::Memory { head, source });
             }
         }

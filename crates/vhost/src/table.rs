@@ -15,7 +15,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use umbra_slots::{Backing, RamRegion, Slot, Snapshot};
+use umbra_slots::{Backing, Gpa, RamRegion, Slot, Snapshot, Target};
 
 /// A piece of memory that a back end maps.
 #[derive(Clone)]
@@ -132,8 +132,7 @@ impl PartialEq for Piece {
 
 impl Eq for Piece {}
 
-/// Returns the memory of a map that devices may read and write, joined where that is possible. Memory that
-/// may only be read is not among it: a back end could write it.
+/// Returns the memory of a map that back ends get, joined where that is possible.
 pub fn pieces_of(map: &Snapshot) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for next in map.slots().iter().filter_map(piece_of) {
@@ -145,14 +144,34 @@ pub fn pieces_of(map: &Snapshot) -> Vec<Piece> {
     pieces
 }
 
+/// Tells whether back ends get a slot: memory of the guest's own, which it may write. Who has the descriptor of
+/// memory that may only be read could write it; who has that of a file of the host's could make it shorter, which
+/// ends this process, or reach what of it the guest is not shown.
+fn is_shared(slot: &Slot) -> bool {
+    match slot.backing() {
+        Backing::Ram { region, flags, .. } => !flags.read_only && !region.is_of_file(),
+        Backing::Io(_) => false,
+    }
+}
+
+/// Tells whether back ends have all of a range; it may be any.
+pub fn is_within_reach(map: &Snapshot, at: Gpa, len: u64) -> bool {
+    let mut done = 0;
+    while done < len {
+        let Some(next) = at.0.checked_add(done) else {
+            return false;
+        };
+        match map.resolve(Gpa(next)) {
+            Target::Ram(ram) if is_shared(ram.slot) => done += ram.remaining,
+            _ => return false,
+        }
+    }
+    true
+}
+
 fn piece_of(slot: &Slot) -> Option<Piece> {
     match slot.backing() {
-        Backing::Ram {
-            region,
-            offset,
-            flags,
-            ..
-        } if !flags.read_only && !region.is_read_only() => Some(Piece {
+        Backing::Ram { region, offset, .. } if is_shared(slot) => Some(Piece {
             start: slot.range().start().0,
             len: slot.range().len(),
             memory: Memory::Guest(region.clone()),

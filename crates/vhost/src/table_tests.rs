@@ -3,7 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::sync::LazyLock;
-use umbra_slots::{AddressSpace, FileAccess, Flags, Gpa, HugePages, Options, RamOptions};
+use umbra_slots::{AddressSpace, FileAccess, Flags, HugePages, Options, RamOptions};
 
 /// Two files, so that the same place can hold different memory.
 static FILES: LazyLock<[Arc<File>; 2]> =
@@ -99,7 +99,7 @@ fn too_many_pieces_are_joined_and_too_many_holes_refused() {
 }
 
 #[test]
-fn only_memory_that_may_be_written_is_shared() {
+fn only_the_guests_own_memory_that_it_may_write_is_shared() {
     let space = AddressSpace::new(Options::default());
     let ram = RamRegion::new(RamOptions {
         len: 0x3000,
@@ -107,9 +107,11 @@ fn only_memory_that_may_be_written_is_shared() {
         prefault: false,
     });
     let ram = ram.unwrap();
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(0x1000).unwrap();
-    let file = RamRegion::of_file(file, 0x1000, FileAccess::Read).unwrap();
+    let file = |access| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x1000).unwrap();
+        RamRegion::of_file(file, 0x1000, access).unwrap()
+    };
     let read_only = Flags {
         read_only: true,
         dirty_log: false,
@@ -119,10 +121,31 @@ fn only_memory_that_may_be_written_is_shared() {
         map.add_ram(Gpa(0x1000), ram.clone(), 0x1000, 0x1000, Flags::default())?;
         map.add_ram(Gpa(0x2000), ram.clone(), 0x2000, 0x1000, read_only)?;
         map.add_ram(Gpa(0x4000), ram.clone(), 0, 0x1000, Flags::default())?;
-        map.add_ram(Gpa(0x5000), file, 0, 0x1000, read_only)
+        map.add_ram(Gpa(0x5000), file(FileAccess::Read), 0, 0x1000, read_only)?;
+        let writable = file(FileAccess::ReadWrite);
+        map.add_ram(Gpa(0x6000), writable, 0, 0x1000, Flags::default())
     });
     added.unwrap().wait();
-    let pieces = pieces_of(&space.load());
+    let map = space.load();
+    let pieces = pieces_of(&map);
     let places: Vec<_> = pieces.iter().map(|p| (p.start, p.len, p.offset)).collect();
     assert_eq!(places, [(0, 0x2000, 0), (0x4000, 0x1000, 0)]);
+    for (at, len, within) in [
+        (0, 0x2000, true),
+        (0x1fff, 1, true),
+        (0x1fff, 2, false),
+        (0x3000, 1, false),
+        (0x4000, 0x1000, true),
+        (0x4fff, 2, false),
+        (0x6000, 1, false),
+        (0x9000, 0, true),
+        (u64::MAX, 1, false),
+        (u64::MAX, u64::MAX, false),
+    ] {
+        assert_eq!(
+            is_within_reach(&map, Gpa(at), len),
+            within,
+            "{at:#x} {len:#x}"
+        );
+    }
 }
