@@ -253,13 +253,7 @@ impl Channel {
         let Some(open) = &mut *requests else {
             return Ok(Asked::default());
         };
-        let asked = open.take().map_err(|malformed| {
-            self.cut();
-            BackEndError::Wrong {
-                request: "nothing",
-                what: malformed.to_string(),
-            }
-        })?;
+        let asked = open.take().inspect_err(|_| self.cut())?;
         if asked.ended {
             // The connection itself may go on.
             *requests = None;

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use umbra_virtio::Features;
 
+use crate::requests::Malformed;
+
 /// Why a back end cannot be used, or not any more.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackEndError {
     /// Nobody answers at the socket.
-    #[error("no back end answers at {}: start it first, with this socket", path.display())]
+    #[error("no back end answers at {}: start it first, with a socket there that may be used", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -20,7 +22,10 @@ pub enum BackEndError {
         source: io::Error,
     },
     /// It did not answer in time. The connection has been cut.
-    #[error("the back end has not answered {request} within {} ms", after.as_millis())]
+    #[error(
+        "the back end has not answered {request} within {} ms: does it hang, or serve somebody else?",
+        after.as_millis()
+    )]
     Late {
         /// What was asked.
         request: &'static str,
@@ -50,6 +55,9 @@ pub enum BackEndError {
         /// What is wrong.
         what: String,
     },
+    /// It has asked for something that is no request.
+    #[error("the back end asks for what is no request")]
+    Asked(#[from] Malformed),
     /// It lacks what a device needs.
     #[error("the back end lacks {0}")]
     Lacks(&'static str),

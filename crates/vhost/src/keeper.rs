@@ -30,7 +30,7 @@ const WHILE: Duration = Duration::from_secs(10);
 /// interrupts the guest a hundred times a second and no more.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A connection that was shorter is none to go by.
+/// A connection that was shorter has not lasted.
 const SHORT: Duration = Duration::from_millis(200);
 /// The longest rest after one.
 const REST: Duration = Duration::from_secs(1);
@@ -74,13 +74,18 @@ fn watch(shared: &Shared, channel: &Arc<Channel>, stop: &Event) -> bool {
             PollFd::from_borrowed_fd(channel.socket(), PollFlags::RDHUP),
         ];
         watched.extend(requests.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        // A signal, or no memory: it is looked again.
-        let _ = poll(&mut watched, None);
+        let short = Timespec::try_from(SHORT).expect("it is a fraction of a second");
+        let patience = (!shared.link.has_lasted()).then_some(&short);
+        // After a signal, or without memory, it is looked again.
+        let _ = poll(&mut watched, patience);
         let asked = watched.get(3).is_some_and(|fd| !fd.revents().is_empty());
         (watched[2].revents().intersects(hang_up), asked)
     });
     if stop.take() {
         return false;
+    }
+    if !hung_up {
+        shared.link.lasts(SHORT);
     }
     shared.link.lost().take();
     if hung_up {

@@ -47,4 +47,5 @@ pub use error::{BackEndError, RingError};
 pub use hub::Hub;
 pub use kind::{Kind, TAG_MAX};
 pub use link::BackEndState;
+pub use requests::Malformed;
 pub use user::{VhostUser, VhostUserControl, VhostUserOptions};

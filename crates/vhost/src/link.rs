@@ -7,10 +7,14 @@
 //! ```
 //! A connection that breaks is [lost](Link::lose) by whoever finds it; the keeper looks for another one. What
 //! the back end had is forgotten with it.
+//!
+//! *The log.* A loss is told, and the return when the new connection has [lasted](Link::lasts) for a moment. One that
+//! is lost again before that, for the same reason, is not told of: a back end that refuses what it is given is found
+//! and lost once a second.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use umbra_slots::{Hold, SlotError, Snapshot};
@@ -70,6 +74,8 @@ struct Inner {
     /// What is left to do of a change of the map.
     pending: Step,
     state: BackEndState,
+    /// The connection has not lasted yet; since when there was none.
+    new_after: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -109,6 +115,7 @@ impl Link {
                     losses: 0,
                     error: None,
                 },
+                new_after: None,
             }),
         }))
     }
@@ -137,11 +144,26 @@ impl Link {
     pub fn set(&self, channel: Arc<Channel>) {
         let mut inner = self.inner.lock();
         inner.channel = Some(channel);
-        let after = inner.state.since.elapsed();
+        inner.new_after = Some(inner.state.since.elapsed());
         inner.state.connected = true;
         inner.state.since = Instant::now();
-        let socket = self.socket.display();
-        tracing::warn!(device = %self.name, %socket, ?after, "the back end is back");
+    }
+
+    /// Tells whether the connection has lasted.
+    pub fn has_lasted(&self) -> bool {
+        self.inner.lock().new_after.is_none()
+    }
+
+    /// Tells the log that a new connection is there, if it has lasted so long.
+    pub fn lasts(&self, long: Duration) {
+        let mut inner = self.inner.lock();
+        if inner.channel.is_some()
+            && inner.state.since.elapsed() >= long
+            && let Some(after) = inner.new_after.take()
+        {
+            let socket = self.socket.display();
+            tracing::warn!(device = %self.name, %socket, ?after, "the back end is back");
+        }
     }
 
     /// Tells why there is no new connection, once for each reason.
@@ -261,10 +283,13 @@ impl Inner {
             return;
         }
         let text = explain(error);
-        tracing::warn!(
-            device = %link.name, socket = %link.socket.display(), error = %text,
-            "the back end is lost: {}", link.meanwhile
-        );
+        let lasted = self.new_after.take().is_none();
+        if is_told(lasted, self.state.error.as_deref(), &text) {
+            tracing::warn!(
+                device = %link.name, socket = %link.socket.display(), error = %text,
+                "the back end is lost: {}", link.meanwhile
+            );
+        }
         self.channel = None;
         self.has.clear();
         self.running = None;
@@ -390,6 +415,11 @@ impl Started {
     }
 }
 
+/// Tells whether the log hears of a loss.
+fn is_told(lasted: bool, before: Option<&str>, now: &str) -> bool {
+    lasted || before != Some(now)
+}
+
 /// An error with its causes, in one line.
 fn explain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -399,4 +429,27 @@ fn explain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_is_lost_again_at_once_for_the_same_reason_is_told_of_once() {
+        let table = [
+            (true, None, true),
+            (true, Some("refused"), true),
+            (false, Some("refused"), false),
+            (false, Some("gone"), true),
+            (false, None, true),
+        ];
+        for (lasted, before, told) in table {
+            assert_eq!(
+                is_told(lasted, before, "refused"),
+                told,
+                "{lasted} {before:?}"
+            );
+        }
+    }
 }

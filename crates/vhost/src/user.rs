@@ -129,9 +129,21 @@ fn find(options: &VhostUserOptions, deadlines: &Arc<Deadlines>) -> Result<Channe
     let begin = Instant::now();
     loop {
         match Channel::open(&options.socket, deadlines) {
-            Err(BackEndError::Connect { .. }) if begin.elapsed() < options.wait => sleep(PAUSE),
+            Err(error) if may_come(&error) && begin.elapsed() < options.wait => sleep(PAUSE),
             found => return found,
         }
+    }
+}
+
+/// Tells whether a back end that is not there may be a moment away: it has not made its socket yet, does not listen
+/// yet, or has not taken the connections before.
+fn may_come(error: &BackEndError) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+    match error {
+        BackEndError::Connect { source, .. } => {
+            [NotFound, ConnectionRefused, WouldBlock].contains(&source.kind())
+        }
+        _ => false,
     }
 }
 

@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "the child of the next one"]
+    #[ignore = "the next one runs it, as its child, each time"]
     fn child() {
         let Ok(name) = std::env::var(TRY) else {
             return;

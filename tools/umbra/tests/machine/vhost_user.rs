@@ -246,10 +246,11 @@ fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Vec<Server>) {
     let ended = machine.finish();
     let lost = ended.stderr.matches("the back end is lost").count();
     let back = ended.stderr.matches("the back end is back").count();
-    // Each disk loses its back end, but for one that was killed before it was found.
+    // Each disk loses its back end, but for one that was killed before it was found. One that is killed a moment
+    // after it was found is not told of as found.
     let most = 2 * kills() as usize;
     assert!(
-        lost == back && (most / 2..=most).contains(&lost),
+        (most / 2..=most).contains(&lost) && (most / 2..=lost).contains(&back),
         "{lost} {back} {ended}"
     );
     on_host("/sbin/e2fsck", &["-fn", &place.text("ext4")]);
