@@ -13,11 +13,12 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::support::asked::Asked;
 use crate::support::backend::on_each_stock_backend;
 use crate::support::faulty::{Faulty, Mood};
-use crate::support::guest::{Guest, LINUX_6_1, command_line, or_skip};
+use crate::support::guest::{Guest, LINUX_6_1, or_skip};
 use crate::support::namespace::{self, Place};
-use crate::support::{Ended, Input, Running, Umbra, qcow2};
+use crate::support::{Ended, qcow2};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -29,7 +30,6 @@ const FILE_MAX: u64 = 192 * MIB;
 /// What the guest's shell knows: to write zeros, and see whether that fails; to write something else at a MiB, and
 /// see whether it is read again; to count what its kernel complains of.
 const WORDS: &str = r#"
-stty -echo; PS1=
 head -c 65536 /dev/urandom > /tmp/r
 fails() { "$@" 2>&1 >/dev/null | grep -cE 'I/O error|Input/output error'; }
 put() { dd if=/dev/zero of=/dev/$1 bs=64k seek=$((16 * $2)) count=$3 oflag=direct; }
@@ -72,9 +72,8 @@ impl Disks {
 /// A guest with those disks: vda is full, vdb an image on the same file system, vdc fails, vdd is too short, vde
 /// too long.
 struct Machine {
-    running: Running,
+    asked: Asked,
     disks: Disks,
-    asked: u32,
 }
 
 impl Machine {
@@ -87,58 +86,31 @@ impl Machine {
             ("long", "engine=threads"),
         ];
         let options = options.map(|(name, more)| format!("{},{more}", disks.path(name)));
-        let mut arguments = vec![
-            "run",
-            "--kernel",
-            guest.kernel(),
-            "--initrd",
-            guest.initrd(),
-            "--cmdline",
-            command_line(LINUX_6_1),
-            "--backend",
-            backend,
-            "--memory",
-            "192M",
-        ];
+        let mut arguments = vec!["--memory", "192M"];
         arguments.extend(options.iter().flat_map(|disk| ["--disk", disk]));
         let before = getrlimit(Resource::Fsize);
         let mut limit = before;
         limit.current = Some(FILE_MAX);
         setrlimit(Resource::Fsize, limit).unwrap();
-        let running = Umbra::new(&arguments, &Input::Pipe("")).start();
+        let mut asked = Asked::start(guest, backend, &arguments, LIMIT);
         setrlimit(Resource::Fsize, before).unwrap();
-        let mut this = Self {
-            running,
-            disks,
-            asked: 0,
-        };
-        this.running.say(WORDS);
-        this
-    }
-
-    /// Has the guest begin something, and does not wait for it.
-    fn begin(&mut self, commands: &str) -> String {
-        let word = format!("answer {}:", self.asked);
-        self.asked += 1;
-        self.running.say(&format!("echo {word} $({commands})\n"));
-        word
+        asked.running.say(WORDS);
+        Self { asked, disks }
     }
 
     fn ask(&mut self, commands: &str) -> String {
-        let word = self.begin(commands);
-        self.running.line(&word, LIMIT)
+        self.asked.ask(commands)
     }
 
     fn check(&mut self, commands: &str, expected: &str) {
-        let answer = self.ask(commands);
-        assert_eq!(answer, expected, "{commands}: {}", self.running.so_far());
+        self.asked.check(commands, expected);
     }
 
     /// The guest's kernel has told of errors of a disk. It says ten in five seconds, so not of one that fails right
     /// after another one.
     fn complains(&mut self, disk: &str) {
         let count: u32 = self.ask(&format!("complains {disk}")).parse().unwrap();
-        assert_ne!(count, 0, "{}", self.running.so_far());
+        assert_ne!(count, 0, "{}", self.asked.running.so_far());
     }
 
     fn the_disk_is_full(&mut self) {
@@ -171,7 +143,7 @@ impl Machine {
         self.check(begin, "begun");
         // Nobody else waits, and the log says what is wrong while it is.
         self.check("keeps vda 1", "yes");
-        self.running.wait_for_error("a disk is slow", LIMIT);
+        self.asked.running.wait_for_error("a disk is slow", LIMIT);
         self.check("ls /tmp/done 2>/dev/null | wc -l", "0");
         self.disks.faulty.set(Mood::Works);
         self.check(
@@ -224,11 +196,10 @@ fn a_host_that_fails_is_an_error_for_the_guest(backend: &str) {
     machine.the_medium_hangs();
     machine.the_file_is_truncated();
     machine.the_file_may_be_no_larger();
-    machine.running.say("poweroff -f\n");
-    let ended = machine.running.finish(LIMIT);
-    assert_eq!(ended.status, Some(0), "{ended}");
-    assert_told_once(&machine.disks, &ended);
-    check_image(&machine.disks.path("full/qcow2"));
+    let Machine { asked, disks } = machine;
+    let ended = asked.finish();
+    assert_told_once(&disks, &ended);
+    check_image(&disks.path("full/qcow2"));
 }
 
 /// The log has one line for each kind of failure, whatever the guest did, and no other.

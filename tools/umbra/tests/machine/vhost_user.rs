@@ -5,10 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::support::asked::Asked;
 use crate::support::back_ends::{self, Program, Server, wait_for, wait_for_socket};
 use crate::support::backend::on_each_stock_backend;
-use crate::support::guest::{Guest, LINUX_6_1, command_line, or_skip};
-use crate::support::{Ended, Input, Running, Umbra, tools};
+use crate::support::guest::{Guest, LINUX_6_1, or_skip};
+use crate::support::tools;
 
 const LIMIT: Duration = Duration::from_secs(90);
 const MIB: u64 = 1 << 20;
@@ -19,57 +20,9 @@ fn kills() -> u32 {
     text.parse().expect("UMBRA_KILLS is a number")
 }
 
-/// A machine, and how its guest is talked to.
-struct Machine {
-    running: Running,
-    asked: u32,
-}
-
-impl Machine {
-    fn start(guest: &Guest, backend: &str, more: &[&str]) -> Self {
-        let mut arguments = vec![
-            "run",
-            "--kernel",
-            guest.kernel(),
-            "--initrd",
-            guest.initrd(),
-            "--cmdline",
-            command_line(LINUX_6_1),
-            "--backend",
-            backend,
-            "--memory",
-            "256M",
-        ];
-        arguments.extend(more);
-        let mut running = Umbra::new(&arguments, &Input::Pipe("")).start();
-        running.say("stty -echo; PS1=; PS2=\n");
-        Self { running, asked: 0 }
-    }
-
-    fn ask(&mut self, commands: &str) -> String {
-        let word = format!("answer {}:", self.asked);
-        self.asked += 1;
-        self.running.say(&format!("echo {word} $({commands})\n"));
-        self.running.line(&word, LIMIT)
-    }
-
-    /// Leaves a file with commands in the guest: long ones are not for a line of a terminal.
-    fn script(&mut self, name: &str, commands: &str) {
-        let text = format!("cat > /tmp/{name} <<'EOF'\n{commands}EOF\n");
-        self.running.say(&text);
-    }
-
-    fn check(&mut self, commands: &str, expected: &str) {
-        let answer = self.ask(commands);
-        assert_eq!(answer, expected, "{commands}: {}", self.running.so_far());
-    }
-
-    fn finish(mut self) -> Ended {
-        self.running.say("poweroff -f\n");
-        let ended = self.running.finish(LIMIT);
-        assert_eq!(ended.status, Some(0), "{ended}");
-        ended
-    }
+fn start(guest: &Guest, backend: &str, more: &[&str]) -> Asked {
+    let arguments = [&["--memory", "256M"], more].concat();
+    Asked::start(guest, backend, &arguments, LIMIT)
 }
 
 /// A folder with sockets and files.
@@ -179,7 +132,7 @@ fn kill_often(
     servers
 }
 
-fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Vec<Server>) {
+fn a_disk_survives_kills(backend: &str, serve: &dyn Fn(&Place) -> Vec<Server>) {
     let (Some(guest), Some(tools)) = (Guest::fetch(LINUX_6_1), or_skip(tools::disk())) else {
         return;
     };
@@ -190,7 +143,7 @@ fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Vec<Server>) {
         "/sbin/mke2fs",
         &["-q", "-F", "-t", "ext4", &place.text("ext4")],
     );
-    let servers = start(&place);
+    let servers = serve(&place);
     let disks =
         ["raw", "ext4"].map(|name| format!("block,socket={}", place.text(&format!("{name}.sock"))));
     let readonly = format!("{},readonly", tools.display());
@@ -203,7 +156,7 @@ fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Vec<Server>) {
         "--disk",
         &readonly,
     ];
-    let mut machine = Machine::start(&guest, backend, &arguments);
+    let mut machine = start(&guest, backend, &arguments);
     let names = machine.ask("for d in a b c; do cat /sys/block/vd$d/size; done");
     let sizes: Vec<u64> = names.split(' ').map(|size| size.parse().unwrap()).collect();
     let tools_at = sizes
@@ -227,7 +180,7 @@ fn a_disk_survives_kills(backend: &str, start: &dyn Fn(&Place) -> Vec<Server>) {
         .say(&format!("{names}\n{}{LOAD}", tools::MOUNT));
     machine.check("ls -d /m/lost+found", "/m/lost+found");
     let begin = Instant::now();
-    let _servers = kill_often(servers, kills(), || start(&place));
+    let _servers = kill_often(servers, kills(), || serve(&place));
     println!("{} kills in {:?}", kills(), begin.elapsed());
     let counts = machine.ask(END);
     println!("verified, failed, files, failed: {counts}");
@@ -333,7 +286,7 @@ fn linux_6_1_mounts_virtiofsd_and_mounts_again_when_it_was_killed(backend: &str)
     let fs = format!("fs,socket={}", place.text("fs.sock"));
     place.disk("other", MIB);
     let other = place.text("other");
-    let mut machine = Machine::start(&guest, backend, &["--vhost-user", &fs, "--disk", &other]);
+    let mut machine = start(&guest, backend, &["--vhost-user", &fs, "--disk", &other]);
     machine.check(
         "mkdir /m; mount -t virtiofs share /m && echo mounted",
         "mounted",

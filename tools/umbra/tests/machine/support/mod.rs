@@ -1,5 +1,6 @@
 //! What the tests share: running the command, terminals, guests.
 
+pub mod asked;
 pub mod back_ends;
 pub mod backend;
 pub mod bare_metal;
