@@ -332,7 +332,8 @@ impl Channel {
         self.settle()
     }
 
-    /// Lets the back end work on a queue: notifications signal `kick`, and it signals `call`.
+    /// Lets the back end work on a queue: notifications signal `kick`, it signals `call`, and `fault` if it cannot go
+    /// on.
     ///
     /// # Errors
     /// Those of every request.
@@ -340,7 +341,7 @@ impl Channel {
         &self,
         index: u16,
         place: &RingPlace,
-        (kick, call): (&Event, &Event),
+        [kick, call, fault]: [&Event; 3],
     ) -> Result<(), BackEndError> {
         let queue = usize::from(index);
         let [desc_table_addr, avail_ring_addr, used_ring_addr] = place.addresses;
@@ -353,10 +354,11 @@ impl Channel {
             avail_ring_addr,
             log_addr: None,
         };
-        let [kick, call] = [eventfd(kick)?, eventfd(call)?];
+        let [kick, call, fault] = [eventfd(kick)?, eventfd(call)?, eventfd(fault)?];
         self.tell("SET_VRING_NUM", |f| f.set_vring_num(queue, place.size))?;
         self.tell("SET_VRING_ADDR", |f| f.set_vring_addr(queue, &config))?;
         self.tell("SET_VRING_BASE", |f| f.set_vring_base(queue, place.base))?;
+        self.tell("SET_VRING_ERR", |f| f.set_vring_err(queue, &fault))?;
         self.tell("SET_VRING_CALL", |f| f.set_vring_call(queue, &call))?;
         self.tell("SET_VRING_KICK", |f| f.set_vring_kick(queue, &kick))?;
         self.tell("SET_VRING_ENABLE", |f| f.set_vring_enable(queue, true))

@@ -55,6 +55,9 @@ pub enum BackEndError {
         /// What is wrong.
         what: String,
     },
+    /// It says that it cannot go on with a queue.
+    #[error("the back end says that it cannot go on with a queue")]
+    Faulted,
     /// It has asked for something that is no request.
     #[error("the back end asks for what is no request")]
     Asked(#[from] Malformed),

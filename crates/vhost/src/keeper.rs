@@ -1,9 +1,9 @@
 //! The thread that watches a back end: hears what it asks for, sees it go, and finds it again.
 //!
 //! ```text
-//!   connected   poll(stop, lost, connection hangs up, back end asks)
+//!   connected   poll(stop, lost, connection hangs up, back end faults, back end asks)
 //!                 config changed   read it; tell the driver if it is another one
-//!                 hung up          lost; look for it
+//!                 hung up, faults  lost; look for it
 //!   lost        connect, every 10 ms at first, then every 50: it is found within 100 ms of coming back
 //!                 it offers what the driver has agreed on: the relay begins anew
 //! ```
@@ -72,13 +72,14 @@ fn watch(shared: &Shared, channel: &Arc<Channel>, stop: &Event) -> bool {
             PollFd::new(stop, PollFlags::IN),
             PollFd::new(shared.link.lost(), PollFlags::IN),
             PollFd::from_borrowed_fd(channel.socket(), PollFlags::RDHUP),
+            PollFd::new(&**shared.link.fault(), PollFlags::IN),
         ];
         watched.extend(requests.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let short = Timespec::try_from(SHORT).expect("it is a fraction of a second");
         let patience = (!shared.link.has_lasted()).then_some(&short);
         // After a signal, or without memory, it is looked again.
         let _ = poll(&mut watched, patience);
-        let asked = watched.get(3).is_some_and(|fd| !fd.revents().is_empty());
+        let asked = watched.get(4).is_some_and(|fd| !fd.revents().is_empty());
         (watched[2].revents().intersects(hang_up), asked)
     });
     if stop.take() {
@@ -90,6 +91,10 @@ fn watch(shared: &Shared, channel: &Arc<Channel>, stop: &Event) -> bool {
     shared.link.lost().take();
     if hung_up {
         shared.link.lose(channel, &BackEndError::Closed);
+        return true;
+    }
+    if shared.link.fault().take() {
+        shared.link.lose(channel, &BackEndError::Faulted);
         return true;
     }
     if !asked {

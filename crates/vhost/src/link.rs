@@ -35,6 +35,8 @@ pub struct Started {
     pub kick: Arc<Event>,
     /// What it notifies by.
     pub call: Arc<Event>,
+    /// What it signals when it cannot go on.
+    pub fault: Arc<Event>,
 }
 
 /// How a back end is.
@@ -62,6 +64,8 @@ pub struct Link {
     meanwhile: &'static str,
     /// Signalled when the connection is lost.
     lost: Event,
+    /// Signalled by a back end that cannot go on.
+    fault: Arc<Event>,
     inner: Mutex<Inner>,
 }
 
@@ -95,15 +99,19 @@ impl Link {
         (socket, meanwhile): (&Path, &'static str),
         channel: Arc<Channel>,
     ) -> Result<Arc<Self>, BackEndError> {
-        let lost = Event::new().map_err(|source| BackEndError::Host {
-            what: "an event",
-            source,
-        })?;
+        let event = || {
+            Event::new().map_err(|source| BackEndError::Host {
+                what: "an event",
+                source,
+            })
+        };
+        let (lost, fault) = (event()?, Arc::new(event()?));
         Ok(Arc::new(Self {
             name: name.to_owned(),
             socket: socket.to_owned(),
             meanwhile,
             lost,
+            fault,
             inner: Mutex::new(Inner {
                 channel: Some(channel),
                 has: Vec::new(),
@@ -130,6 +138,11 @@ impl Link {
         &self.lost
     }
 
+    /// Returns what a back end signals that cannot go on.
+    pub fn fault(&self) -> &Arc<Event> {
+        &self.fault
+    }
+
     /// Returns the connection, if there is one.
     pub fn channel(&self) -> Option<Arc<Channel>> {
         self.inner.lock().channel.clone()
@@ -144,6 +157,8 @@ impl Link {
     pub fn set(&self, channel: Arc<Channel>) {
         let mut inner = self.inner.lock();
         inner.channel = Some(channel);
+        // What the one before had to say.
+        self.fault.take();
         inner.new_after = Some(inner.state.since.elapsed());
         inner.state.connected = true;
         inner.state.since = Instant::now();
@@ -409,7 +424,8 @@ impl Inner {
 impl Started {
     /// Lets the back end work on it, and look at what is there.
     fn start(&self, channel: &Channel) -> Result<(), BackEndError> {
-        channel.start_ring(self.index, &self.place, (&self.kick, &self.call))?;
+        let events = [&*self.kick, &*self.call, &*self.fault];
+        channel.start_ring(self.index, &self.place, events)?;
         self.kick.signal();
         Ok(())
     }

@@ -246,7 +246,10 @@ impl Relay {
         let memory = RingMemory::new(&sizes)?;
         let started = self.lanes.iter_mut().enumerate();
         let started: Vec<_> = started
-            .map(|(at, lane)| lane.begin(Ring::new(&memory, at, rings)))
+            .map(|(at, lane)| {
+                let fault = self.shared.link.fault().clone();
+                lane.begin(Ring::new(&memory, at, rings), fault)
+            })
             .collect();
         let ring_bits = Features::INDIRECT_DESC.with(Features::EVENT_IDX);
         let features = self.features.with(offered.common(ring_bits));
@@ -303,12 +306,13 @@ impl Lane {
     }
 
     /// Takes a ring that nobody has used, and lends it everything that is not done.
-    fn begin(&mut self, ring: Ring) -> Started {
+    fn begin(&mut self, ring: Ring, fault: Arc<Event>) -> Started {
         let started = Started {
             index: self.queue.index(),
             place: ring.place(),
             kick: self.kick.clone(),
             call: self.call.clone(),
+            fault,
         };
         self.ring = Some(ring);
         self.waiting = self.requests.keys().copied().collect();

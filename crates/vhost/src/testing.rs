@@ -109,6 +109,8 @@ pub struct Seen {
     pub refuses: bool,
     pub features: u64,
     pub written_config: Vec<(u32, Vec<u8>)>,
+    /// By which it says that it cannot go on.
+    fault: Option<Arc<OwnedFd>>,
     /// By which it asks.
     asks: Option<Arc<UnixStream>>,
     connection: Option<UnixStream>,
@@ -168,6 +170,12 @@ impl BackEnd {
     /// Takes no more memory from now on.
     pub fn refuse_more(&self) {
         self.seen.lock().refuses = true;
+    }
+
+    /// Says that it cannot go on.
+    pub fn fault(&self) {
+        let fault = self.seen.lock().fault.clone().unwrap();
+        rustix::io::write(&*fault, &1u64.to_ne_bytes()).unwrap();
     }
 
     /// Says that the configuration has changed.
@@ -395,6 +403,7 @@ impl Peer {
             10 => self.rings[index()].base = u32_at(body, 4) as u16,
             12 => self.rings[u64_at(body, 0) as usize & 0xff].kick = files.pop().map(Into::into),
             13 => self.rings[u64_at(body, 0) as usize & 0xff].call = files.pop().map(Into::into),
+            14 => self.seen.lock().fault = files.pop().map(|file| Arc::new(file.into())),
             18 => self.rings[index()].enabled = u32_at(body, 4) == 1,
             21 => {
                 let file: OwnedFd = files.pop().unwrap().into();

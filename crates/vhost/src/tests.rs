@@ -210,6 +210,22 @@ fn one_that_dies_over_and_over_loses_nothing() {
 }
 
 #[test]
+fn one_that_says_it_cannot_go_on_is_as_good_as_dead() {
+    let mut rig = Rig::started(Options::default());
+    rig.back_end().seen.lock().holds = true;
+    rig.offer(0, 1);
+    rig.back_end().wait(|seen| seen.taken.len() == 1);
+    rig.back_end().fault();
+    rig.driver.wait(|_| rig.control.state().losses == 1);
+    let why = rig.control.state().error.unwrap();
+    assert!(why.contains("cannot go on"), "{why}");
+    rig.kill();
+    rig.come_back(Options::default());
+    rig.driver.wait(|d| d.used_in(0) == 1);
+    assert_eq!(rig.control.state().losses, 1);
+}
+
+#[test]
 fn a_device_that_stands_still_goes_on_with_what_was_not_done() {
     let mut rig = Rig::started(Options::default());
     rig.back_end().seen.lock().holds = true;
