@@ -58,15 +58,23 @@ poweroff -f
 
 /// Serves files, and takes one. The receiver's standard input stays open, or it would end with the first
 /// byte. It says something, too: a passt older than April 2023 resets a connection of the guest after some 16
-/// seconds in which the other side has not.
+/// seconds in which the other side has not. What it took is told by [`server_answer`], when the machine
+/// prints nothing more that it could land amid.
 fn server_commands(site: &Site) -> String {
     let place = site.path().display();
     format!(
         "$busybox httpd -p 80 -h {place}\n\
          mkfifo {place}/open\n\
          (echo hello; exec sleep 1000) > {place}/open &\n\
-         $busybox nc -l -p 99 < {place}/open | md5sum | sed 's/^/received: /' &\n\
+         $busybox nc -l -p 99 < {place}/open | md5sum > {place}/received &\n\
          receiver=$!\n"
+    )
+}
+
+fn server_answer(site: &Site) -> String {
+    format!(
+        "wait $receiver\n$busybox sed 's/^/received: /' {}/received\n",
+        site.path().display()
     )
 }
 
@@ -120,8 +128,9 @@ fn a_guest_reaches_the_host_by_a_tap_interface(backend: &str) {
          until $busybox ip link show t0 > /dev/null 2>&1; do sleep 0.05; done\n\
          $busybox ip addr add 10.9.0.1/24 dev t0\n\
          $busybox ip link set t0 mtu 9000 up\n\
-         {}wait $machine\nwait $receiver\n",
-        server_commands(&site)
+         {}wait $machine\n{}",
+        server_commands(&site),
+        server_answer(&site)
     );
     let Some(printed) = or_skip(namespace::run(&script, 340)) else {
         return;
@@ -162,8 +171,9 @@ fn a_guest_reaches_the_host_with_no_interface_of_its_own(backend: &str) {
          $busybox ip addr add 10.8.0.1/24 dev v0\n\
          $busybox ip link set v0 up\n\
          $busybox ip route add default via 10.8.0.2\n\
-         {}{machine}\nwait $receiver\n",
-        server_commands(&site)
+         {}{machine}\n{}",
+        server_commands(&site),
+        server_answer(&site)
     );
     let Some(printed) = or_skip(namespace::run(&script, 340)) else {
         return;
