@@ -9,9 +9,8 @@
 //! ```
 //! **A back end is hostile.** What is wrong, late or not there breaks the connection, for what comes next
 //! would be an answer to nobody knows what: the socket is shut down, and every later request fails at once.
-//! Only a refusal leaves it open. Nobody else is affected, and answers are waited for no longer than
-//! [`PATIENCE`], all of them together: time that was waited comes back ten times as slowly. So one that answers
-//! everything at the last moment holds up nobody longer than one that does not answer.
+//! Only a refusal leaves it open. Nobody else is affected, and answers are waited for only as long as there is
+//! [`Patience`].
 
 use std::io;
 use std::net::Shutdown;
@@ -20,7 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use umbra_virtio::{Event, Features};
@@ -31,12 +30,10 @@ use vhost::vhost_user::{Error as UserError, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::patience::Patience;
 use crate::requests::{Asked, Requests};
 use crate::table::Piece;
 use crate::{BackEndError, Deadlines};
-
-/// How long answers are waited for.
-pub const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: there are protocol features to agree on.
 const PROTOCOL_FEATURES: Features = Features::bit(30);
@@ -85,36 +82,7 @@ pub struct Channel {
 /// The connection of the `vhost` crate.
 struct Front {
     connection: Frontend,
-    /// How long answers will be waited for.
-    patience: Duration,
-    /// When that was.
-    at: Instant,
-}
-
-impl Front {
-    fn new(connection: Frontend) -> Self {
-        Self {
-            connection,
-            patience: PATIENCE,
-            at: Instant::now(),
-        }
-    }
-
-    /// Begins to wait: says for how long at most.
-    fn begin(&mut self) -> Duration {
-        let now = Instant::now();
-        let rested = self.patience + (now - self.at) / 10;
-        self.patience = rested.min(PATIENCE);
-        self.at = now;
-        self.patience
-    }
-
-    /// Has waited.
-    fn end(&mut self) {
-        let now = Instant::now();
-        self.patience = self.patience.saturating_sub(now - self.at);
-        self.at = now;
-    }
+    patience: Patience,
 }
 
 impl std::fmt::Debug for Front {
@@ -154,7 +122,10 @@ impl Channel {
     ) -> Result<Self, BackEndError> {
         let copy = socket.try_clone().map_err(host("a descriptor"))?;
         let mut channel = Self {
-            frontend: Mutex::new(Front::new(Frontend::from_stream(copy, QUEUES_WITHOUT_MQ))),
+            frontend: Mutex::new(Front {
+                connection: Frontend::from_stream(copy, QUEUES_WITHOUT_MQ),
+                patience: Patience::new(Instant::now()),
+            }),
             socket: Arc::new(socket),
             deadlines: deadlines.clone(),
             requests: Mutex::new(None),
@@ -419,14 +390,15 @@ impl Channel {
             return Err(BackEndError::Gone { request });
         }
         frontend.connection.set_hdr_flags(flags);
-        let armed = self.deadlines.arm(&self.socket, frontend.begin());
+        let patience = frontend.patience.begin(Instant::now());
+        let armed = self.deadlines.arm(&self.socket, patience);
         let result = with(&mut frontend.connection);
-        frontend.end();
+        frontend.patience.end(Instant::now());
         if !armed.disarm() {
             self.cut();
             return Err(BackEndError::Late {
                 request,
-                after: PATIENCE,
+                after: patience,
             });
         }
         result.map_err(|error| self.failed(request, error))

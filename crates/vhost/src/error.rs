@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use umbra_virtio::Features;
 
+use crate::patience::PATIENCE;
 use crate::requests::Malformed;
 
 /// Why a back end cannot be used, or not any more.
@@ -23,8 +24,8 @@ pub enum BackEndError {
     },
     /// It did not answer in time. The connection has been cut.
     #[error(
-        "the back end has not answered {request} within {} ms: does it hang, or serve somebody else?",
-        after.as_millis()
+        "the back end has not answered {request} within {}: does it hang, or serve somebody else?",
+        within(*after)
     )]
     Late {
         /// What was asked.
@@ -117,4 +118,13 @@ pub enum RingError {
     /// A chain is used that nobody has lent.
     #[error("chain {0} was used, and is not lent")]
     NotLent(u32),
+}
+
+/// Says how long an answer was waited for.
+fn within(after: Duration) -> String {
+    let (after, most) = (after.as_millis(), PATIENCE.as_millis());
+    match after == most {
+        true => format!("{after} ms"),
+        false => format!("{after} ms, all that late answers before have left of {most}"),
+    }
 }

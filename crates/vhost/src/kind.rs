@@ -62,6 +62,11 @@ impl Kind {
         }
     }
 
+    /// Tells whether every request ends soon, and by itself.
+    pub fn ends_requests(&self) -> bool {
+        matches!(self, Self::Block)
+    }
+
     /// Returns how many bytes of configuration a back end is asked for: exactly those that every one of this
     /// type has, for some do not answer if it is more.
     pub fn config_len(&self) -> usize {

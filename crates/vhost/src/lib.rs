@@ -27,10 +27,12 @@
 mod channel;
 mod deadlines;
 mod error;
+mod gate;
 mod hub;
 mod keeper;
 mod kind;
 mod link;
+mod patience;
 mod relay;
 mod requests;
 mod ring;

@@ -20,9 +20,10 @@ use parking_lot::Mutex;
 use umbra_slots::{Hold, SlotError, Snapshot};
 use umbra_virtio::{Event, Features};
 
-use crate::BackEndError;
 use crate::channel::{Channel, RingPlace};
+use crate::gate::Gate;
 use crate::table::{Piece, Step, pieces_of, step};
+use crate::{BackEndError, Kind};
 
 /// A queue that a back end works on.
 #[derive(Clone, Debug)]
@@ -66,6 +67,7 @@ pub struct Link {
     lost: Event,
     /// Signalled by a back end that cannot go on.
     fault: Arc<Event>,
+    gate: Gate,
     inner: Mutex<Inner>,
 }
 
@@ -96,7 +98,7 @@ impl Link {
     /// If the host refuses an event.
     pub fn new(
         name: &str,
-        (socket, meanwhile): (&Path, &'static str),
+        (socket, kind): (&Path, &Kind),
         channel: Arc<Channel>,
     ) -> Result<Arc<Self>, BackEndError> {
         let event = || {
@@ -109,9 +111,10 @@ impl Link {
         Ok(Arc::new(Self {
             name: name.to_owned(),
             socket: socket.to_owned(),
-            meanwhile,
+            meanwhile: kind.meanwhile(),
             lost,
             fault,
+            gate: Gate::new(kind.ends_requests()),
             inner: Mutex::new(Inner {
                 channel: Some(channel),
                 has: Vec::new(),
@@ -141,6 +144,11 @@ impl Link {
     /// Returns what a back end signals that cannot go on.
     pub fn fault(&self) -> &Arc<Event> {
         &self.fault
+    }
+
+    /// Returns what requests go through to the back end.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// Returns the connection, if there is one.
@@ -252,6 +260,10 @@ impl Link {
     /// # Errors
     /// If the back end refuses what comes.
     pub fn before(&self, map: &Snapshot) -> Result<(), SlotError> {
+        let stops = self.inner.lock().stops(map);
+        if stops {
+            self.gate.close();
+        }
         let mut inner = self.inner.lock();
         let Some(channel) = inner.channel.clone() else {
             return Ok(());
@@ -269,6 +281,7 @@ impl Link {
     /// Does what has to be done when it is.
     pub fn after(&self) {
         let mut inner = self.inner.lock();
+        self.gate.open();
         let Some(channel) = inner.channel.clone() else {
             return;
         };
@@ -358,6 +371,14 @@ impl Inner {
         self.steps_to(channel, &self.wanted(map))
     }
 
+    /// Tells whether the queues have to stand still for a map.
+    fn stops(&self, map: &Snapshot) -> bool {
+        self.running.is_some()
+            && self
+                .step(map)
+                .is_ok_and(|step| step.stopped && !step.is_nothing())
+    }
+
     fn before(&mut self, channel: &Channel, map: &Snapshot) -> Result<(), BackEndError> {
         self.pending = Step::default();
         let step = self.step(map)?;
@@ -427,6 +448,8 @@ impl Started {
         let events = [&*self.kick, &*self.call, &*self.fault];
         channel.start_ring(self.index, &self.place, events)?;
         self.kick.signal();
+        // Something may wait to be lent.
+        self.call.signal();
         Ok(())
     }
 }

@@ -81,6 +81,7 @@ pub struct Relay {
 
 /// A queue of the guest's, and what is behind it.
 struct Lane {
+    shared: Arc<Shared>,
     queue: Queue,
     ring: Option<Ring>,
     kick: Arc<Event>,
@@ -125,15 +126,15 @@ impl Relay {
         let queues = std::mem::take(&mut left.queues);
         let lanes = queues.into_iter().map(|queue| {
             let requests = left.requests.remove(&queue.index());
-            Lane::new(queue, requests.unwrap_or_default())
+            Lane::new(shared.clone(), queue, requests.unwrap_or_default())
         });
         Ok(Self {
             session: left.session.unwrap_or_else(|| Session::of(&shared.kind)),
+            lanes: lanes.collect::<io::Result<_>>()?,
             shared,
             features,
             memory,
             interrupt,
-            lanes: lanes.collect::<io::Result<_>>()?,
             on: None,
         })
     }
@@ -149,6 +150,7 @@ impl Relay {
         if fault.is_none() {
             self.finish();
         }
+        self.shared.link.gate().clear();
         let mut left = Left {
             session: Some(self.session),
             ..Left::default()
@@ -227,6 +229,7 @@ impl Relay {
     /// The back end is gone: the driver is told what it has to know.
     fn lost(&mut self) -> Result<(), QueueError> {
         self.session.lost();
+        self.shared.link.gate().clear();
         let memory = self.memory.memory();
         for lane in &mut self.lanes {
             lane.ring = None;
@@ -287,9 +290,10 @@ fn same(one: Option<&Arc<Channel>>, other: Option<&Arc<Channel>>) -> bool {
 }
 
 impl Lane {
-    fn new(queue: Queue, requests: Requests) -> io::Result<Self> {
+    fn new(shared: Arc<Shared>, queue: Queue, requests: Requests) -> io::Result<Self> {
         let next = requests.len();
         Ok(Self {
+            shared,
             queue,
             ring: None,
             kick: Arc::new(Event::new()?),
@@ -326,9 +330,14 @@ impl Lane {
         let Some(ring) = &mut self.ring else {
             return;
         };
+        let gate = self.shared.link.gate();
         while let Some(turn) = self.waiting.front()
-            && ring.lend(*turn, &self.requests[turn].buffers)
+            && gate.enter()
         {
+            if !ring.lend(*turn, &self.requests[turn].buffers) {
+                gate.leave();
+                break;
+            }
             self.waiting.pop_front();
         }
         if ring.publish() {
@@ -363,6 +372,7 @@ impl Lane {
         while let Some((turn, written)) = ring.take_back()? {
             let request = self.requests.remove(&turn);
             let request = request.expect("what is lent is not done, and comes back once");
+            self.shared.link.gate().leave();
             request.mark(memory);
             let written = u64::from(written).min(request.room);
             self.queue.push(memory, request.head, written as u32)?;

@@ -86,7 +86,7 @@ impl VhostUser {
         let features = kind.features(offer.features, queues, &config);
         let host = |what| move |source| BackEndError::Host { what, source };
         let shared = Arc::new(Shared {
-            link: Link::new(&name, (&options.socket, kind.meanwhile()), channel.clone())?,
+            link: Link::new(&name, (&options.socket, &kind), channel.clone())?,
             news: Event::new().map_err(host("an event"))?,
             socket: options.socket,
             queues,

@@ -1,7 +1,7 @@
 //! Back ends that do what they must not.
 
 use super::*;
-use crate::channel::PATIENCE;
+use crate::patience::PATIENCE;
 use crate::testing::Twist::{self, *};
 use crate::testing::request::*;
 
