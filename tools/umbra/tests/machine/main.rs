@@ -36,6 +36,7 @@ mod support;
 mod terminal;
 mod trace;
 mod userland;
+mod vhost_slots;
 mod vhost_user;
 mod virtio;
 mod vsock;

@@ -5,6 +5,7 @@ pub mod back_ends;
 pub mod backend;
 pub mod bare_metal;
 mod command;
+pub mod disks;
 pub mod faulty;
 pub mod guest;
 pub mod image;
