@@ -1,5 +1,5 @@
-//! Back ends: our own, QEMU's storage daemon from Debian's packages, and virtiofsd from the Rust registry. Those of
-//! others are kept in the cache; nothing is installed.
+//! Back ends: our own, QEMU's storage daemon from Debian's packages, and virtiofsd and vhost-device-vsock from the
+//! Rust registry. Those of others are kept in the cache; nothing is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -131,6 +131,11 @@ fn gather(tree: &Path) -> Result<()> {
 /// The file system daemon.
 pub fn virtiofsd() -> Result<Program> {
     registry("virtiofsd", "1.14.0", &["libseccomp-dev", "libcap-ng-dev"])
+}
+
+/// The socket device of rust-vmm.
+pub fn vhost_device_vsock() -> Result<Program> {
+    registry("vhost-device-vsock", "0.3.0", &[])
 }
 
 /// A program of the Rust registry, built with libraries of Debian's.

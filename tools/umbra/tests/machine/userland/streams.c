@@ -188,6 +188,8 @@ static void end(struct stream *s) {
 
 int main(int argc, char **argv) {
     int count = argc > 1 ? atoi(argv[1]) : 1;
+    // With another argument seeds are odd: nobody ends one direction.
+    int odd = argc > 2;
     struct rlimit limit = {4 * count + 64, 4 * count + 64};
     check(setrlimit(RLIMIT_NOFILE, &limit), "setrlimit");
     setvbuf(stdout, 0, _IOLBF, 0);
@@ -208,7 +210,7 @@ int main(int argc, char **argv) {
         // The first one tells the host that port 5000 is served.
         if (connect(fd, (void *)&address, sizeof address) < 0 && errno != EINPROGRESS) fail("connect");
         clients[n] = add(fd, 1, EPOLLOUT);
-        clients[n]->seed = n;
+        clients[n]->seed = odd ? 2 * n + 1 : n;
     }
 
     int opened = 0, accepted = 0, asked = 0, served = 0;
