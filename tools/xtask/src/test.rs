@@ -85,7 +85,7 @@ fn missing() -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Modules of tests, and what has to work for them: a program with arguments, and what to do if it does not.
-const NEEDED: [(&str, &str, &[&str], &str); 5] = [
+const NEEDED: [(&str, &str, &[&str], &str); 6] = [
     (
         "qemu_img",
         "sh",
@@ -97,6 +97,12 @@ const NEEDED: [(&str, &str, &[&str], &str); 5] = [
         "sh",
         &["-c", "test -x /sbin/mke2fs && test -x /sbin/e2fsck"],
         "there is no mke2fs or no e2fsck (apt-get install e2fsprogs)",
+    ),
+    (
+        "vhost_slots",
+        "sh",
+        &["-c", "test -x /sbin/mke2fs"],
+        "there is no mke2fs (apt-get install e2fsprogs)",
     ),
     (
         "pmem_ext4",

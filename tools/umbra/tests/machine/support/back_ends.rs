@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use umbra::demo::apt::Client;
 use umbra::demo::cache::Cache;
 
-use super::guest::lock;
+use super::guest::{lock, lock_for};
 
 /// Where libraries are in a tree.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
@@ -141,13 +141,15 @@ pub fn vhost_device_vsock() -> Result<Program> {
 /// A program of the Rust registry, built with libraries of Debian's.
 fn registry(name: &str, version: &str, packages: &[&str]) -> Result<Program> {
     let cache = Cache::open()?;
-    let _lock = lock(&cache)?;
+    // It takes minutes, which others need not wait for.
+    let _lock = lock_for(&cache, name)?;
     let tree = cache.other(&format!("{name}-{version}"));
     if !tree.exists() {
         let work = cache.work_directory()?;
         let files = match packages {
             [] => work.path().join("files"),
             _ => {
+                let _lock = lock(&cache)?;
                 let apt = Client::find(cache.lists())?;
                 let packages = apt.closure(packages, |name| {
                     packages.iter().any(|package| {
@@ -176,6 +178,7 @@ fn install(name: &str, version: &str, to: &Path, work: &Path) -> Result<()> {
             "install",
             "--quiet",
             "--locked",
+            "--debug",
             name,
             "--version",
             version,

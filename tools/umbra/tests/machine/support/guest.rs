@@ -82,7 +82,12 @@ pub fn or_skip<T>(fetched: Result<T>) -> Option<T> {
 
 /// Holds the cache for one process: package clients do not share their lists.
 pub fn lock(cache: &Cache) -> Result<File> {
-    let path = cache.other("tests.lock");
+    lock_for(cache, "tests")
+}
+
+/// Holds one thing of the cache for one process.
+pub fn lock_for(cache: &Cache, what: &str) -> Result<File> {
+    let path = cache.other(&format!("{what}.lock"));
     let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
     file.lock().context("cannot lock the cache")?;
     Ok(file)
