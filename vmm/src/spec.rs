@@ -260,7 +260,8 @@ pub struct VhostUserSpec {
     pub kind: VhostKind,
     /// The unix socket at which the back end listens.
     pub socket: PathBuf,
-    /// Its queues; as many as one processor needs if there is no number. A file system has one more than
+    /// Its queues; as many as one processor needs if there is no number, or as the back end has of another type, 16
+    /// at most. A file system has one more than
     /// processors use at a time.
     pub queues: Option<u16>,
     /// Descriptors of each queue, a power of two up to 1024; what is usual if there is no number.

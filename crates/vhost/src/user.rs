@@ -25,7 +25,8 @@ pub struct VhostUserOptions {
     pub socket: PathBuf,
     /// What it is.
     pub kind: Kind,
-    /// Its queues; `None` for as many as one processor needs.
+    /// Its queues; `None` for as many as one processor needs, or for all that the back end has of a type that is
+    /// not known here, 16 at most.
     pub queues: Option<u16>,
     /// Descriptors of each, a power of two; `None` for as many as are usual.
     pub queue_size: Option<u16>,
@@ -147,13 +148,20 @@ fn may_come(error: &BackEndError) -> bool {
     }
 }
 
+/// Queues of a device of another type if nobody says how many.
+const OTHERS_MAX: u64 = 16;
+
 /// Says how many queues a device has.
 fn count_queues(
     kind: &Kind,
     wanted: Option<u16>,
     offered: Option<u64>,
 ) -> Result<u16, BackEndError> {
-    let wanted = wanted.unwrap_or_else(|| kind.queues()).max(1);
+    let usual = match (kind, offered) {
+        (Kind::Other { .. }, Some(offered)) => offered.min(OTHERS_MAX) as u16,
+        _ => kind.queues(),
+    };
+    let wanted = wanted.unwrap_or(usual).max(1);
     match offered {
         Some(offered) if offered < u64::from(wanted) => match kind {
             // Events of a socket device are rare, and not every back end has them.
@@ -295,5 +303,33 @@ impl VhostUserControl {
     /// Tells how the back end is.
     pub fn state(&self) -> BackEndState {
         self.0.link.state()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_are_as_many_as_are_usual_and_of_an_unknown_type_as_the_back_end_has() {
+        let other = Kind::Other {
+            id: 3,
+            config_len: 12,
+        };
+        let table = [
+            (&Kind::Block, None, Some(8), Some(1)),
+            (&Kind::Block, Some(4), Some(8), Some(4)),
+            (&Kind::Block, Some(9), Some(8), None),
+            (&Kind::Vsock, None, Some(2), Some(3)),
+            (&other, None, Some(4), Some(4)),
+            (&other, None, Some(256), Some(16)),
+            (&other, None, Some(0), None),
+            (&other, None, None, Some(1)),
+            (&other, Some(2), Some(4), Some(2)),
+        ];
+        for (kind, wanted, offered, expected) in table {
+            let counted = count_queues(kind, wanted, offered).ok();
+            assert_eq!(counted, expected, "{kind:?} {wanted:?} {offered:?}");
+        }
     }
 }

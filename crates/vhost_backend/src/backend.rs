@@ -446,7 +446,7 @@ impl Backend {
         if rings == 0 || usize::from(rings) > self.rings.len() {
             return Err(Error::Inflight("there are not so many rings"));
         }
-        if size == 0 || size > most.max(0x400) {
+        if size == 0 || size > most {
             return Err(Error::Inflight("no ring is so large"));
         }
         Ok(Shape { rings, size })
@@ -461,5 +461,5 @@ impl Drop for Backend {
 
 fn rings(device: &dyn Device) -> Vec<Ring> {
     let sizes = (0..).zip(device.queue_sizes());
-    sizes.map(|(index, max)| Ring::new(index, *max)).collect()
+    sizes.map(|(index, size)| Ring::new(index, *size)).collect()
 }

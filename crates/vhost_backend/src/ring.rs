@@ -19,11 +19,14 @@ pub(crate) struct Addresses {
     pub used: u64,
 }
 
+/// What every ring may have.
+const LARGEST: u16 = 1024;
+
 /// A ring.
 #[derive(Debug)]
 pub(crate) struct Ring {
     pub index: u16,
-    /// The most descriptors that the device takes.
+    /// The most descriptors that it may have.
     pub max: u16,
     pub size: u16,
     pub addresses: Option<Addresses>,
@@ -36,11 +39,13 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    pub fn new(index: u16, max: u16) -> Self {
+    /// Makes one with so many descriptors as the device has where a driver asks it. A front end has nobody to ask, so
+    /// it may have more.
+    pub fn new(index: u16, size: u16) -> Self {
         Self {
             index,
-            max,
-            size: max,
+            max: size.max(LARGEST),
+            size,
             addresses: None,
             base: 0,
             is_base_theirs: true,

@@ -5,10 +5,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::support::asked::Asked;
-use crate::support::back_ends::{self, Program, Server, wait_for_socket};
+use crate::support::back_ends::{self, Program, Server, wait_for, wait_for_socket};
 use crate::support::backend::on_each_stock_backend;
 use crate::support::disks::{Place, start_ours, start_storage};
 use crate::support::guest::{Guest, LINUX_6_1, or_skip};
+use crate::support::peer::Peer;
 use crate::support::tools;
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -260,8 +261,73 @@ fn linux_6_1_mounts_virtiofsd_and_mounts_again_when_it_was_killed(backend: &str)
     drop(server);
 }
 
+/// Our own back ends of what is no disk, each with its arguments.
+fn start_others(place: &Place) -> Vec<Server> {
+    let (net, log) = (place.text("net"), place.text("printed"));
+    let kinds = [
+        ("rng", vec!["rng".into()]),
+        ("console", vec!["console".into(), format!("file={log}")]),
+        ("net", vec!["net".into(), format!("socket={net}")]),
+    ];
+    let servers = kinds.map(|(name, device)| {
+        let (socket, messages) = (place.text(&format!("{name}.sock")), place.path(name));
+        let device = device.iter().map(String::as_str);
+        let arguments: Vec<_> = std::iter::once("backend")
+            .chain(device)
+            .chain(["--socket", &socket])
+            .collect();
+        let messages = messages.with_extension("messages");
+        let server = back_ends::ours().start(&arguments, &messages);
+        wait_for(|| fs::read_to_string(&messages).is_ok_and(|text| text.contains("listens")));
+        server
+    });
+    servers.into()
+}
+
+fn linux_6_1_uses_back_ends_of_ours_of_every_kind_and_they_may_die(backend: &str) {
+    let Some(guest) = Guest::fetch(LINUX_6_1) else {
+        return;
+    };
+    let place = Place::new();
+    let _peer = Peer::serve(&place.path("net"));
+    let mut servers = start_others(&place);
+    let socket = |name: &str, kind: &str| format!("{kind},socket={}", place.text(name));
+    let devices = [
+        socket("rng.sock", "device=4"),
+        socket("console.sock", "device=3,config=12"),
+        socket("net.sock", "net,mac=52:54:00:01:02:03"),
+    ];
+    let arguments: Vec<_> = devices.iter().flat_map(|d| ["--vhost-user", d]).collect();
+    let mut machine = start(&guest, backend, &arguments);
+    machine.check("cat /sys/class/misc/hw_random/rng_current", "virtio_rng.0");
+    machine.check("cat /sys/class/net/eth0/address", "52:54:00:01:02:03");
+    machine.check("ip addr add 10.0.0.2/24 dev eth0 && echo set", "set");
+    const DEATHS: usize = 3;
+    for round in 0..=DEATHS {
+        machine.check("dd if=/dev/hwrng bs=64 count=8 2>/dev/null | wc -c", "512");
+        machine.check("ping -c 3 -W 5 10.0.0.1 | grep -c 'bytes from'", "3");
+        let line = format!("line {round}");
+        machine.check(
+            &format!("echo {line} > /dev/hvc0 && echo printed"),
+            "printed",
+        );
+        wait_for(|| {
+            fs::read_to_string(place.path("printed")).is_ok_and(|text| text.contains(&line))
+        });
+        if round < DEATHS {
+            servers.iter_mut().for_each(Server::kill);
+            servers = start_others(&place);
+            machine.ask("sleep 0.3");
+        }
+    }
+    let ended = machine.finish();
+    let lost = ended.stderr.matches("the back end is lost").count();
+    assert_eq!(lost, DEATHS * servers.len(), "{ended}");
+}
+
 on_each_stock_backend! {
     linux_6_1_keeps_files_while_our_own_back_ends_are_killed,
     linux_6_1_keeps_files_while_qemus_storage_daemon_is_killed,
     linux_6_1_mounts_virtiofsd_and_mounts_again_when_it_was_killed,
+    linux_6_1_uses_back_ends_of_ours_of_every_kind_and_they_may_die,
 }

@@ -18,16 +18,18 @@ const ECHO_REQUEST: u8 = 8;
 pub struct Peer(Arc<Mutex<Option<UnixStream>>>);
 
 impl Peer {
-    /// Serves a socket, for one machine.
+    /// Serves a socket, for one machine after the other.
     pub fn serve(path: &Path) -> Self {
         let listener = UnixListener::bind(path).unwrap();
         let peer = Self::default();
         let theirs = peer.clone();
         std::thread::spawn(move || {
-            let (stream, _) = listener.accept().unwrap();
-            *theirs.0.lock().unwrap() = Some(stream.try_clone().unwrap());
-            // It ends when the machine does.
-            let _ = theirs.answer(stream);
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                *theirs.0.lock().unwrap() = Some(stream.try_clone().unwrap());
+                // It ends when the machine does.
+                let _ = theirs.answer(stream);
+            }
         });
         peer
     }
