@@ -83,9 +83,9 @@ fn what_is_wrong_ends_the_connection_with_its_reason() {
             "3 descriptors",
         ),
         (
-            "a size beyond the device's",
-            |g| g.frontend.set_vring_num(0, 16),
-            "8 at most",
+            "a size that no ring has",
+            |g| g.frontend.set_vring_num(0, 2048),
+            "1024 at most",
         ),
         (
             "another size of a ring that runs",
