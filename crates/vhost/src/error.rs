@@ -88,6 +88,11 @@ pub enum BackEndError {
         /// How many there are.
         needed: usize,
     },
+    /// Other memory is to be where it has some that it works on.
+    #[error(
+        "the back end cannot be given other memory in the place of what it works on: take that away first"
+    )]
+    Replaced,
     /// It has written something into the rings that is nothing.
     #[error("the back end has broken its rings")]
     Ring(#[from] RingError),
@@ -100,6 +105,16 @@ pub enum BackEndError {
         #[source]
         source: io::Error,
     },
+}
+
+impl BackEndError {
+    /// Tells whether the back end has said no, and all is as it was.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { .. } | Self::Pieces { .. } | Self::Replaced
+        )
+    }
 }
 
 /// What a device has written into a used ring and must not have.

@@ -24,6 +24,7 @@
 //! the host's (a request with a buffer there is a fault of the driver's, as one outside of memory is), migration of a back end's state.
 #![deny(unsafe_code)]
 
+mod back_end;
 mod channel;
 mod deadlines;
 mod error;

@@ -34,12 +34,11 @@ use umbra_virtio::{
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryError};
 
-use crate::channel::Channel;
-use crate::link::Started;
-use crate::ring::{Ring, RingFeatures, RingMemory};
+use crate::back_end::BackEnd;
+use crate::link::{Link, Started};
+use crate::ring::{RINGS_AT, Ring, RingFeatures, RingMemory};
 use crate::session::{Fate, Session, scatter};
 use crate::table::is_within_reach;
-use crate::user::Shared;
 use crate::{BackEndError, RingError};
 
 /// A request that the guest has made, and that is not done.
@@ -66,8 +65,8 @@ pub struct Left {
 }
 
 /// What the thread works with.
-pub struct Relay {
-    shared: Arc<Shared>,
+pub struct Relay<B: ?Sized> {
+    link: Arc<Link<B>>,
     /// What the driver has accepted, as far as it concerns the back end.
     features: Features,
     memory: DmaSpace,
@@ -76,7 +75,7 @@ pub struct Relay {
     /// What is between the driver and the back end that is there.
     session: Session,
     /// The connection on which the rings are.
-    on: Option<Arc<Channel>>,
+    on: Option<Arc<B>>,
 }
 
 /// A queue of the guest's, and what is behind it.
@@ -111,13 +110,13 @@ impl From<RingError> for Stop {
     }
 }
 
-impl Relay {
-    /// Makes one for queues, and what is left of them from before.
+impl<B: BackEnd + ?Sized> Relay<B> {
+    /// Makes one for queues, and what is left of them from before; the session is a new one unless one is left.
     ///
     /// # Errors
     /// If the host refuses events.
     pub fn new(
-        shared: Arc<Shared>,
+        (link, session): (Arc<Link<B>>, Session),
         (features, memory): (Features, DmaSpace),
         interrupt: Arc<Interrupt>,
         mut left: Left,
@@ -128,8 +127,8 @@ impl Relay {
             Lane::new(queue, requests.unwrap_or_default())
         });
         Ok(Self {
-            session: left.session.unwrap_or_else(|| Session::of(&shared.kind)),
-            shared,
+            session: left.session.take().unwrap_or(session),
+            link,
             features,
             memory,
             interrupt,
@@ -143,9 +142,9 @@ impl Relay {
         let _alarm = Alarm(self.interrupt.clone());
         let fault = self.work(stop).err();
         if let Some(fault) = &fault {
-            fault.tell(self.shared.link.name(), &self.interrupt);
+            fault.tell(self.link.name(), &self.interrupt);
         }
-        self.shared.link.stop();
+        self.link.stop();
         if fault.is_none() {
             self.finish();
         }
@@ -185,7 +184,7 @@ impl Relay {
     fn wait(&mut self, stop: &Event) -> io::Result<bool> {
         let mut watched = vec![
             PollFd::new(stop, PollFlags::IN),
-            PollFd::new(&self.shared.news, PollFlags::IN),
+            PollFd::new(self.link.news(), PollFlags::IN),
         ];
         for lane in &self.lanes {
             watched.push(PollFd::new(&**lane.queue.event(), PollFlags::IN));
@@ -201,13 +200,13 @@ impl Relay {
             // Both, always.
             lane.is_due |= lane.queue.event().take() | lane.call.take();
         }
-        self.shared.news.take();
+        self.link.news().take();
         Ok(stop.take())
     }
 
     /// Begins anew if there is another connection than that on which the rings are.
     fn connect(&mut self) -> Result<(), QueueError> {
-        let channel = self.shared.link.channel();
+        let channel = self.link.channel();
         if same(self.on.as_ref(), channel.as_ref()) {
             return Ok(());
         }
@@ -218,7 +217,7 @@ impl Relay {
             self.on = Some(channel.clone());
             if let Err(error) = self.start(&channel) {
                 // Unless it is the keeper that knows already.
-                self.shared.link.lose(&channel, &error);
+                self.link.lose(&channel, &error);
             }
         }
         Ok(())
@@ -236,25 +235,25 @@ impl Relay {
         Ok(())
     }
 
-    fn start(&mut self, channel: &Arc<Channel>) -> Result<(), BackEndError> {
+    fn start(&mut self, channel: &Arc<B>) -> Result<(), BackEndError> {
         let offered = channel.offer().features;
         let rings = RingFeatures {
             indirect: offered.has(Features::INDIRECT_DESC),
             event_idx: offered.has(Features::EVENT_IDX),
         };
         let sizes: Vec<_> = self.lanes.iter().map(Lane::size).collect();
-        let memory = RingMemory::new(&sizes)?;
+        let memory = RingMemory::new(&sizes, RINGS_AT)?;
         let started = self.lanes.iter_mut().enumerate();
         let started: Vec<_> = started
             .map(|(at, lane)| {
-                let fault = self.shared.link.fault().clone();
+                let fault = self.link.fault().clone();
                 lane.begin(Ring::new(&memory, at, rings), fault)
             })
             .collect();
         let ring_bits = Features::INDIRECT_DESC.with(Features::EVENT_IDX);
         let features = self.features.with(offered.common(ring_bits));
         let map = self.memory.hold();
-        let link = &self.shared.link;
+        let link = &self.link;
         link.start(&map, channel, features, (memory.piece(), started))
     }
 
@@ -271,14 +270,14 @@ impl Relay {
             }
         }
         if let (Some(error), Some(on)) = (broken, &self.on) {
-            self.shared.link.lose(on, &error.into());
+            self.link.lose(on, &error.into());
         }
         Ok(())
     }
 }
 
 /// Tells whether both are the same connection, or none.
-fn same(one: Option<&Arc<Channel>>, other: Option<&Arc<Channel>>) -> bool {
+fn same<B: ?Sized>(one: Option<&Arc<B>>, other: Option<&Arc<B>>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other),
         (None, None) => true,
