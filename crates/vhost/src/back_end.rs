@@ -25,6 +25,8 @@ pub struct Offer {
     pub pieces: usize,
     /// How its memory becomes another one.
     pub changes: Changes,
+    /// Where in its table of memory our rings can be.
+    pub rings_at: u64,
     /// It has a configuration.
     pub has_config: bool,
     /// Its device can be reset.

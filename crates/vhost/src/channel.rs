@@ -34,6 +34,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::back_end::{BackEnd, Changes, Offer, RingPlace};
 use crate::link::Started;
 use crate::requests::{Asked, Requests};
+use crate::ring::RINGS_AT;
 use crate::table::Piece;
 use crate::{BackEndError, Deadlines};
 
@@ -139,6 +140,7 @@ impl Channel {
                 queues: None,
                 pieces: TABLE_MAX,
                 changes: Changes::Tables,
+                rings_at: RINGS_AT,
                 has_config: false,
                 resets: false,
             },
@@ -181,6 +183,7 @@ impl Channel {
                 true => Changes::Pieces,
                 false => Changes::Tables,
             },
+            rings_at: RINGS_AT,
             has_config: agreed.contains(Protocol::CONFIG),
             resets: agreed.contains(Protocol::RESET_DEVICE),
         };
@@ -444,7 +447,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(socket)
 }
 
-fn host(what: &'static str) -> impl FnOnce(io::Error) -> BackEndError {
+pub fn host(what: &'static str) -> impl FnOnce(io::Error) -> BackEndError {
     move |source| BackEndError::Host { what, source }
 }
 
@@ -462,7 +465,7 @@ fn region(piece: &Piece) -> VhostUserMemoryRegionInfo {
 
 /// The same event as the `vhost` crate wants it.
 #[allow(unsafe_code)]
-fn eventfd(event: &Event) -> Result<EventFd, BackEndError> {
+pub fn eventfd(event: &Event) -> Result<EventFd, BackEndError> {
     let copy: OwnedFd = event
         .as_fd()
         .try_clone_to_owned()

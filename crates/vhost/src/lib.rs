@@ -30,6 +30,7 @@ mod deadlines;
 mod error;
 mod hub;
 mod keeper;
+mod kernel;
 mod kind;
 mod link;
 mod relay;
@@ -46,6 +47,9 @@ mod user;
 pub use deadlines::Deadlines;
 pub use error::{BackEndError, RingError};
 pub use hub::Hub;
+pub use kernel::{
+    VdpaOptions, VhostKernel, VhostKernelControl, VhostNetOptions, VhostVsockOptions, nodes,
+};
 pub use kind::{Kind, TAG_MAX};
 pub use link::BackEndState;
 pub use requests::Malformed;

@@ -36,7 +36,7 @@ use vm_memory::{GuestAddress, GuestMemoryError};
 
 use crate::back_end::BackEnd;
 use crate::link::{Link, Started};
-use crate::ring::{RINGS_AT, Ring, RingFeatures, RingMemory};
+use crate::ring::{Ring, RingFeatures, RingMemory};
 use crate::session::{Fate, Session, scatter};
 use crate::table::is_within_reach;
 use crate::{BackEndError, RingError};
@@ -64,6 +64,22 @@ pub struct Left {
     pub session: Option<Session>,
 }
 
+/// What the loss of the back end means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// There will be another one, and somebody looks for it.
+    IsWaitedOut,
+    /// Its queues are lost: the driver has to reset the device.
+    NeedsReset,
+}
+
+/// Why the thread ends.
+enum End {
+    Stopped,
+    /// The back end is lost, and that is told.
+    Lost,
+}
+
 /// What the thread works with.
 pub struct Relay<B: ?Sized> {
     link: Arc<Link<B>>,
@@ -74,6 +90,7 @@ pub struct Relay<B: ?Sized> {
     lanes: Vec<Lane>,
     /// What is between the driver and the back end that is there.
     session: Session,
+    loss: Loss,
     /// The connection on which the rings are.
     on: Option<Arc<B>>,
 }
@@ -116,7 +133,8 @@ impl<B: BackEnd + ?Sized> Relay<B> {
     /// # Errors
     /// If the host refuses events.
     pub fn new(
-        (link, session): (Arc<Link<B>>, Session),
+        link: Arc<Link<B>>,
+        (session, loss): (Session, Loss),
         (features, memory): (Features, DmaSpace),
         interrupt: Arc<Interrupt>,
         mut left: Left,
@@ -128,6 +146,7 @@ impl<B: BackEnd + ?Sized> Relay<B> {
         });
         Ok(Self {
             session: left.session.take().unwrap_or(session),
+            loss,
             link,
             features,
             memory,
@@ -140,12 +159,14 @@ impl<B: BackEnd + ?Sized> Relay<B> {
     /// Works until it is stopped.
     pub fn run(mut self, stop: &Event) -> Left {
         let _alarm = Alarm(self.interrupt.clone());
-        let fault = self.work(stop).err();
-        if let Some(fault) = &fault {
-            fault.tell(self.link.name(), &self.interrupt);
+        let end = self.work(stop);
+        match &end {
+            Ok(End::Stopped) => {}
+            Ok(End::Lost) => self.interrupt.needs_reset(),
+            Err(fault) => fault.tell(self.link.name(), &self.interrupt),
         }
         self.link.stop();
-        if fault.is_none() {
+        if let Ok(End::Stopped) = end {
             self.finish();
         }
         let mut left = Left {
@@ -170,14 +191,27 @@ impl<B: BackEnd + ?Sized> Relay<B> {
         }
     }
 
-    fn work(&mut self, stop: &Event) -> Result<(), Fault> {
+    fn work(&mut self, stop: &Event) -> Result<End, Fault> {
         loop {
             self.connect()?;
+            if self.loss == Loss::NeedsReset && self.is_lost() {
+                return Ok(End::Lost);
+            }
             self.serve()?;
             if self.wait(stop)? {
-                return Ok(());
+                return Ok(End::Stopped);
             }
         }
+    }
+
+    /// Tells whether the back end is gone, or says that it cannot go on, after which it is.
+    fn is_lost(&self) -> bool {
+        if let Some(on) = &self.on
+            && self.link.fault().take()
+        {
+            self.link.lose(on, &BackEndError::Faulted);
+        }
+        self.link.channel().is_none()
     }
 
     /// Waits until there is something to do; `true` if it is time to stop.
@@ -189,6 +223,9 @@ impl<B: BackEnd + ?Sized> Relay<B> {
         for lane in &self.lanes {
             watched.push(PollFd::new(&**lane.queue.event(), PollFlags::IN));
             watched.push(PollFd::new(&*lane.call, PollFlags::IN));
+        }
+        if self.loss == Loss::NeedsReset {
+            watched.push(PollFd::new(&**self.link.fault(), PollFlags::IN));
         }
         let now = rustix::event::Timespec::default();
         let is_due = self.lanes.iter().any(|lane| lane.is_due);
@@ -241,10 +278,13 @@ impl<B: BackEnd + ?Sized> Relay<B> {
             indirect: offered.has(Features::INDIRECT_DESC),
             event_idx: offered.has(Features::EVENT_IDX),
         };
-        let sizes: Vec<_> = self.lanes.iter().map(Lane::size).collect();
-        let memory = RingMemory::new(&sizes, RINGS_AT)?;
-        let started = self.lanes.iter_mut().enumerate();
-        let started: Vec<_> = started
+        let theirs = |lane: &&mut Lane| !self.session.is_ours(lane.queue.index());
+        let theirs: Vec<_> = self.lanes.iter_mut().filter(theirs).collect();
+        let sizes: Vec<_> = theirs.iter().map(|lane| lane.size()).collect();
+        let memory = RingMemory::new(&sizes, channel.offer().rings_at)?;
+        let started: Vec<_> = theirs
+            .into_iter()
+            .enumerate()
             .map(|(at, lane)| {
                 let fault = self.link.fault().clone();
                 lane.begin(Ring::new(&memory, at, rings), fault)
@@ -398,7 +438,7 @@ impl Lane {
                 return self.interrupt(memory, interrupt, done);
             };
             let request = Request::new(chain.head(), chain.buffers()?, memory)?;
-            match request.fate(memory, session, self.ring.is_some())? {
+            match request.fate(self.queue.index(), memory, session, self.ring.is_some())? {
                 Fate::Done(written) => {
                     self.queue.push(memory, request.head, written)?;
                     done = true;
@@ -443,7 +483,7 @@ impl Lane {
         for (turn, request) in &self.requests {
             let written = match news.take() {
                 Some(news) => Some(request.fill(memory, news)?),
-                None => match request.fate(memory, session, false)? {
+                None => match request.fate(self.queue.index(), memory, session, false)? {
                     Fate::Done(written) => Some(written),
                     Fate::Theirs | Fate::Waits => None,
                 },
@@ -487,11 +527,12 @@ impl Request {
     /// See [`Session::fate`].
     fn fate(
         &self,
+        queue: u16,
         memory: &DmaMemory,
         session: &mut Session,
         connected: bool,
     ) -> Result<Fate, QueueError> {
-        let fate = session.fate(&self.buffers, memory, connected);
+        let fate = session.fate(queue, &self.buffers, memory, connected);
         fate.map_err(|source| self.out_of_reach(source))
     }
 

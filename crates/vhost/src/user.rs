@@ -14,7 +14,7 @@ use crate::back_end::BackEnd;
 use crate::channel::Channel;
 use crate::keeper::keep;
 use crate::link::{BackEndState, Link};
-use crate::relay::{Left, Relay};
+use crate::relay::{Left, Loss, Relay};
 use crate::session::Session;
 use crate::{BackEndError, Deadlines, Hub, Kind};
 
@@ -261,7 +261,8 @@ impl Device for VhostUser {
         let work = (features, activation.memory);
         *self.shared.interrupt.lock() = Some(activation.interrupt.clone());
         let link = self.shared.link.clone();
-        let relay = Relay::new((link, session), work, activation.interrupt, left);
+        let what = (session, Loss::IsWaitedOut);
+        let relay = Relay::new(link, what, work, activation.interrupt, left);
         let relay = relay.map_err(refused)?;
         let relay = Worker::start("vhost-relay", move |stop| relay.run(stop));
         self.relay = Some(relay.map_err(refused)?);
