@@ -25,6 +25,10 @@ mod commands;
 mod device;
 mod net;
 mod node;
+#[cfg(test)]
+mod recorder;
+#[cfg(test)]
+mod tests;
 mod vdpa;
 mod vsock;
 
