@@ -1,4 +1,4 @@
-//! Virtio devices whose work is done outside of the monitor: in another process (vhost-user).
+//! Virtio devices whose work is done outside of the monitor: in another process (vhost-user), or by the host's kernel.
 //!
 //! ```text
 //!   guest's driver ── rings ──> VhostUser: relay ── rings of ours ──> back end
@@ -9,6 +9,9 @@
 //! ```
 //! A [`VhostUser`] is a virtio device as any other. Its back end is found at a unix socket, says what it
 //! offers, and is given guest memory and queues. It may die and come back ([`BackEndState`]): the guest waits.
+//!
+//! A [`VhostKernel`] is one whose back end is a node of the kernel's: an interface, sockets, or a device of the host's.
+//! What follows holds for it as well, but that the kernel is trusted, and does not die.
 //!
 //! **Memory.** A back end maps guest memory slot by slot, and every change of the map reaches it in the right
 //! order: see [`Hub`], of which each machine has one.

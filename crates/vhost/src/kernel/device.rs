@@ -362,13 +362,17 @@ impl Device for VhostKernel {
                 source: std::io::Error::other(error),
             })?;
         }
-        let session = self.session(activation.features).map_err(refused)?;
+        // One that was stopped for a moment goes on.
+        let session = match self.left.session.take() {
+            Some(session) => session,
+            None => self.session(activation.features).map_err(refused)?,
+        };
         let features = activation.features.common(DEVICE_BITS);
         let work = (features.with(Features::VERSION_1), activation.memory);
         let left = Left {
             queues: activation.queues,
             requests: std::mem::take(&mut self.left.requests),
-            session: self.left.session.take(),
+            session: None,
         };
         *self.shared.interrupt.lock() = Some(activation.interrupt.clone());
         let (link, what) = (self.shared.link.clone(), (session, Loss::NeedsReset));

@@ -269,6 +269,11 @@ fn pairs_have_nodes_of_their_own_and_commands_say_how_many_are_in_use() {
             };
             assert_eq!(*place.told.lock(), *told);
         }
+        // They stay in use while the machine pauses.
+        umbra_virtio::Transport::pause(&*driver.transport);
+        umbra_virtio::Transport::resume(&*driver.transport);
+        driver.wait(|_| place.told.lock().iter().any(|told| told == "0 false false"));
+        assert!(!place.told.lock().contains(&"1 false".to_owned()));
     });
 }
 
