@@ -104,6 +104,12 @@ pub enum BackEndError {
         #[source]
         source: io::Error,
     },
+    /// A device of the host's is somebody else's.
+    #[error("{} is in use by another process: stop that one, or take another device", path.display())]
+    NodeInUse {
+        /// The node.
+        path: PathBuf,
+    },
     /// The host's kernel says no.
     #[error("the kernel refuses {call} of {}", node.display())]
     Call {

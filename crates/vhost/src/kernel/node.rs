@@ -221,17 +221,21 @@ impl VhostKernBackend for Node {
 /// Opens a node.
 ///
 /// # Errors
-/// If it is not there, or not for this process.
+/// If it is not there, not for this process, or somebody else has it.
 pub fn open(path: &Path, origin: Origin) -> Result<File, BackEndError> {
     use std::os::unix::fs::OpenOptionsExt;
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(nonblocking);
-    options.open(path).map_err(|source| BackEndError::Node {
-        path: path.to_owned(),
-        module: origin.module,
-        instead: origin.instead,
-        source,
+    let path = path.to_owned();
+    options.open(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::ResourceBusy => BackEndError::NodeInUse { path },
+        _ => BackEndError::Node {
+            path,
+            module: origin.module,
+            instead: origin.instead,
+            source,
+        },
     })
 }
 

@@ -1,14 +1,14 @@
-//! The kernel's vhost for real: our front ends drive `/dev/vhost-net` and `/dev/vhost-vsock`, with a driver of the
-//! test's own in memory of the test's own.
+//! The kernel's vhost for real: our front ends drive `/dev/vhost-net`, `/dev/vhost-vsock` and `/dev/vhost-vdpa-0`, with
+//! a driver of the test's own in memory of the test's own.
 //!
 //! ```text
 //!   program: Driver ── VhostKernel ──> /dev/vhost-net ── TAP ── packet socket          of the same program
 //!            Driver ── VhostKernel ──> /dev/vhost-vsock ── AF_VSOCK socket
+//!            Driver ── VhostKernel ──> /dev/vhost-vdpa-0 ── vduse ── QEMU's storage daemon ── file
 //! ```
 //! That runs wherever the nodes are. They are in a Debian guest, so this program runs in one as well: Debian 12's
-//! kernel has the modules, and a disk has the program with its libraries. Debian's kernels have nothing of vDPA
-//! (`CONFIG_VDPA` is not set in 6.1, cloud and generic), so that is driven only before a kernel that is played, in the
-//! tests of `umbra-vhost`.
+//! kernels have the modules, and a disk has the program with its libraries. Of vDPA the stable one, 6.1, has nothing;
+//! 6.12 has VDUSE, by which a program of the guest's is the device.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -22,14 +22,15 @@ use std::time::{Duration, Instant};
 use umbra_net::{Mac, Port, Tap};
 use umbra_slots::{Flags, Gpa, HugePages, RamOptions, RamRegion, SlotError, SlotId};
 use umbra_vhost::{
-    Hub, VhostKernel, VhostKernelControl, VhostNetOptions, VhostVsockOptions, nodes,
+    Hub, VdpaOptions, VhostKernel, VhostKernelControl, VhostNetOptions, VhostVsockOptions, nodes,
 };
 use umbra_virtio::Features;
 use umbra_virtio::testing::{Driver, Memory, NEXT, RINGS, WRITE};
 
 use crate::support::asked::Asked;
+use crate::support::back_ends::{self, Program};
 use crate::support::backend::on_each_stock_backend;
-use crate::support::guest::{self, LINUX_6_1, or_skip};
+use crate::support::guest::{self, LINUX_6_1, LINUX_6_12, or_skip};
 use crate::support::{Input, Umbra, sockets, vhost_guest};
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -289,6 +290,29 @@ fn frames_go_both_ways_through_the_kernels_vhost_net() {
             number,
         );
     }
+    // And while frames are on their way.
+    let theirs = memory.clone();
+    let changes = thread::spawn(move || {
+        for _ in 0..100 {
+            let id = add(&theirs, MORE).unwrap();
+            remove(&theirs, id);
+        }
+    });
+    let mut number = 0;
+    while !changes.is_finished() || number < 20 {
+        number += 1;
+        host.write_all(&frame(number)).unwrap();
+        assert_eq!(guest.receive(is_ours)[NET_HEADER..], frame(number));
+        exchange(
+            &mut guest,
+            &mut host,
+            &mut bytes,
+            BUFFERS + 0x1_0000,
+            number,
+        );
+    }
+    changes.join().unwrap();
+    println!("NODES net: {number} frames each way while the map changed 200 times");
     // More of it than the kernel takes.
     let mut ids = VecDeque::new();
     let refused = loop {
@@ -428,12 +452,103 @@ fn connections_go_both_ways_through_the_kernels_vhost_vsock() {
     assert_eq!(guest.control.state().losses, 0);
 }
 
-fn the_kernels_devices_work_in_a_guest(backend: &str) {
-    let Some(guest) = vhost_guest::fetch() else {
+/// The file behind a disk of vDPA that is there for tests: any other one is not to be written to.
+const VDPA_DISK: &str = "UMBRA_VDPA_DISK";
+const VDPA_NODE: &str = "/dev/vhost-vdpa-0";
+const SECTOR: usize = 512;
+
+/// Reads or writes a sector of a disk (virtio 1.3, 5.2.6) with a buffer at an address; returns the status.
+fn transfer(driver: &mut Driver, write: u32, sector: u64, at: u64) -> u8 {
+    const HEADER: u64 = 0x7_0000;
+    driver.memory.put(HEADER, &write.to_le_bytes());
+    driver.memory.put(HEADER + 8, &sector.to_le_bytes());
+    driver.memory.put(HEADER + 16, &[0xff]);
+    let data = if write == 0 { WRITE } else { 0 };
+    driver.describe(0, (HEADER, 16, NEXT, 1));
+    driver.describe(1, (at, SECTOR as u32, NEXT | data, 2));
+    driver.describe(2, (HEADER + 16, 1, WRITE, 0));
+    let done = driver.used_in(0);
+    driver.offer(0);
+    driver.wait(|d| d.used_in(0) == done.wrapping_add(1));
+    driver.memory.get::<1>(HEADER + 16)[0]
+}
+
+#[test]
+fn a_disk_of_the_kernels_vhost_vdpa_is_read_and_written() {
+    const SECTORS: u64 = 50;
+    let Some(file) = std::env::var_os(VDPA_DISK) else {
+        return eprintln!("SKIPPED: {VDPA_DISK} names no disk of vDPA that is there for tests");
+    };
+    assert!(has(VDPA_NODE));
+    let memory = Memory::new();
+    let hub = Hub::new(&memory.space).unwrap();
+    let options = VdpaOptions {
+        name: "vdpa".into(),
+        node: VDPA_NODE.into(),
+    };
+    let device = VhostKernel::vdpa(options.clone(), &hub).unwrap();
+    let second = VhostKernel::vdpa(options, &hub).err().unwrap();
+    println!("NODES vdpa: a second owner: {second}");
+    assert!(second.to_string().contains("in use"), "{second}");
+    let control = device.control();
+    let mut driver = Driver::with_memory(memory.clone(), Box::new(device), SIZE);
+    assert_eq!(driver.read(8), 2, "a disk");
+    let capacity = u64::from(driver.read(0x100)) * SECTOR as u64;
+    assert_eq!(capacity, fs::metadata(&file).unwrap().len());
+    driver.start(Features::RINGS);
+    let pattern = |sector: u64| [sector as u8 ^ 0x5a; SECTOR];
+    let begin = Instant::now();
+    for sector in 0..SECTORS {
+        memory.put(BUFFERS, &pattern(sector));
+        assert_eq!(transfer(&mut driver, 1, sector, BUFFERS), 0);
+    }
+    let written = fs::read(&file).unwrap();
+    let reports = memory.reports();
+    for (sector, there) in (0..SECTORS).zip(written.chunks(SECTOR)) {
+        assert_eq!(there, pattern(sector), "in the file");
+        assert_eq!(transfer(&mut driver, 0, sector, BUFFERS + 0x1000), 0);
+        assert_eq!(memory.get(BUFFERS + 0x1000), pattern(sector));
+    }
+    assert!(
+        memory.reports() >= reports + SECTORS as u32,
+        "what was written is followed"
+    );
+    println!(
+        "NODES vdpa: {SECTORS} sectors written and read in {:?}",
+        begin.elapsed()
+    );
+    // Memory comes and goes, and is used.
+    for sector in 0..10 {
+        let id = add(&memory, MORE).unwrap();
+        assert_eq!(transfer(&mut driver, 0, sector, MORE + 0x1000), 0);
+        assert_eq!(memory.get(MORE + 0x1000), pattern(sector));
+        remove(&memory, id);
+    }
+    // A machine that pauses, and a driver that begins anew.
+    umbra_virtio::Transport::pause(&*driver.transport);
+    umbra_virtio::Transport::resume(&*driver.transport);
+    assert_eq!(transfer(&mut driver, 0, 7, BUFFERS), 0);
+    assert_eq!(memory.get(BUFFERS), pattern(7));
+    driver.start(Features::VERSION_1);
+    assert_eq!(transfer(&mut driver, 0, 8, BUFFERS), 0);
+    assert_eq!(memory.get(BUFFERS), pattern(8));
+    // Beyond its end.
+    assert_eq!(transfer(&mut driver, 0, capacity, BUFFERS), 1);
+    assert_eq!(control.state().losses, 0, "{:?}", control.state());
+}
+
+/// Boots a guest with programs, loads modules, and has these tests of this program run there, so many.
+fn run_in_a_guest(
+    (package, backend): (&str, &str),
+    programs: &[(&str, Program)],
+    prepare: &str,
+    tests: &[&str],
+) {
+    let Some(guest) = vhost_guest::fetch(package) else {
         return;
     };
     let place = tempfile::tempdir().unwrap();
-    let Some(disk) = or_skip(vhost_guest::disk(place.path())) else {
+    let Some(disk) = or_skip(vhost_guest::disk(place.path(), programs)) else {
         return;
     };
     let disk = format!("{},readonly", disk.display());
@@ -445,27 +560,60 @@ fn the_kernels_devices_work_in_a_guest(backend: &str) {
         "ls /dev/vhost-net /dev/vhost-vsock /dev/net/tun | wc -l",
         "3",
     );
-    let run = format!(
-        "{NEEDED}=1 run_tests kernel_vhost::frames_go kernel_vhost::connections_go --nocapture --test-threads=1"
-    );
-    let status = guest.ask(&format!("{run} > /tmp/out 2>&1; echo $?"));
-    let printed = guest.ask("grep -a NODES /tmp/out | tr '\\n' '|'");
-    for line in printed.split('|') {
+    guest.running.say(prepare);
+    let run = format!("run tests {} --nocapture --test-threads=1", tests.join(" "));
+    let status = guest.ask(&format!("{NEEDED}=1 {run} > /tmp/out 2>&1; echo $?"));
+    for line in guest
+        .ask("grep -a NODES /tmp/out | tr '\\n' '|'")
+        .split('|')
+    {
         println!("{line}");
     }
     let result = guest.ask("grep -a 'test result' /tmp/out");
-    if status != "0" || !result.contains("2 passed") {
-        panic!(
-            "{status}, {result}: {}",
-            guest.ask("tail -n 40 /tmp/out | tr '\\n' '|'")
-        );
+    if status != "0" || !result.contains(&format!("{} passed", tests.len())) {
+        let said = guest.ask("tail -n 40 /tmp/out /tmp/daemon | tr '\\n' '|'");
+        panic!("{status}, {result}: {said}");
     }
     guest.check("dmesg | grep -c -i -E 'BUG:|Oops|WARNING:'", "0");
     guest.finish();
 }
 
+const NET_AND_VSOCK: [&str; 2] = [
+    "kernel_vhost::frames_go_both_ways",
+    "kernel_vhost::connections_go_both_ways",
+];
+
+fn interfaces_and_sockets_of_the_kernel_work_in_a_guest(backend: &str) {
+    run_in_a_guest((LINUX_6_1, backend), &[], "", &NET_AND_VSOCK);
+}
+
+/// A disk of 1 MiB, which QEMU's storage daemon serves by VDUSE.
+const VDUSE: &str = r#"
+modprobe -a vduse vhost_vdpa; export UMBRA_VDPA_DISK=/tmp/disk
+dd if=/dev/zero of=/tmp/disk bs=1M count=1
+run qemu-storage-daemon --blockdev driver=file,filename=/tmp/disk,node-name=d   --export type=vduse-blk,id=e,name=umbra0,node-name=d,writable=on,num-queues=1 >/tmp/daemon 2>&1 &
+while [ ! -e /dev/vduse/umbra0 ] && kill -0 $!; do sleep 0.1; done
+run vdpa dev add name umbra0 mgmtdev vduse >>/tmp/daemon 2>&1
+"#;
+
+fn a_device_of_the_hosts_works_in_a_guest(backend: &str) {
+    let daemon = or_skip(back_ends::storage_daemon());
+    let tool = Program::of_this_system("/sbin/vdpa".into());
+    let tool = match tool.path().exists() {
+        true => Ok(tool),
+        false => Err(anyhow::anyhow!("there is no /sbin/vdpa: install iproute2")),
+    };
+    let (Some(daemon), Some(tool)) = (daemon, or_skip(tool)) else {
+        return;
+    };
+    let programs = [("qemu-storage-daemon", daemon), ("vdpa", tool)];
+    let tests = [&NET_AND_VSOCK[..], &["kernel_vhost::a_disk_of_the_kernels"]].concat();
+    run_in_a_guest((LINUX_6_12, backend), &programs, VDUSE, &tests);
+}
+
 on_each_stock_backend! {
-    the_kernels_devices_work_in_a_guest,
+    interfaces_and_sockets_of_the_kernel_work_in_a_guest,
+    a_device_of_the_hosts_works_in_a_guest,
 }
 
 /// Where there are no nodes the command says which, and what to do.

@@ -1,4 +1,4 @@
-//! A stock guest whose kernel has vhost, and this program of tests on a disk for it.
+//! A stock guest whose kernel has vhost, and programs of the host on a disk for it, with this one of tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,29 +9,30 @@ use umbra::demo::apt::Client;
 use umbra::demo::cache::{Cache, first_file};
 use umbra::demo::{initramfs, modules};
 
-use super::guest::{Guest, LINUX_6_1, lock, or_skip};
+use super::back_ends::Program;
+use super::guest::{Guest, lock, or_skip};
 
 /// Changes when the guest is made otherwise.
-const NAME: &str = "vhost-guest-1";
-/// The kernel's modules for it. Those of vDPA would be here, if Debian's kernels had any.
-const MODULES: [&str; 3] = ["tun", "vhost_net", "vhost_vsock"];
+const NAME: &str = "vhost-guest-2";
+/// The kernel's modules for it, where it has them: 6.1 has none of vDPA.
+const MODULES: [&str; 5] = ["tun", "vduse", "vhost_net", "vhost_vdpa", "vhost_vsock"];
 
-/// Returns the kernel and its initramfs in the cache; makes them if they are not there. `None` is a skip that was
+/// Returns a kernel and its initramfs in the cache; makes them if they are not there. `None` is a skip that was
 /// allowed.
-pub fn fetch() -> Option<Guest> {
-    // Busybox comes with it.
-    Guest::fetch(LINUX_6_1)?;
-    or_skip(make())
+pub fn fetch(package: &str) -> Option<Guest> {
+    // Busybox comes with it, and package lists.
+    Guest::fetch(package)?;
+    or_skip(make(package))
 }
 
-fn make() -> Result<Guest> {
+fn make(package: &str) -> Result<Guest> {
     let cache = Cache::open()?;
     let _lock = lock(&cache)?;
-    let tree = cache.other(NAME);
+    let tree = cache.other(&format!("{NAME}-{package}"));
     if !tree.exists() {
         let apt = Client::find(cache.lists())?;
         let work = cache.work_directory()?;
-        let (_, package) = apt.resolve(&[LINUX_6_1])?;
+        let (_, package) = apt.resolve(&[package])?;
         let files = apt.unpack(&[package], work.path())?;
         let made = work.path().join("guest");
         fs::create_dir(&made)?;
@@ -51,33 +52,32 @@ fn make() -> Result<Guest> {
     })
 }
 
-/// Shell commands that mount the disk, which is `/dev/vda`: `run_tests ARGUMENT ...` runs this program there.
+/// Shell commands that mount the disk, which is `/dev/vda`: `run NAME ARGUMENT ...` runs a program of it.
 pub const MOUNT: &str = r#"
 mkdir -p /program && mount -o ro /dev/vda /program
-run_tests() { /program/ld.so --library-path /program /program/tests "$@"; }
+run() { program=$1; shift; /program/ld.so --library-path /program /program/$program "$@"; }
 "#;
 
-/// Makes a disk with this program, and the libraries that it is linked with here.
-pub fn disk(directory: &Path) -> Result<PathBuf> {
+/// Makes a disk with this program as `tests`, others by their names, and the libraries that they are linked with
+/// here.
+pub fn disk(directory: &Path, others: &[(&str, Program)]) -> Result<PathBuf> {
     let files = directory.join("files");
     fs::create_dir(&files)?;
-    let program = std::env::current_exe()?;
-    fs::copy(&program, files.join("tests"))?;
-    // Names and line numbers of functions are a large part of it.
-    let _ = Command::new("strip").arg(files.join("tests")).output();
-    let listed = Command::new("ldd").arg(&program).output();
-    let listed = listed.context("cannot start ldd (package libc-bin)")?;
-    for line in String::from_utf8(listed.stdout)?.lines() {
-        let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) else {
-            continue;
-        };
-        let name = Path::new(path)
-            .file_name()
-            .context("a library has no name")?;
-        let is_loader = name.to_string_lossy().starts_with("ld-linux");
-        let name = if is_loader { "ld.so".as_ref() } else { name };
-        fs::copy(path, files.join(name))?;
+    let this = Program::of_this_system(std::env::current_exe()?);
+    for (name, program) in [("tests", &this)]
+        .into_iter()
+        .chain(others.iter().map(|(n, p)| (*n, p)))
+    {
+        fs::copy(program.path(), files.join(name))?;
+        for library in program.linked()? {
+            let file = library.file_name().context("a library has no name")?;
+            let is_loader = file.to_string_lossy().starts_with("ld-linux");
+            let file = if is_loader { "ld.so".as_ref() } else { file };
+            fs::copy(&library, files.join(file))?;
+        }
     }
+    // Names and line numbers of functions are a large part of it; without the program to take them off it is large.
+    let _ = Command::new("strip").arg(files.join("tests")).output();
     if !files.join("ld.so").exists() {
         bail!("this program has no loader among its libraries");
     }
