@@ -218,6 +218,7 @@ impl Devices {
             in_use: device.transport.is_active(),
             back_end: match &device.control {
                 Some(Control::VhostUser(control)) => Some(control.state()),
+                Some(Control::VhostKernel(control)) => Some(control.state()),
                 _ => None,
             },
         };

@@ -84,6 +84,23 @@ pub enum PlanError {
         /// The most.
         max: usize,
     },
+    /// The host's kernel moves the frames of a network device, and has no limits.
+    #[error(
+        "the network device {id:?} cannot have limits: the host's kernel moves its frames; leave 'vhost' away, or \
+         have the host limit the interface ('tc')"
+    )]
+    VhostLimits {
+        /// The device.
+        id: String,
+    },
+    /// Memory that is locked for a device cannot be lent.
+    #[error(
+        "there is no balloon beside the device {id:?} of the host's, for which all memory is locked: leave one out"
+    )]
+    VdpaBalloon {
+        /// The device of the host's.
+        id: String,
+    },
     /// Frames of a network device are too small.
     #[error("the network device {id:?} has an MTU of {min} to 65535, not {mtu}")]
     Mtu {
@@ -334,6 +351,15 @@ pub enum BuildError {
     /// A back end cannot be used.
     #[error("the vhost-user device {id:?} cannot be made")]
     VhostUser {
+        /// The device.
+        id: String,
+        /// Why not.
+        #[source]
+        source: BackEndError,
+    },
+    /// The host's kernel does not give a device.
+    #[error("the host's kernel does not serve the device {id:?}")]
+    VhostKernel {
         /// The device.
         id: String,
         /// Why not.

@@ -64,8 +64,8 @@ pub use policy::{Outcome, Paused};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
     DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec, Module, NetHost,
-    NetSpec, PmemSpec, PortEnd, PortSpec, Processor, Spec, Verify, VhostKind, VhostUserSpec,
-    VirtioKind, VirtioSpec, VsockSpec,
+    NetSpec, PmemSpec, PortEnd, PortSpec, Processor, Spec, VdpaSpec, Verify, VhostKind,
+    VhostUserSpec, VhostVsockSpec, VirtioKind, VirtioSpec, VsockSpec,
 };
 
 pub use build::probe;

@@ -10,8 +10,8 @@ use umbra_vhost::TAG_MAX;
 use crate::error::PlanError;
 use crate::layout;
 use crate::spec::{
-    Backend, BalloonSpec, ConsoleSpec, MemSpec, NetHost, NetSpec, PmemSpec, PortEnd, Spec, Verify,
-    VhostKind, VhostUserSpec, VirtioKind, VirtioSpec, VsockSpec,
+    Backend, BalloonSpec, ConsoleSpec, Limits, MemSpec, NetHost, NetSpec, PmemSpec, PortEnd, Spec,
+    Verify, VhostKind, VhostUserSpec, VirtioKind, VirtioSpec, VsockSpec,
 };
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
@@ -115,6 +115,7 @@ pub fn check_virtio<'a>(
     let mut ids = BTreeSet::new();
     let mut ports = Ports::default();
     let mut has_vsock = false;
+    check_locked(devices.clone())?;
     for device in devices {
         let id = &device.id;
         if !is_name(id) {
@@ -133,6 +134,8 @@ pub fn check_virtio<'a>(
             }
             VirtioKind::Vsock(vsock) => check_vsock(id, vsock)?,
             VirtioKind::VhostUser(vhost) => check_vhost_user(id, vhost)?,
+            VirtioKind::VhostVsock(vsock) => check_cid(id, vsock.cid)?,
+            VirtioKind::Vdpa(_) => {}
             VirtioKind::Balloon(balloon) => check_balloon(id, balloon, memory)?,
             VirtioKind::Console(console) => ports.check(id, console)?,
         }
@@ -143,7 +146,7 @@ pub fn check_virtio<'a>(
 /// Tells whether a guest would take it for its socket device.
 fn is_vsock(kind: &VirtioKind) -> bool {
     match kind {
-        VirtioKind::Vsock(_) => true,
+        VirtioKind::Vsock(_) | VirtioKind::VhostVsock(_) => true,
         VirtioKind::VhostUser(vhost) => vhost.kind.id() == Vsock::ID,
         _ => false,
     }
@@ -198,15 +201,36 @@ fn check_vhost_user(id: &str, vhost: &VhostUserSpec) -> Result<(), PlanError> {
     }
 }
 
-fn check_vsock(id: &str, vsock: &VsockSpec) -> Result<(), PlanError> {
-    if !Vsock::CIDS.contains(&vsock.cid) {
-        return Err(PlanError::Cid {
+/// Checks that nobody lends memory that is locked: a device of the host's would go on with the pages that were given
+/// back.
+fn check_locked<'a>(
+    devices: impl IntoIterator<Item = &'a VirtioSpec> + Clone,
+) -> Result<(), PlanError> {
+    let mut all = devices.clone().into_iter();
+    let has_balloon = all.any(|device| matches!(device.kind, VirtioKind::Balloon(_)));
+    let is_vdpa = |device: &&VirtioSpec| matches!(device.kind, VirtioKind::Vdpa(_));
+    match devices.into_iter().find(is_vdpa) {
+        Some(vdpa) if has_balloon => Err(PlanError::VdpaBalloon {
+            id: vdpa.id.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn check_cid(id: &str, cid: u64) -> Result<(), PlanError> {
+    match Vsock::CIDS.contains(&cid) {
+        true => Ok(()),
+        false => Err(PlanError::Cid {
             id: id.to_owned(),
-            cid: vsock.cid,
+            cid,
             min: *Vsock::CIDS.start(),
             max: *Vsock::CIDS.end(),
-        });
+        }),
     }
+}
+
+fn check_vsock(id: &str, vsock: &VsockSpec) -> Result<(), PlanError> {
+    check_cid(id, vsock.cid)?;
     let len = vsock.path.as_os_str().len();
     match (1..=VSOCK_PATH_MAX).contains(&len) {
         true => Ok(()),
@@ -219,7 +243,13 @@ fn check_vsock(id: &str, vsock: &VsockSpec) -> Result<(), PlanError> {
 }
 
 fn check_net(id: &str, net: &NetSpec) -> Result<(), PlanError> {
-    if let NetHost::Tap { queues, .. } = &net.host
+    let no_limits = Limits::default();
+    if let NetHost::Vhost { .. } = net.host
+        && [net.receive, net.transmit] != [no_limits; 2]
+    {
+        return Err(PlanError::VhostLimits { id: id.to_owned() });
+    }
+    if let NetHost::Tap { queues, .. } | NetHost::Vhost { queues, .. } = &net.host
         && !(1..=Net::MAX_PAIRS).contains(queues)
     {
         return Err(PlanError::NetQueues {
@@ -318,7 +348,7 @@ fn check_pmem(id: &str, pmem: &PmemSpec) -> Result<(), PlanError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::PortSpec;
+    use crate::spec::{Bucket, PortSpec, VdpaSpec, VhostVsockSpec};
 
     #[test]
     fn the_default_machine_can_be_planned() {
@@ -425,6 +455,55 @@ mod tests {
         }
         let (id, mtu, min) = ("n".into(), 67, 68);
         assert_eq!(with(1, Some(67)), Err(PlanError::Mtu { id, mtu, min }));
+    }
+
+    #[test]
+    fn what_the_kernel_serves_has_no_limits_and_its_own_rules() {
+        let net = |queues, limits| {
+            let host = NetHost::Vhost {
+                name: "tap0".into(),
+                queues,
+            };
+            let net = NetSpec {
+                transmit: limits,
+                ..NetSpec::new(host)
+            };
+            Plan::new(Spec::new("kernel").virtio("n", VirtioKind::Net(net))).err()
+        };
+        let limits = Limits {
+            operations: Some(Bucket {
+                size: 1,
+                one_time_burst: 0,
+                refill_time: std::time::Duration::from_secs(1),
+            }),
+            ..Limits::default()
+        };
+        assert_eq!(net(16, Limits::default()), None);
+        let (id, queues, max) = ("n".into(), 17, 16);
+        let refused = PlanError::NetQueues { id, queues, max };
+        assert_eq!(net(17, Limits::default()), Some(refused));
+        let refused = PlanError::VhostLimits { id: "n".into() };
+        assert_eq!(net(1, limits), Some(refused));
+
+        let vsock = |cid| VirtioKind::VhostVsock(VhostVsockSpec { cid });
+        let sockets = |cid| Plan::new(Spec::new("kernel").virtio("v", vsock(cid))).err();
+        assert_eq!(sockets(3), None);
+        assert!(matches!(sockets(2), Some(PlanError::Cid { cid: 2, .. })));
+        let two = Spec::new("kernel")
+            .virtio("v", vsock(3))
+            .virtio("w", vsock(4));
+        let second = PlanError::SecondVsock { id: "w".into() };
+        assert_eq!(Plan::new(two).err(), Some(second));
+
+        let vdpa = VirtioKind::Vdpa(VdpaSpec {
+            node: "/dev/vhost-vdpa-0".into(),
+        });
+        let alone = Spec::new("kernel").virtio("d", vdpa);
+        let lent = VirtioKind::Balloon(BalloonSpec::default());
+        let both = alone.clone().virtio("b", lent);
+        assert!(Plan::new(alone).is_ok());
+        let refused = PlanError::VdpaBalloon { id: "d".into() };
+        assert_eq!(Plan::new(both).err(), Some(refused));
     }
 
     #[test]

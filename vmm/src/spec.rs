@@ -110,6 +110,10 @@ pub enum VirtioKind {
     Vsock(VsockSpec),
     /// A device whose work is done by another process.
     VhostUser(VhostUserSpec),
+    /// Sockets between programs of the guest and of the host, which the host's kernel connects.
+    VhostVsock(VhostVsockSpec),
+    /// A virtio device of the host's.
+    Vdpa(VdpaSpec),
     /// A memory balloon.
     Balloon(BalloonSpec),
     /// Consoles, and ports of bytes.
@@ -129,6 +133,8 @@ impl VirtioKind {
             Self::Net(_) => "net",
             Self::Vsock(_) => "vsock",
             Self::VhostUser(_) => "vhost-user",
+            Self::VhostVsock(_) => "vhost-vsock",
+            Self::Vdpa(_) => "vdpa",
             Self::Balloon(_) => "balloon",
             Self::Console(_) => "console",
             Self::Pmem(_) => "pmem",
@@ -219,6 +225,13 @@ pub enum NetHost {
         /// Pairs of queues.
         queues: usize,
     },
+    /// A TAP interface whose frames the host's kernel moves (vhost-net): there are no limits, and nothing is counted.
+    Vhost {
+        /// The interface's name.
+        name: String,
+        /// Pairs of queues, 1 to 16.
+        queues: usize,
+    },
     /// User-mode networking: a `passt` that is started for it, with arguments of one's own.
     User {
         /// The program.
@@ -278,6 +291,21 @@ impl VhostUserSpec {
             queue_size: None,
         }
     }
+}
+
+/// Sockets of the guest that are `AF_VSOCK` on the host, as between it and any other virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhostVsockSpec {
+    /// The guest's context identifier, 3 to 0xfffffffe, which no other guest of the host has.
+    pub cid: u64,
+}
+
+/// A virtio device of the host's (vDPA), hardware or a simulation. What it is, and has, it says itself. All of the
+/// guest's memory is locked for it, so there is no balloon beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VdpaSpec {
+    /// Its node, as `/dev/vhost-vdpa-0`.
+    pub node: PathBuf,
 }
 
 /// A memory balloon: by it the guest lends memory to the host.

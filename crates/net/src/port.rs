@@ -16,6 +16,22 @@ pub struct Offloads {
     pub ecn: bool,
 }
 
+impl Offloads {
+    /// What a driver that has accepted these features may be left to do, each with what it stands on: bits of
+    /// VIRTIO_NET_F_GUEST_... (5.1.3), of which others are not looked at.
+    pub const fn accepted(features: u64) -> Self {
+        let checksum = features & 1 << 1 != 0;
+        let tso4 = checksum && features & 1 << 7 != 0;
+        let tso6 = checksum && features & 1 << 8 != 0;
+        Self {
+            checksum,
+            tso4,
+            tso6,
+            ecn: (tso4 || tso6) && features & 1 << 9 != 0,
+        }
+    }
+}
+
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]

@@ -30,8 +30,11 @@ use vhost::vhost_user::{Error as UserError, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::back_end::{BackEnd, Changes, Offer, RingPlace};
+use crate::link::Started;
 use crate::patience::Patience;
 use crate::requests::{Asked, Requests};
+use crate::ring::RINGS_AT;
 use crate::table::Piece;
 use crate::{BackEndError, Deadlines};
 
@@ -49,23 +52,6 @@ const WANTED: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
-
-/// What a back end offers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Offer {
-    /// Virtio features, without those of the protocol.
-    pub features: Features,
-    /// Queues at most; `None` if it does not say.
-    pub queues: Option<u64>,
-    /// Pieces of memory at most.
-    pub pieces: usize,
-    /// Pieces of memory come and go one by one.
-    pub pieces_change: bool,
-    /// It has a configuration.
-    pub has_config: bool,
-    /// Its device can be reset.
-    pub resets: bool,
-}
 
 /// A connection.
 #[derive(Debug)]
@@ -89,17 +75,6 @@ impl std::fmt::Debug for Front {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Frontend({})", self.connection.as_raw_fd())
     }
-}
-
-/// Where a queue is, for a back end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingPlace {
-    /// Its descriptors.
-    pub size: u16,
-    /// Descriptor table, available ring, used ring: addresses in the table of memory.
-    pub addresses: [u64; 3],
-    /// The index in the available ring from which on nothing was taken.
-    pub base: u16,
 }
 
 impl Channel {
@@ -135,7 +110,8 @@ impl Channel {
                 features: Features::NONE,
                 queues: None,
                 pieces: TABLE_MAX,
-                pieces_change: false,
+                changes: Changes::Tables,
+                rings_at: RINGS_AT,
                 has_config: false,
                 resets: false,
             },
@@ -174,7 +150,11 @@ impl Channel {
             features: features.without(PROTOCOL_FEATURES).without(LOG_ALL),
             queues,
             pieces,
-            pieces_change,
+            changes: match pieces_change {
+                true => Changes::Pieces,
+                false => Changes::Tables,
+            },
+            rings_at: RINGS_AT,
             has_config: agreed.contains(Protocol::CONFIG),
             resets: agreed.contains(Protocol::RESET_DEVICE),
         };
@@ -187,21 +167,9 @@ impl Channel {
         Ok(())
     }
 
-    /// Returns what the back end offers.
-    pub fn offer(&self) -> &Offer {
-        &self.offer
-    }
-
     /// Tells whether the connection is of no use any more.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
-    }
-
-    /// Cuts the connection.
-    pub fn cut(&self) {
-        self.broken.store(true, Ordering::Release);
-        // One that is not connected any more needs no end.
-        let _ = self.socket.shutdown(Shutdown::Both);
     }
 
     /// Returns what hangs up when the back end goes, or the connection is cut.
@@ -252,63 +220,12 @@ impl Channel {
         self.tell("SET_CONFIG", |f| f.set_config(offset, flags, bytes))
     }
 
-    /// Says what the driver has accepted.
-    ///
-    /// # Errors
-    /// Those of every request.
-    pub fn set_features(&self, features: Features) -> Result<(), BackEndError> {
-        // Those from 64 on cannot be offered, so nobody has accepted them.
-        let bits = features.with(PROTOCOL_FEATURES).low();
-        self.tell("SET_FEATURES", |f| f.set_features(bits))
-    }
-
-    /// Resets the device, if the back end can.
-    ///
-    /// # Errors
-    /// Those of every request.
-    pub fn reset(&self) -> Result<(), BackEndError> {
-        match self.offer.resets {
-            true => self.tell("RESET_DEVICE", |f| f.reset_device()),
-            false => Ok(()),
-        }
-    }
-
-    /// Replaces the whole table of memory. When this returns, the back end has no other.
-    ///
-    /// # Errors
-    /// Those of every request.
-    pub fn set_table(&self, pieces: &[Piece]) -> Result<(), BackEndError> {
-        let regions: Vec<_> = pieces.iter().map(region).collect();
-        self.tell("SET_MEM_TABLE", |f| f.set_mem_table(&regions).map(drop))?;
-        self.settle()
-    }
-
-    /// Adds a piece of memory. When this returns, the back end has it.
-    ///
-    /// # Errors
-    /// Those of every request.
-    pub fn add_piece(&self, piece: &Piece) -> Result<(), BackEndError> {
-        let region = region(piece);
-        self.tell("ADD_MEM_REG", |f| f.add_mem_region(&region).map(drop))?;
-        self.settle()
-    }
-
-    /// Takes a piece of memory away. When this returns, the back end has it no more.
-    ///
-    /// # Errors
-    /// Those of every request.
-    pub fn remove_piece(&self, piece: &Piece) -> Result<(), BackEndError> {
-        let region = region(piece);
-        self.tell("REM_MEM_REG", |f| f.remove_mem_region(&region))?;
-        self.settle()
-    }
-
     /// Lets the back end work on a queue: notifications signal `kick`, it signals `call`, and `fault` if it cannot go
     /// on.
     ///
     /// # Errors
     /// Those of every request.
-    pub fn start_ring(
+    fn start_ring(
         &self,
         index: u16,
         place: &RingPlace,
@@ -340,7 +257,7 @@ impl Channel {
     ///
     /// # Errors
     /// Those of every request.
-    pub fn stop_ring(&self, index: u16) -> Result<u16, BackEndError> {
+    fn stop_ring(&self, index: u16) -> Result<u16, BackEndError> {
         let base = self.ask("GET_VRING_BASE", |f| f.get_vring_base(index.into()))?;
         u16::try_from(base).map_err(|_| {
             self.cut();
@@ -425,6 +342,63 @@ impl Channel {
     }
 }
 
+impl BackEnd for Channel {
+    fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    fn cut(&self) {
+        self.broken.store(true, Ordering::Release);
+        // One that is not connected any more needs no end.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn set_features(&self, features: Features) -> Result<(), BackEndError> {
+        // Those from 64 on cannot be offered, so nobody has accepted them.
+        let bits = features.with(PROTOCOL_FEATURES).low();
+        self.tell("SET_FEATURES", |f| f.set_features(bits))
+    }
+
+    fn reset(&self) -> Result<(), BackEndError> {
+        match self.offer.resets {
+            true => self.tell("RESET_DEVICE", |f| f.reset_device()),
+            false => Ok(()),
+        }
+    }
+
+    fn set_table(&self, pieces: &[Piece]) -> Result<(), BackEndError> {
+        let regions: Vec<_> = pieces.iter().map(region).collect();
+        self.tell("SET_MEM_TABLE", |f| f.set_mem_table(&regions).map(drop))?;
+        self.settle()
+    }
+
+    fn add_piece(&self, piece: &Piece) -> Result<(), BackEndError> {
+        let region = region(piece);
+        self.tell("ADD_MEM_REG", |f| f.add_mem_region(&region).map(drop))?;
+        self.settle()
+    }
+
+    fn remove_piece(&self, piece: &Piece) -> Result<(), BackEndError> {
+        let region = region(piece);
+        self.tell("REM_MEM_REG", |f| f.remove_mem_region(&region))?;
+        self.settle()
+    }
+
+    fn start(&self, rings: &[Started]) -> Result<(), BackEndError> {
+        rings.iter().try_for_each(|ring| {
+            let events = [&*ring.kick, &*ring.call, &*ring.fault];
+            self.start_ring(ring.index, &ring.place, events)
+        })
+    }
+
+    fn stop(&self, rings: &mut [Started]) -> Result<(), BackEndError> {
+        rings.iter_mut().try_for_each(|ring| {
+            ring.place.base = self.stop_ring(ring.index)?;
+            Ok(())
+        })
+    }
+}
+
 impl Drop for Channel {
     fn drop(&mut self) {
         self.cut();
@@ -445,7 +419,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(socket)
 }
 
-fn host(what: &'static str) -> impl FnOnce(io::Error) -> BackEndError {
+pub fn host(what: &'static str) -> impl FnOnce(io::Error) -> BackEndError {
     move |source| BackEndError::Host { what, source }
 }
 
@@ -463,7 +437,7 @@ fn region(piece: &Piece) -> VhostUserMemoryRegionInfo {
 
 /// The same event as the `vhost` crate wants it.
 #[allow(unsafe_code)]
-fn eventfd(event: &Event) -> Result<EventFd, BackEndError> {
+pub fn eventfd(event: &Event) -> Result<EventFd, BackEndError> {
     let copy: OwnedFd = event
         .as_fd()
         .try_clone_to_owned()

@@ -89,6 +89,75 @@ pub enum BackEndError {
         /// How many there are.
         needed: usize,
     },
+    /// The host's kernel has no such device, or this process may not use it.
+    #[error(
+        "cannot open {}: load the kernel's module {module} ('modprobe {module}') and give this process the node, or \
+         {instead}", path.display()
+    )]
+    Node {
+        /// The node.
+        path: PathBuf,
+        /// Who makes it.
+        module: &'static str,
+        /// What can be done without it.
+        instead: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A device of the host's is somebody else's.
+    #[error("{} is in use by another process: stop that one, or take another device", path.display())]
+    NodeInUse {
+        /// The node.
+        path: PathBuf,
+    },
+    /// The host's kernel says no.
+    #[error("the kernel refuses {call} of {}", node.display())]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// Of what.
+        node: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The host's kernel does not take the guest's memory; it has what it had.
+    #[error("the kernel does not take {pieces} pieces of memory for {}", node.display())]
+    Memory {
+        /// For whom.
+        node: PathBuf,
+        /// How many.
+        pieces: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A device of the kernel's has guest memory locked, and the host does not lock so much.
+    #[error(
+        "the kernel does not lock {len} bytes of memory for {}: raise the limit of locked memory ('ulimit -l') above \
+         what the guest has", node.display()
+    )]
+    Locked {
+        /// For whom.
+        node: PathBuf,
+        /// How many.
+        len: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another guest of the host has the context identifier.
+    #[error("context identifier {cid} is another guest's on this host: choose one that is free")]
+    CidInUse {
+        /// Which.
+        cid: u64,
+    },
+    /// Other memory is to be where it has some that it works on.
+    #[error(
+        "the back end cannot be given other memory in the place of what it works on: take that away first"
+    )]
+    Replaced,
     /// It has written something into the rings that is nothing.
     #[error("the back end has broken its rings")]
     Ring(#[from] RingError),
@@ -101,6 +170,20 @@ pub enum BackEndError {
         #[source]
         source: io::Error,
     },
+}
+
+impl BackEndError {
+    /// Tells whether the back end has said no, and all is as it was.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { .. }
+                | Self::Pieces { .. }
+                | Self::Memory { .. }
+                | Self::Locked { .. }
+                | Self::Replaced
+        )
+    }
 }
 
 /// What a device has written into a used ring and must not have.

@@ -21,16 +21,38 @@ use std::io;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use umbra_slots::{AddressSpace, Change, Listener, SlotError};
+use umbra_slots::{AddressSpace, Change, Listener, SlotError, Snapshot};
 
 use crate::Deadlines;
+use crate::back_end::BackEnd;
 use crate::link::Link;
+
+/// A link, whatever is behind it.
+trait Follower: std::fmt::Debug + Send + Sync {
+    fn prepare(&self, map: &Snapshot) -> Result<(), SlotError>;
+    fn before(&self, map: &Snapshot) -> Result<(), SlotError>;
+    fn after(&self);
+}
+
+impl<B: BackEnd + ?Sized> Follower for Link<B> {
+    fn prepare(&self, map: &Snapshot) -> Result<(), SlotError> {
+        Self::prepare(self, map)
+    }
+
+    fn before(&self, map: &Snapshot) -> Result<(), SlotError> {
+        Self::before(self, map)
+    }
+
+    fn after(&self) {
+        Self::after(self);
+    }
+}
 
 /// The devices of a machine that are elsewhere.
 #[derive(Debug)]
 pub struct Hub {
     deadlines: Arc<Deadlines>,
-    links: Mutex<Vec<Weak<Link>>>,
+    links: Mutex<Vec<Weak<dyn Follower>>>,
     failed: Mutex<Option<SlotError>>,
 }
 
@@ -55,13 +77,14 @@ impl Hub {
     }
 
     /// Lets a device follow the map, as long as it is there.
-    pub(crate) fn join(&self, link: &Arc<Link>) {
+    pub(crate) fn join<B: BackEnd + ?Sized + 'static>(&self, link: &Arc<Link<B>>) {
         let mut links = self.links.lock();
         links.retain(|link| link.strong_count() != 0);
-        links.push(Arc::downgrade(link));
+        let link: Weak<Link<B>> = Arc::downgrade(link);
+        links.push(link);
     }
 
-    fn links(&self) -> Vec<Arc<Link>> {
+    fn links(&self) -> Vec<Arc<dyn Follower>> {
         self.links.lock().iter().filter_map(Weak::upgrade).collect()
     }
 }

@@ -42,8 +42,6 @@ pub fn keep(shared: &Shared, deadlines: &Arc<Deadlines>, stop: &Event) {
         let go_on = match shared.link.channel() {
             Some(channel) => watch(shared, &channel, stop),
             None => {
-                // The relay has to know, too.
-                shared.news.signal();
                 rest = rest_after(found.elapsed(), rest);
                 let go_on = sleep(stop, rest) && find(shared, deadlines, stop);
                 found = Instant::now();
@@ -121,7 +119,6 @@ fn find(shared: &Shared, deadlines: &Arc<Deadlines>, stop: &Event) -> bool {
         match shared.connect(deadlines) {
             Ok(channel) => {
                 shared.link.set(channel);
-                shared.news.signal();
                 return true;
             }
             // It is just not there.

@@ -30,7 +30,7 @@ pub enum Kind {
 }
 
 /// Bits of a device type (virtio 1.3, 2.2).
-const DEVICE_BITS: Features = Features::from_low(0xff_ffff | !0u64 << 50);
+pub const DEVICE_BITS: Features = Features::from_low(0xff_ffff | !0u64 << 50);
 /// VIRTIO_BLK_F_MQ.
 const BLOCK_MQ: Features = Features::bit(12);
 /// VIRTIO_BLK_F_SIZE_MAX.

@@ -1,4 +1,4 @@
-//! Virtio devices whose work is done outside of the monitor: in another process (vhost-user).
+//! Virtio devices whose work is done outside of the monitor: in another process (vhost-user), or by the host's kernel.
 //!
 //! ```text
 //!   guest's driver ── rings ──> VhostUser: relay ── rings of ours ──> back end
@@ -9,6 +9,9 @@
 //! ```
 //! A [`VhostUser`] is a virtio device as any other. Its back end is found at a unix socket, says what it
 //! offers, and is given guest memory and queues. It may die and come back ([`BackEndState`]): the guest waits.
+//!
+//! A [`VhostKernel`] is one whose back end is a node of the kernel's: an interface, sockets, or a device of the host's.
+//! What follows holds for it as well, but that the kernel is trusted, and does not die.
 //!
 //! **Memory.** A back end maps guest memory slot by slot, and every change of the map reaches it in the right
 //! order: see [`Hub`], of which each machine has one.
@@ -24,12 +27,14 @@
 //! the host's (a request with a buffer there is a fault of the driver's, as one outside of memory is), migration of a back end's state.
 #![deny(unsafe_code)]
 
+mod back_end;
 mod channel;
 mod deadlines;
 mod error;
 mod gate;
 mod hub;
 mod keeper;
+mod kernel;
 mod kind;
 mod link;
 mod patience;
@@ -47,6 +52,9 @@ mod user;
 pub use deadlines::Deadlines;
 pub use error::{BackEndError, RingError};
 pub use hub::Hub;
+pub use kernel::{
+    VdpaOptions, VhostKernel, VhostKernelControl, VhostNetOptions, VhostVsockOptions, nodes,
+};
 pub use kind::{Kind, TAG_MAX};
 pub use link::BackEndState;
 pub use requests::Malformed;

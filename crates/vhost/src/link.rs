@@ -5,8 +5,8 @@
 //!                      │
 //!                      └── prepare, before, after <── Hub, for every change of the map
 //! ```
-//! A connection that breaks is [lost](Link::lose) by whoever finds it; the keeper looks for another one. What
-//! the back end had is forgotten with it.
+//! A connection that breaks is [lost](Link::lose) by whoever finds it; the keeper of a vhost-user device looks for
+//! another one. What the back end had is forgotten with it.
 //!
 //! *The log.* A loss is told, and the return when the new connection has [lasted](Link::lasts) for a moment. One that
 //! is lost again before that, for the same reason, is not told of: a back end that refuses what it is given is found
@@ -20,10 +20,10 @@ use parking_lot::Mutex;
 use umbra_slots::{Hold, SlotError, Snapshot};
 use umbra_virtio::{Event, Features};
 
-use crate::channel::{Channel, RingPlace};
+use crate::BackEndError;
+use crate::back_end::{BackEnd, Changes, RingPlace};
 use crate::gate::Gate;
 use crate::table::{Piece, Step, pieces_of, step};
-use crate::{BackEndError, Kind};
 
 /// A queue that a back end works on.
 #[derive(Clone, Debug)]
@@ -56,24 +56,26 @@ pub struct BackEndState {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Link {
+pub struct Link<B: ?Sized> {
     /// What the device is called.
     name: String,
-    /// Where its back end listens.
-    socket: PathBuf,
+    /// The socket at which its back end listens, or the kernel's node.
+    place: PathBuf,
     /// What is true while there is none.
     meanwhile: &'static str,
     /// Signalled when the connection is lost.
     lost: Event,
+    /// Signalled when it is lost, and when there is a new one.
+    news: Event,
     /// Signalled by a back end that cannot go on.
     fault: Arc<Event>,
-    gate: Gate,
-    inner: Mutex<Inner>,
+    gate: Arc<Gate>,
+    inner: Mutex<Inner<B>>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    channel: Option<Arc<Channel>>,
+struct Inner<B: ?Sized> {
+    channel: Option<Arc<B>>,
     /// What the back end has mapped, by ascending address.
     has: Vec<Piece>,
     running: Option<Running>,
@@ -91,15 +93,15 @@ struct Running {
     rings: Vec<Started>,
 }
 
-impl Link {
+impl<B: BackEnd + ?Sized> Link<B> {
     /// Makes one over a connection.
     ///
     /// # Errors
     /// If the host refuses an event.
     pub fn new(
         name: &str,
-        (socket, kind): (&Path, &Kind),
-        channel: Arc<Channel>,
+        (place, meanwhile, gate): (&Path, &'static str, Gate),
+        channel: Arc<B>,
     ) -> Result<Arc<Self>, BackEndError> {
         let event = || {
             Event::new().map_err(|source| BackEndError::Host {
@@ -107,14 +109,15 @@ impl Link {
                 source,
             })
         };
-        let (lost, fault) = (event()?, Arc::new(event()?));
+        let (lost, news, fault) = (event()?, event()?, Arc::new(event()?));
         Ok(Arc::new(Self {
             name: name.to_owned(),
-            socket: socket.to_owned(),
-            meanwhile: kind.meanwhile(),
+            place: place.to_owned(),
+            meanwhile,
             lost,
+            news,
             fault,
-            gate: Gate::new(kind.ends_requests()),
+            gate: Arc::new(gate),
             inner: Mutex::new(Inner {
                 channel: Some(channel),
                 has: Vec::new(),
@@ -141,18 +144,23 @@ impl Link {
         &self.lost
     }
 
+    /// Returns what is signalled when the connection is lost, and when there is a new one.
+    pub fn news(&self) -> &Event {
+        &self.news
+    }
+
     /// Returns what a back end signals that cannot go on.
     pub fn fault(&self) -> &Arc<Event> {
         &self.fault
     }
 
     /// Returns what requests go through to the back end.
-    pub fn gate(&self) -> &Gate {
+    pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
 
     /// Returns the connection, if there is one.
-    pub fn channel(&self) -> Option<Arc<Channel>> {
+    pub fn channel(&self) -> Option<Arc<B>> {
         self.inner.lock().channel.clone()
     }
 
@@ -162,7 +170,7 @@ impl Link {
     }
 
     /// Takes a new connection.
-    pub fn set(&self, channel: Arc<Channel>) {
+    pub fn set(&self, channel: Arc<B>) {
         let mut inner = self.inner.lock();
         inner.channel = Some(channel);
         // What the one before had to say.
@@ -170,6 +178,7 @@ impl Link {
         inner.new_after = Some(inner.state.since.elapsed());
         inner.state.connected = true;
         inner.state.since = Instant::now();
+        self.news.signal();
     }
 
     /// Tells whether the connection has lasted.
@@ -184,8 +193,8 @@ impl Link {
             && inner.state.since.elapsed() >= long
             && let Some(after) = inner.new_after.take()
         {
-            let socket = self.socket.display();
-            tracing::warn!(device = %self.name, %socket, ?after, "the back end is back");
+            let place = self.place.display();
+            tracing::warn!(device = %self.name, %place, ?after, "the back end is back");
         }
     }
 
@@ -194,14 +203,14 @@ impl Link {
         let mut inner = self.inner.lock();
         let text = explain(error);
         if inner.state.error.as_ref() != Some(&text) {
-            let socket = self.socket.display();
-            tracing::warn!(device = %self.name, %socket, error = %text, "the back end cannot be used");
+            let place = self.place.display();
+            tracing::warn!(device = %self.name, %place, error = %text, "the back end cannot be used");
             inner.state.error = Some(text);
         }
     }
 
     /// Gives up a connection, if it is still the current one.
-    pub fn lose(&self, channel: &Arc<Channel>, error: &BackEndError) {
+    pub fn lose(&self, channel: &Arc<B>, error: &BackEndError) {
         self.inner.lock().lose(self, channel, error);
     }
 
@@ -212,7 +221,7 @@ impl Link {
     pub fn start(
         &self,
         map: &Hold<'_>,
-        channel: &Arc<Channel>,
+        channel: &Arc<B>,
         features: Features,
         (rings_at, rings): (Piece, Vec<Started>),
     ) -> Result<(), BackEndError> {
@@ -232,14 +241,12 @@ impl Link {
     /// Has the back end stop: when this returns it works on nothing any more, or is given up.
     pub fn stop(&self) {
         let mut inner = self.inner.lock();
-        let (Some(channel), Some(running)) = (inner.channel.clone(), inner.running.take()) else {
+        let (Some(channel), Some(mut running)) = (inner.channel.clone(), inner.running.take())
+        else {
             return;
         };
-        for ring in &running.rings {
-            if let Err(error) = channel.stop_ring(ring.index) {
-                inner.lose(self, &channel, &error);
-                return;
-            }
+        if let Err(error) = channel.stop(&mut running.rings) {
+            inner.lose(self, &channel, &error);
         }
     }
 
@@ -270,7 +277,7 @@ impl Link {
         };
         match inner.before(&channel, map) {
             Ok(()) => Ok(()),
-            Err(refused @ BackEndError::Refused { .. }) => Err(self.refused(refused)),
+            Err(refused) if refused.is_refusal() => Err(self.refused(refused)),
             Err(error) => {
                 inner.lose(self, &channel, &error);
                 Ok(())
@@ -299,13 +306,13 @@ impl Link {
     }
 }
 
-impl Inner {
-    fn is_current(&self, channel: &Arc<Channel>) -> bool {
+impl<B: BackEnd + ?Sized> Inner<B> {
+    fn is_current(&self, channel: &Arc<B>) -> bool {
         let current = self.channel.as_ref();
         current.is_some_and(|current| Arc::ptr_eq(current, channel))
     }
 
-    fn lose(&mut self, link: &Link, channel: &Arc<Channel>, error: &BackEndError) {
+    fn lose(&mut self, link: &Link<B>, channel: &Arc<B>, error: &BackEndError) {
         channel.cut();
         if !self.is_current(channel) {
             return;
@@ -314,7 +321,7 @@ impl Inner {
         let lasted = self.new_after.take().is_none();
         if is_told(lasted, self.state.error.as_deref(), &text) {
             tracing::warn!(
-                device = %link.name, socket = %link.socket.display(), error = %text,
+                device = %link.name, place = %link.place.display(), error = %text,
                 "the back end is lost: {}", link.meanwhile
             );
         }
@@ -329,11 +336,12 @@ impl Inner {
             error: Some(text),
         };
         link.lost.signal();
+        link.news.signal();
     }
 
     fn start(
         &mut self,
-        channel: &Channel,
+        channel: &B,
         map: &Snapshot,
         features: Features,
         rings_at: &Piece,
@@ -344,7 +352,7 @@ impl Inner {
         wanted.push(rings_at.clone());
         let step = self.steps_to(channel, &wanted)?;
         self.change(channel, &step, &wanted)?;
-        rings.iter().try_for_each(|ring| ring.start(channel))
+        start(channel, rings)
     }
 
     /// The pieces that the back end shall have with a map.
@@ -354,12 +362,18 @@ impl Inner {
         wanted
     }
 
-    fn steps_to(&self, channel: &Channel, wanted: &[Piece]) -> Result<Step, BackEndError> {
+    fn steps_to(&self, channel: &B, wanted: &[Piece]) -> Result<Step, BackEndError> {
         let max = channel.offer().pieces;
         let mut step =
             step(&self.has, wanted, max).map_err(|needed| BackEndError::Pieces { max, needed })?;
-        // A whole table at a time: what is in use is mapped anew, too.
-        step.stopped |= !channel.offer().pieces_change;
+        match channel.offer().changes {
+            // What is in use is mapped anew, too.
+            Changes::Tables => step.stopped = true,
+            Changes::PiecesOnly if step.stopped && self.running.is_some() => {
+                return Err(BackEndError::Replaced);
+            }
+            Changes::Pieces | Changes::PiecesOnly | Changes::Swaps => {}
+        }
         Ok(step)
     }
 
@@ -379,28 +393,25 @@ impl Inner {
                 .is_ok_and(|step| step.stopped && !step.is_nothing())
     }
 
-    fn before(&mut self, channel: &Channel, map: &Snapshot) -> Result<(), BackEndError> {
+    fn before(&mut self, channel: &B, map: &Snapshot) -> Result<(), BackEndError> {
         self.pending = Step::default();
         let step = self.step(map)?;
         if step.is_nothing() {
             return Ok(());
         }
         if step.stopped {
-            let rings = self.running.iter_mut().flat_map(|r| &mut r.rings);
-            for ring in rings {
-                ring.place.base = channel.stop_ring(ring.index)?;
+            if let Some(running) = &mut self.running {
+                channel.stop(&mut running.rings)?;
             }
             self.pending = step;
             return Ok(());
         }
-        for piece in &step.add {
-            self.add(channel, piece)?;
-        }
+        self.add_all(channel, &step.add)?;
         self.pending.remove = step.remove;
         Ok(())
     }
 
-    fn after(&mut self, channel: &Channel) -> Result<(), BackEndError> {
+    fn after(&mut self, channel: &B) -> Result<(), BackEndError> {
         let step = std::mem::take(&mut self.pending);
         if step.is_nothing() {
             return Ok(());
@@ -408,19 +419,14 @@ impl Inner {
         let wanted = step.apply(&self.has);
         self.change(channel, &step, &wanted)?;
         match (&self.running, step.stopped) {
-            (Some(running), true) => running.rings.iter().try_for_each(|r| r.start(channel)),
+            (Some(running), true) => start(channel, &running.rings),
             _ => Ok(()),
         }
     }
 
     /// Takes a step while nothing works that it may hinder.
-    fn change(
-        &mut self,
-        channel: &Channel,
-        step: &Step,
-        wanted: &[Piece],
-    ) -> Result<(), BackEndError> {
-        if !channel.offer().pieces_change {
+    fn change(&mut self, channel: &B, step: &Step, wanted: &[Piece]) -> Result<(), BackEndError> {
+        if !channel.offer().changes.are_of_pieces() {
             channel.set_table(wanted)?;
             self.has = wanted.to_vec();
             return Ok(());
@@ -429,29 +435,38 @@ impl Inner {
             channel.remove_piece(piece)?;
             self.has.retain(|has| has != piece);
         }
-        step.add
-            .iter()
-            .try_for_each(|piece| self.add(channel, piece))
+        self.add_all(channel, &step.add)
     }
 
-    fn add(&mut self, channel: &Channel, piece: &Piece) -> Result<(), BackEndError> {
-        channel.add_piece(piece)?;
-        let at = self.has.partition_point(|has| has.start() < piece.start());
-        self.has.insert(at, piece.clone());
+    /// Adds pieces beside what is there.
+    fn add_all(&mut self, channel: &B, pieces: &[Piece]) -> Result<(), BackEndError> {
+        let one_by_one = channel.offer().changes.are_of_pieces();
+        let mut has = self.has.clone();
+        for piece in pieces {
+            let at = has.partition_point(|has| has.start() < piece.start());
+            has.insert(at, piece.clone());
+            if one_by_one {
+                channel.add_piece(piece)?;
+                self.has.clone_from(&has);
+            }
+        }
+        if !one_by_one && !pieces.is_empty() {
+            channel.set_table(&has)?;
+            self.has = has;
+        }
         Ok(())
     }
 }
 
-impl Started {
-    /// Lets the back end work on it, and look at what is there.
-    fn start(&self, channel: &Channel) -> Result<(), BackEndError> {
-        let events = [&*self.kick, &*self.call, &*self.fault];
-        channel.start_ring(self.index, &self.place, events)?;
-        self.kick.signal();
+/// Lets a back end work on queues, and look at what is there.
+fn start(channel: &(impl BackEnd + ?Sized), rings: &[Started]) -> Result<(), BackEndError> {
+    channel.start(rings)?;
+    for ring in rings {
+        ring.kick.signal();
         // Something may wait to be lent.
-        self.call.signal();
-        Ok(())
+        ring.call.signal();
     }
+    Ok(())
 }
 
 /// Tells whether the log hears of a loss.

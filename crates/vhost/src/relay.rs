@@ -34,12 +34,12 @@ use umbra_virtio::{
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryError};
 
-use crate::channel::Channel;
-use crate::link::Started;
+use crate::back_end::BackEnd;
+use crate::gate::Gate;
+use crate::link::{Link, Started};
 use crate::ring::{Ring, RingFeatures, RingMemory};
 use crate::session::{Fate, Session, scatter};
 use crate::table::is_within_reach;
-use crate::user::Shared;
 use crate::{BackEndError, RingError};
 
 /// A request that the guest has made, and that is not done.
@@ -65,9 +65,25 @@ pub struct Left {
     pub session: Option<Session>,
 }
 
+/// What the loss of the back end means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// There will be another one, and somebody looks for it.
+    IsWaitedOut,
+    /// Its queues are lost: the driver has to reset the device.
+    NeedsReset,
+}
+
+/// Why the thread ends.
+enum End {
+    Stopped,
+    /// The back end is lost, and that is told.
+    Lost,
+}
+
 /// What the thread works with.
-pub struct Relay {
-    shared: Arc<Shared>,
+pub struct Relay<B: ?Sized> {
+    link: Arc<Link<B>>,
     /// What the driver has accepted, as far as it concerns the back end.
     features: Features,
     memory: DmaSpace,
@@ -75,13 +91,14 @@ pub struct Relay {
     lanes: Vec<Lane>,
     /// What is between the driver and the back end that is there.
     session: Session,
+    loss: Loss,
     /// The connection on which the rings are.
-    on: Option<Arc<Channel>>,
+    on: Option<Arc<B>>,
 }
 
 /// A queue of the guest's, and what is behind it.
 struct Lane {
-    shared: Arc<Shared>,
+    gate: Arc<Gate>,
     queue: Queue,
     ring: Option<Ring>,
     kick: Arc<Event>,
@@ -112,13 +129,14 @@ impl From<RingError> for Stop {
     }
 }
 
-impl Relay {
-    /// Makes one for queues, and what is left of them from before.
+impl<B: BackEnd + ?Sized> Relay<B> {
+    /// Makes one for queues, and what is left of them from before; the session is a new one unless one is left.
     ///
     /// # Errors
     /// If the host refuses events.
     pub fn new(
-        shared: Arc<Shared>,
+        link: Arc<Link<B>>,
+        (session, loss): (Session, Loss),
         (features, memory): (Features, DmaSpace),
         interrupt: Arc<Interrupt>,
         mut left: Left,
@@ -126,12 +144,13 @@ impl Relay {
         let queues = std::mem::take(&mut left.queues);
         let lanes = queues.into_iter().map(|queue| {
             let requests = left.requests.remove(&queue.index());
-            Lane::new(shared.clone(), queue, requests.unwrap_or_default())
+            Lane::new(link.gate().clone(), queue, requests.unwrap_or_default())
         });
         Ok(Self {
-            session: left.session.unwrap_or_else(|| Session::of(&shared.kind)),
+            session: left.session.take().unwrap_or(session),
             lanes: lanes.collect::<io::Result<_>>()?,
-            shared,
+            loss,
+            link,
             features,
             memory,
             interrupt,
@@ -142,15 +161,17 @@ impl Relay {
     /// Works until it is stopped.
     pub fn run(mut self, stop: &Event) -> Left {
         let _alarm = Alarm(self.interrupt.clone());
-        let fault = self.work(stop).err();
-        if let Some(fault) = &fault {
-            fault.tell(self.shared.link.name(), &self.interrupt);
+        let end = self.work(stop);
+        match &end {
+            Ok(End::Stopped) => {}
+            Ok(End::Lost) => self.interrupt.needs_reset(),
+            Err(fault) => fault.tell(self.link.name(), &self.interrupt),
         }
-        self.shared.link.stop();
-        if fault.is_none() {
+        self.link.stop();
+        if let Ok(End::Stopped) = end {
             self.finish();
         }
-        self.shared.link.gate().clear();
+        self.link.gate().clear();
         let mut left = Left {
             session: Some(self.session),
             ..Left::default()
@@ -173,25 +194,41 @@ impl Relay {
         }
     }
 
-    fn work(&mut self, stop: &Event) -> Result<(), Fault> {
+    fn work(&mut self, stop: &Event) -> Result<End, Fault> {
         loop {
             self.connect()?;
+            if self.loss == Loss::NeedsReset && self.is_lost() {
+                return Ok(End::Lost);
+            }
             self.serve()?;
             if self.wait(stop)? {
-                return Ok(());
+                return Ok(End::Stopped);
             }
         }
+    }
+
+    /// Tells whether the back end is gone, or says that it cannot go on, after which it is.
+    fn is_lost(&self) -> bool {
+        if let Some(on) = &self.on
+            && self.link.fault().take()
+        {
+            self.link.lose(on, &BackEndError::Faulted);
+        }
+        self.link.channel().is_none()
     }
 
     /// Waits until there is something to do; `true` if it is time to stop.
     fn wait(&mut self, stop: &Event) -> io::Result<bool> {
         let mut watched = vec![
             PollFd::new(stop, PollFlags::IN),
-            PollFd::new(&self.shared.news, PollFlags::IN),
+            PollFd::new(self.link.news(), PollFlags::IN),
         ];
         for lane in &self.lanes {
             watched.push(PollFd::new(&**lane.queue.event(), PollFlags::IN));
             watched.push(PollFd::new(&*lane.call, PollFlags::IN));
+        }
+        if self.loss == Loss::NeedsReset {
+            watched.push(PollFd::new(&**self.link.fault(), PollFlags::IN));
         }
         let now = rustix::event::Timespec::default();
         let is_due = self.lanes.iter().any(|lane| lane.is_due);
@@ -203,13 +240,13 @@ impl Relay {
             // Both, always.
             lane.is_due |= lane.queue.event().take() | lane.call.take();
         }
-        self.shared.news.take();
+        self.link.news().take();
         Ok(stop.take())
     }
 
     /// Begins anew if there is another connection than that on which the rings are.
     fn connect(&mut self) -> Result<(), QueueError> {
-        let channel = self.shared.link.channel();
+        let channel = self.link.channel();
         if same(self.on.as_ref(), channel.as_ref()) {
             return Ok(());
         }
@@ -220,7 +257,7 @@ impl Relay {
             self.on = Some(channel.clone());
             if let Err(error) = self.start(&channel) {
                 // Unless it is the keeper that knows already.
-                self.shared.link.lose(&channel, &error);
+                self.link.lose(&channel, &error);
             }
         }
         Ok(())
@@ -229,7 +266,7 @@ impl Relay {
     /// The back end is gone: the driver is told what it has to know.
     fn lost(&mut self) -> Result<(), QueueError> {
         self.session.lost();
-        self.shared.link.gate().clear();
+        self.link.gate().clear();
         let memory = self.memory.memory();
         for lane in &mut self.lanes {
             lane.ring = None;
@@ -239,25 +276,28 @@ impl Relay {
         Ok(())
     }
 
-    fn start(&mut self, channel: &Arc<Channel>) -> Result<(), BackEndError> {
+    fn start(&mut self, channel: &Arc<B>) -> Result<(), BackEndError> {
         let offered = channel.offer().features;
         let rings = RingFeatures {
             indirect: offered.has(Features::INDIRECT_DESC),
             event_idx: offered.has(Features::EVENT_IDX),
         };
-        let sizes: Vec<_> = self.lanes.iter().map(Lane::size).collect();
-        let memory = RingMemory::new(&sizes)?;
-        let started = self.lanes.iter_mut().enumerate();
-        let started: Vec<_> = started
+        let theirs = |lane: &&mut Lane| !self.session.is_ours(lane.queue.index());
+        let theirs: Vec<_> = self.lanes.iter_mut().filter(theirs).collect();
+        let sizes: Vec<_> = theirs.iter().map(|lane| lane.size()).collect();
+        let memory = RingMemory::new(&sizes, channel.offer().rings_at)?;
+        let started: Vec<_> = theirs
+            .into_iter()
+            .enumerate()
             .map(|(at, lane)| {
-                let fault = self.shared.link.fault().clone();
+                let fault = self.link.fault().clone();
                 lane.begin(Ring::new(&memory, at, rings), fault)
             })
             .collect();
         let ring_bits = Features::INDIRECT_DESC.with(Features::EVENT_IDX);
         let features = self.features.with(offered.common(ring_bits));
         let map = self.memory.hold();
-        let link = &self.shared.link;
+        let link = &self.link;
         link.start(&map, channel, features, (memory.piece(), started))
     }
 
@@ -274,14 +314,14 @@ impl Relay {
             }
         }
         if let (Some(error), Some(on)) = (broken, &self.on) {
-            self.shared.link.lose(on, &error.into());
+            self.link.lose(on, &error.into());
         }
         Ok(())
     }
 }
 
 /// Tells whether both are the same connection, or none.
-fn same(one: Option<&Arc<Channel>>, other: Option<&Arc<Channel>>) -> bool {
+fn same<B: ?Sized>(one: Option<&Arc<B>>, other: Option<&Arc<B>>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other),
         (None, None) => true,
@@ -290,10 +330,10 @@ fn same(one: Option<&Arc<Channel>>, other: Option<&Arc<Channel>>) -> bool {
 }
 
 impl Lane {
-    fn new(shared: Arc<Shared>, queue: Queue, requests: Requests) -> io::Result<Self> {
+    fn new(gate: Arc<Gate>, queue: Queue, requests: Requests) -> io::Result<Self> {
         let next = requests.len();
         Ok(Self {
-            shared,
+            gate,
             queue,
             ring: None,
             kick: Arc::new(Event::new()?),
@@ -330,7 +370,7 @@ impl Lane {
         let Some(ring) = &mut self.ring else {
             return;
         };
-        let gate = self.shared.link.gate();
+        let gate = &self.gate;
         while let Some(turn) = self.waiting.front()
             && gate.enter()
         {
@@ -368,17 +408,25 @@ impl Lane {
             return Ok(());
         };
         ring.expect(false);
-        let mut done = false;
-        while let Some((turn, written)) = ring.take_back()? {
+        let mut used = Vec::new();
+        let ended = loop {
+            let (turn, written) = match ring.take_back() {
+                Ok(Some(done)) => done,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            };
             let request = self.requests.remove(&turn);
             let request = request.expect("what is lent is not done, and comes back once");
-            self.shared.link.gate().leave();
+            self.gate.leave();
             request.mark(memory);
             let written = u64::from(written).min(request.room);
-            self.queue.push(memory, request.head, written as u32)?;
-            done = true;
-        }
-        Ok(self.interrupt(memory, interrupt, done)?)
+            used.push((request.head, written as u32));
+        };
+        // In one step, as the back end has done it: a frame may be in several chains, and a driver that sees some
+        // of them drops it (virtio 1.3, 5.1.6.4).
+        self.queue.push_all(memory, &used)?;
+        self.interrupt(memory, interrupt, !used.is_empty())?;
+        Ok(ended?)
     }
 
     /// Takes what the guest has made available, as long as no more than a ring full of it is not done.
@@ -401,7 +449,7 @@ impl Lane {
                 return self.interrupt(memory, interrupt, done);
             };
             let request = Request::new(chain.head(), chain.buffers()?, memory)?;
-            match request.fate(memory, session, self.ring.is_some())? {
+            match request.fate(self.queue.index(), memory, session, self.ring.is_some())? {
                 Fate::Done(written) => {
                     self.queue.push(memory, request.head, written)?;
                     done = true;
@@ -446,7 +494,7 @@ impl Lane {
         for (turn, request) in &self.requests {
             let written = match news.take() {
                 Some(news) => Some(request.fill(memory, news)?),
-                None => match request.fate(memory, session, false)? {
+                None => match request.fate(self.queue.index(), memory, session, false)? {
                     Fate::Done(written) => Some(written),
                     Fate::Theirs | Fate::Waits => None,
                 },
@@ -490,11 +538,12 @@ impl Request {
     /// See [`Session::fate`].
     fn fate(
         &self,
+        queue: u16,
         memory: &DmaMemory,
         session: &mut Session,
         connected: bool,
     ) -> Result<Fate, QueueError> {
-        let fate = session.fate(&self.buffers, memory, connected);
+        let fate = session.fate(queue, &self.buffers, memory, connected);
         fate.map_err(|source| self.out_of_reach(source))
     }
 

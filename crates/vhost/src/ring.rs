@@ -29,7 +29,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use umbra_virtio::ChainBuffer;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
-use crate::channel::RingPlace;
+use crate::back_end::RingPlace;
 use crate::table::Piece;
 use crate::{BackEndError, RingError};
 
@@ -44,8 +44,8 @@ const INDIRECT: u16 = 4;
 /// VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY.
 const UNWANTED: u16 = 1;
 
-/// Where rings are in a back end's table of memory: behind everything that a guest has, and where a processor could
-/// have memory, for back ends that look at that.
+/// Where rings usually are in a back end's table of memory: behind everything that a guest has, and where a processor
+/// could have memory, for back ends that look at that.
 pub const RINGS_AT: u64 = (1 << 52) - (1 << 40);
 
 /// How a device has agreed to work.
@@ -61,7 +61,9 @@ pub struct RingFeatures {
 #[derive(Debug)]
 pub struct RingMemory {
     map: MmapRegion,
-    file: Arc<File>,
+    file: File,
+    /// Where it is in a back end's table of memory.
+    at: u64,
     places: Vec<Layout>,
 }
 
@@ -94,11 +96,11 @@ impl Layout {
 }
 
 impl RingMemory {
-    /// Makes memory for queues of these sizes, each a power of two.
+    /// Makes memory for queues of these sizes, each a power of two, which a back end will find at an address.
     ///
     /// # Errors
     /// If the host refuses.
-    pub fn new(sizes: &[u16]) -> Result<Arc<Self>, BackEndError> {
+    pub fn new(sizes: &[u16], at: u64) -> Result<Arc<Self>, BackEndError> {
         let mut end = 0;
         let places: Vec<_> = sizes
             .iter()
@@ -119,18 +121,37 @@ impl RingMemory {
         // A back end that made it shorter would kill us.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&file, seals).map_err(refused)?;
-        let file = Arc::new(File::from(file));
-        let map = MmapRegion::from_file(FileOffset::from_arc(file.clone(), 0), len);
+        let file = File::from(file);
+        let copy = file.try_clone().map_err(|source| BackEndError::Host {
+            what: "a descriptor",
+            source,
+        })?;
+        let map = MmapRegion::from_file(FileOffset::new(copy, 0), len);
         let map = map.map_err(|source| BackEndError::Host {
             what: "a mapping of rings",
             source: std::io::Error::other(source),
         })?;
-        Ok(Arc::new(Self { map, file, places }))
+        Ok(Arc::new(Self {
+            map,
+            file,
+            at,
+            places,
+        }))
     }
 
     /// Returns it as a back end maps it.
-    pub fn piece(&self) -> Piece {
-        Piece::rings(self.file.clone(), RINGS_AT, self.map.size() as u64)
+    pub fn piece(self: &Arc<Self>) -> Piece {
+        Piece::rings(self.clone(), self.at, self.map.size() as u64)
+    }
+
+    /// Returns the file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the address of its first byte in this process.
+    pub fn host_addr(&self) -> u64 {
+        self.map.as_ptr() as u64
     }
 }
 
@@ -188,7 +209,8 @@ impl Ring {
         } = self.place;
         RingPlace {
             size,
-            addresses: [table, available, used].map(|at| RINGS_AT + at as u64),
+            addresses: [table, available, used].map(|at| self.memory.at + at as u64),
+            host: [table, available, used].map(|at| self.memory.host_addr() + at as u64),
             base: 0,
         }
     }
@@ -238,7 +260,7 @@ impl Ring {
             self.write_chain(table, &indexes, buffers);
             let bytes = (DESCRIPTOR * buffers.len()) as u32;
             let at = self.place.table + DESCRIPTOR * usize::from(head);
-            self.describe(at, (RINGS_AT + table as u64, bytes), (INDIRECT, 0));
+            self.describe(at, (self.memory.at + table as u64, bytes), (INDIRECT, 0));
         } else {
             self.write_chain(self.place.table, &taken, buffers);
         }

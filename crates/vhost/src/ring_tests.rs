@@ -14,7 +14,7 @@ struct Device {
 
 impl Device {
     fn of(ring: &Ring) -> Self {
-        let file = FileOffset::from_arc(ring.memory.file.clone(), 0);
+        let file = FileOffset::new(ring.memory.file.try_clone().unwrap(), 0);
         let map = MmapRegion::from_file(file, ring.memory.map.size()).unwrap();
         let region = GuestRegionMmap::new(map, GuestAddress(RINGS_AT)).unwrap();
         let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
@@ -57,7 +57,7 @@ fn buffer(at: u64, len: u32, is_writable: bool) -> ChainBuffer {
 }
 
 fn pair(size: u16, features: RingFeatures) -> (Ring, Device) {
-    let memory = RingMemory::new(&[4, size]).unwrap();
+    let memory = RingMemory::new(&[4, size], RINGS_AT).unwrap();
     let ring = Ring::new(&memory, 1, features);
     let device = Device::of(&ring);
     (ring, device)
@@ -193,7 +193,7 @@ fn a_device_that_uses_what_it_was_not_lent_has_broken_the_queue() {
 
 #[test]
 fn a_back_end_cannot_make_the_rings_shorter() {
-    let memory = RingMemory::new(&[8]).unwrap();
+    let memory = RingMemory::new(&[8], RINGS_AT).unwrap();
     assert!(memory.file.set_len(0).is_err());
     assert!(memory.file.set_len(1 << 30).is_err());
 }

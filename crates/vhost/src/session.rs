@@ -7,12 +7,16 @@
 //!   answered with ENOTCONN, until somebody mounts anew (FUSE_INIT), which the next back end gets to see.
 //! * **Sockets** are connections that are no more. The guest is told so by an event (virtio 1.3, 5.10.6.7,
 //!   VIRTIO_VSOCK_EVENT_TRANSPORT_RESET), and its programs get ECONNRESET instead of waiting for nobody.
+//!
+//! And a queue that a back end does not have is [ours](Session::is_ours): the kernel knows neither the events of
+//! sockets nor the commands of an interface.
 
 use umbra_slots::DmaMemory;
 use umbra_virtio::ChainBuffer;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::Kind;
+use crate::kernel::Commands;
 
 /// Bytes of `struct fuse_in_header` that are looked at: length, opcode, number.
 const IN: usize = 16;
@@ -31,7 +35,7 @@ const VSOCK_EVENTS: u16 = 2;
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
 /// What is between a driver and its back end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Session {
     /// Nothing that would be lost.
     None,
@@ -42,6 +46,10 @@ pub enum Session {
     },
     /// Connections.
     Sockets,
+    /// Connections of the kernel's, which has no events.
+    KernelSockets,
+    /// An interface of the kernel's, and who obeys its commands.
+    KernelNet(Commands),
 }
 
 /// What becomes of a request.
@@ -72,18 +80,32 @@ impl Session {
         }
     }
 
-    /// Says what becomes of a request, now that there is a back end or there is none.
+    /// Tells whether a queue is none of the back end's.
+    pub fn is_ours(&self, queue: u16) -> bool {
+        match self {
+            Self::KernelSockets => queue == VSOCK_EVENTS,
+            Self::KernelNet(commands) => queue >= commands.queue(),
+            Self::None | Self::Mount { .. } | Self::Sockets => false,
+        }
+    }
+
+    /// Says what becomes of a request, now that there is a back end that has its queue, or there is none.
     ///
     /// # Errors
     /// If its memory is gone.
     pub fn fate(
         &mut self,
+        queue: u16,
         buffers: &[ChainBuffer],
         memory: &DmaMemory,
         connected: bool,
     ) -> Result<Fate, GuestMemoryError> {
-        let Self::Mount { alive } = self else {
-            return Ok(if connected { Fate::Theirs } else { Fate::Waits });
+        let alive = match self {
+            Self::Mount { alive } => alive,
+            Self::KernelNet(commands) if queue == commands.queue() => {
+                return commands.obey(buffers, memory).map(Fate::Done);
+            }
+            _ => return Ok(if connected { Fate::Theirs } else { Fate::Waits }),
         };
         if *alive && connected {
             return Ok(Fate::Theirs);
@@ -112,7 +134,7 @@ impl Session {
 }
 
 /// Reads the first bytes of what a driver has written; zeros behind its end.
-fn gather<const N: usize>(
+pub fn gather<const N: usize>(
     buffers: &[ChainBuffer],
     memory: &DmaMemory,
 ) -> Result<[u8; N], GuestMemoryError> {
@@ -200,7 +222,7 @@ mod tests {
         let mut session = Session::of(&Kind::Fs { tag: None });
         let fate = |session: &mut Session, opcode, connected| {
             let buffers = request(&memory, opcode);
-            let fate = session.fate(&buffers, &memory.dma().memory(), connected);
+            let fate = session.fate(0, &buffers, &memory.dma().memory(), connected);
             (fate.unwrap(), answer_of(&memory))
         };
         assert_eq!(fate(&mut session, GETATTR, true).0, Fate::Theirs);
@@ -232,7 +254,7 @@ mod tests {
         for kind in [Kind::Block, Kind::Vsock] {
             let mut session = Session::of(&kind);
             session.lost();
-            let fate = |session: &mut Session, connected| session.fate(&[], &memory, connected);
+            let fate = |session: &mut Session, connected| session.fate(0, &[], &memory, connected);
             assert_eq!(fate(&mut session, false).unwrap(), Fate::Waits);
             assert_eq!(fate(&mut session, true).unwrap(), Fate::Theirs);
         }
@@ -244,7 +266,7 @@ mod tests {
         let mut session = Session::Mount { alive: false };
         let mut buffers = request(&memory, 3);
         buffers.truncate(3);
-        let fate = session.fate(&buffers, &memory.dma().memory(), true);
+        let fate = session.fate(0, &buffers, &memory.dma().memory(), true);
         assert_eq!(fate.unwrap(), Fate::Done(7));
     }
 }

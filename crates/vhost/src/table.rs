@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 use umbra_slots::{Backing, Gpa, RamRegion, Slot, Snapshot, Target};
 
+use crate::ring::RingMemory;
+
 /// A piece of memory that a back end maps.
 #[derive(Clone)]
 pub struct Piece {
@@ -33,7 +35,7 @@ enum Memory {
     /// Memory of the guest.
     Guest(Arc<RamRegion>),
     /// Rings of ours.
-    Rings(Arc<File>),
+    Rings(Arc<RingMemory>),
 }
 
 impl Memory {
@@ -47,12 +49,12 @@ impl Memory {
 }
 
 impl Piece {
-    /// Makes a piece of a file that is no guest's.
-    pub fn rings(file: Arc<File>, start: u64, len: u64) -> Self {
+    /// Makes a piece of memory that is no guest's.
+    pub fn rings(memory: Arc<RingMemory>, start: u64, len: u64) -> Self {
         Self {
             start,
             len,
-            memory: Memory::Rings(file),
+            memory: Memory::Rings(memory),
             offset: 0,
         }
     }
@@ -77,7 +79,15 @@ impl Piece {
     pub fn file(&self) -> &File {
         match &self.memory {
             Memory::Guest(region) => region.file(),
-            Memory::Rings(file) => file,
+            Memory::Rings(memory) => memory.file(),
+        }
+    }
+
+    /// Returns the address of its first byte in this process, which has it as long as there is the piece.
+    pub fn host_addr(&self) -> u64 {
+        match &self.memory {
+            Memory::Guest(region) => region.host_addr(self.offset).as_ptr() as u64,
+            Memory::Rings(memory) => memory.host_addr() + self.offset,
         }
     }
 

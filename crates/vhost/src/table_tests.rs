@@ -5,14 +5,14 @@ use proptest::prelude::*;
 use std::sync::LazyLock;
 use umbra_slots::{AddressSpace, FileAccess, Flags, HugePages, Options, RamOptions};
 
-/// Two files, so that the same place can hold different memory.
-static FILES: LazyLock<[Arc<File>; 2]> =
-    LazyLock::new(|| [(); 2].map(|()| Arc::new(tempfile::tempfile().unwrap())));
+/// Two memories, so that the same place can hold different ones.
+static MEMORIES: LazyLock<[Arc<RingMemory>; 2]> =
+    LazyLock::new(|| [(); 2].map(|()| RingMemory::new(&[], 0).unwrap()));
 
 fn piece(file: usize, start: u64, len: u64, offset: u64) -> Piece {
     Piece {
         offset,
-        ..Piece::rings(FILES[file].clone(), start, len)
+        ..Piece::rings(MEMORIES[file].clone(), start, len)
     }
 }
 
@@ -38,7 +38,7 @@ fn memory(pieces: &[Piece]) -> Vec<Option<(bool, u64)>> {
     let at = |at: u64| {
         let mut there = pieces.iter().filter(|p| p.start <= at && at < p.end());
         let found = there.next().map(|piece| {
-            let first = piece.memory.is(&Memory::Rings(FILES[0].clone()));
+            let first = piece.memory.is(&Memory::Rings(MEMORIES[0].clone()));
             (first, piece.offset + at - piece.start)
         });
         assert!(there.next().is_none(), "pieces overlap: {pieces:?}");

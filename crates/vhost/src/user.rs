@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use umbra_virtio::{
-    ActivateError, Activation, Device, Event, Features, Interrupt, Queue, Worker, read_config,
+    ActivateError, Activation, Device, Features, Interrupt, Queue, Worker, read_config,
 };
 
+use crate::back_end::BackEnd;
 use crate::channel::Channel;
+use crate::gate::Gate;
 use crate::keeper::keep;
 use crate::link::{BackEndState, Link};
-use crate::relay::{Left, Relay};
+use crate::relay::{Left, Loss, Relay};
+use crate::session::Session;
 use crate::{BackEndError, Deadlines, Hub, Kind};
 
 /// How a device's back end is found, and what it is.
@@ -49,9 +52,7 @@ pub struct VhostUser {
 /// What the device's threads know.
 pub struct Shared {
     /// The connection.
-    pub link: Arc<Link>,
-    /// Signalled when it is lost, and when there is a new one.
-    pub news: Event,
+    pub link: Arc<Link<Channel>>,
     socket: PathBuf,
     /// What the device is.
     pub kind: Kind,
@@ -86,9 +87,13 @@ impl VhostUser {
         let config = read_config_of(&kind, &channel, queues)?;
         let features = kind.features(offer.features, queues, &config);
         let host = |what| move |source| BackEndError::Host { what, source };
+        let gate = Gate::new(kind.ends_requests());
         let shared = Arc::new(Shared {
-            link: Link::new(&name, (&options.socket, &kind), channel.clone())?,
-            news: Event::new().map_err(host("an event"))?,
+            link: Link::new(
+                &name,
+                (&options.socket, kind.meanwhile(), gate),
+                channel.clone(),
+            )?,
             socket: options.socket,
             queues,
             needed: kind.theirs(features),
@@ -264,11 +269,14 @@ impl Device for VhostUser {
         let left = Left {
             queues: activation.queues,
             requests: std::mem::take(&mut self.left.requests),
-            session: self.left.session,
+            session: self.left.session.take(),
         };
+        let session = Session::of(&self.shared.kind);
         let work = (features, activation.memory);
         *self.shared.interrupt.lock() = Some(activation.interrupt.clone());
-        let relay = Relay::new(self.shared.clone(), work, activation.interrupt, left);
+        let link = self.shared.link.clone();
+        let what = (session, Loss::IsWaitedOut);
+        let relay = Relay::new(link, what, work, activation.interrupt, left);
         let relay = relay.map_err(refused)?;
         let relay = Worker::start("vhost-relay", move |stop| relay.run(stop));
         self.relay = Some(relay.map_err(refused)?);

@@ -27,7 +27,7 @@ impl Status {
     }
 
     /// Returns the union.
-    pub(crate) const fn with(self, other: Self) -> Self {
+    pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 

@@ -26,6 +26,7 @@ mod mem;
 mod net;
 mod pmem;
 mod port;
+mod vdpa;
 mod vhost_user;
 mod vsock;
 
@@ -174,13 +175,16 @@ pub struct MachineArgs {
     #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = disk::parse)]
     pub disk: Vec<disk::Disk>,
     /// Add a network interface (virtio-net): user (by passt, with tcp=PORTS and udp=PORTS to forward),
-    /// tap=NAME (with queues=N) or socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME, and limits as a disk has
+    /// tap=NAME (with queues=N, and vhost to have the host's kernel move the frames: /dev/vhost-net, no limits) or
+    /// socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME, and limits as a disk has
     /// them for what the guest receives and sends: rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=; may be repeated
     #[arg(long, value_name = "KIND[,KEY=VALUE...]", value_parser = net::parse)]
     pub net: Vec<net::Net>,
     /// Connect programs of the guest and of the host (virtio-vsock): cid=N and path=PATH of a unix socket that
-    /// is made; who connects there says "CONNECT PORT", and who serves port N listens at PATH_N
-    #[arg(long, value_name = "cid=N,path=PATH", value_parser = vsock::parse)]
+    /// is made; who connects there says "CONNECT PORT", and who serves port N listens at PATH_N. Or vhost instead of
+    /// path=PATH: the host's kernel connects them with its AF_VSOCK (/dev/vhost-vsock), and cid=N is this guest's
+    /// alone on the host
+    #[arg(long, value_name = "cid=N,path=PATH|vhost", value_parser = vsock::parse)]
     pub vsock: Option<vsock::Vsock>,
     /// Add a device whose work is done by a vhost-user back end, which has to be there already: block, fs
     /// (tag=NAME to mount it by, if the back end does not say), net (mac=ADDRESS), vsock, or device=TYPE with
@@ -188,6 +192,10 @@ pub struct MachineArgs {
     /// id=NAME; may be repeated
     #[arg(long, value_name = "KIND,socket=PATH[,KEY=VALUE...]", value_parser = vhost_user::parse)]
     pub vhost_user: Vec<vhost_user::VhostUser>,
+    /// Add a virtio device of the host's (vDPA), hardware or a simulation: its node, as /dev/vhost-vdpa-0, then
+    /// id=NAME; all memory of the guest is locked for it, so there is no balloon; may be repeated
+    #[arg(long, value_name = "NODE[,id=NAME]", value_parser = vdpa::parse)]
+    pub vdpa: Vec<vdpa::Vdpa>,
     /// Add a file of the host as persistent memory (virtio-pmem), /dev/pmem0 in the guest: PATH, whose size is
     /// a multiple of 2M, then readonly, size=SIZE, id=NAME; may be repeated
     #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = pmem::parse)]
@@ -368,12 +376,15 @@ impl MachineArgs {
         let mems = (0..).zip(&self.mem).map(|(number, mem)| mem.device(number));
         let vhosts = (0..).zip(&self.vhost_user);
         let vhosts = vhosts.map(|(number, vhost)| vhost.device(number));
+        let vdpas = (0..).zip(&self.vdpa);
+        let vdpas = vdpas.map(|(number, vdpa)| vdpa.device(number));
         let vsock = self.vsock.as_ref().map(vsock::Vsock::device);
         let balloon = self.balloon.as_ref().map(balloon::Balloon::device);
         let consoles = console::devices(&self.console);
         disks
             .chain(nets)
             .chain(vhosts)
+            .chain(vdpas)
             .chain(pmems)
             .chain(mems)
             .chain(rng)

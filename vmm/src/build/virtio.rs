@@ -15,7 +15,7 @@ use umbra_devices::virtio::{
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
-use umbra_vhost::VhostUserControl;
+use umbra_vhost::{VhostKernelControl, VhostUserControl};
 use umbra_virtio::{Device, MmioTransport};
 
 use super::high::{HighMemory, Shown};
@@ -113,6 +113,8 @@ pub enum Control {
     Net(NetControl),
     /// A device of a back end.
     VhostUser(VhostUserControl),
+    /// A device that the host's kernel serves.
+    VhostKernel(VhostKernelControl),
 }
 
 /// Says where the devices behind memory will be.
@@ -214,6 +216,11 @@ pub fn make(wanted: &VirtioSpec, around: &Surroundings<'_>) -> Result<Made, Buil
                 ..Made::plain(device)
             })
         }
+        VirtioKind::Net(net) if matches!(net.host, NetHost::Vhost { .. }) => {
+            Ok(vhost::made(vhost::net(id, net, around)?))
+        }
+        VirtioKind::VhostVsock(spec) => Ok(vhost::made(vhost::vsock(id, spec, around)?)),
+        VirtioKind::Vdpa(spec) => Ok(vhost::made(vhost::vdpa(id, spec, around)?)),
         VirtioKind::Pmem(spec) => pmem::make(id, spec, around),
         VirtioKind::Mem(spec) => mem::make(id, spec, around),
         _ => make_apart(wanted, Some(around.output)),
@@ -240,7 +247,7 @@ pub fn make_apart(wanted: &VirtioSpec, output: Option<&Output>) -> Result<Made, 
                 ..Made::plain(device)
             }
         }
-        VirtioKind::Net(net) => {
+        VirtioKind::Net(net) if !matches!(net.host, NetHost::Vhost { .. }) => {
             let (device, control, passt) = network(id, net)?;
             Made {
                 control: Some(Control::Net(control)),
@@ -257,9 +264,12 @@ pub fn make_apart(wanted: &VirtioSpec, output: Option<&Output>) -> Result<Made, 
             }
         }
         VirtioKind::Balloon(_)
+        | VirtioKind::Net(_)
         | VirtioKind::Pmem(_)
         | VirtioKind::Mem(_)
-        | VirtioKind::VhostUser(_) => {
+        | VirtioKind::VhostUser(_)
+        | VirtioKind::VhostVsock(_)
+        | VirtioKind::Vdpa(_) => {
             return Err(BuildError::Apart {
                 id: id.clone(),
                 kind: wanted.kind.name(),
@@ -315,12 +325,18 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, NetControl, Option<Passt>),
     Ok((net, control, helper))
 }
 
-type Ports = Vec<Box<dyn Port>>;
+/// Queues of the host's end.
+pub type Ports = Vec<Box<dyn Port>>;
 
-fn connect(host: &NetHost, mac: Mac, mtu: Option<u16>) -> Result<(Ports, Option<Passt>), NetError> {
+/// Opens the host's end of a network device, and starts who is there.
+pub fn connect(
+    host: &NetHost,
+    mac: Mac,
+    mtu: Option<u16>,
+) -> Result<(Ports, Option<Passt>), NetError> {
     let one = |stream: Stream| vec![Box::new(stream) as Box<dyn Port>];
     Ok(match host {
-        NetHost::Tap { name, queues } => {
+        NetHost::Tap { name, queues } | NetHost::Vhost { name, queues } => {
             let taps = Tap::open(name, *queues)?.into_iter();
             (
                 taps.map(|tap| Box::new(tap) as Box<dyn Port>).collect(),

@@ -22,13 +22,13 @@ impl Net {
     }
 }
 
-/// Reads `user[,tcp=SPEC][,udp=SPEC][,passt=FILE]`, `tap=NAME[,queues=N]` or `socket=PATH`, each with
+/// Reads `user[,tcp=SPEC][,udp=SPEC][,passt=FILE]`, `tap=NAME[,queues=N][,vhost]` or `socket=PATH`, each with
 /// `[,mac=ADDRESS][,mtu=N][,id=NAME]` and limits (`rx-bandwidth=`, `rx-ops=`, `tx-bandwidth=`, `tx-ops=`). Two commas stand for one.
 pub fn parse(text: &str) -> Result<Net, String> {
     let refused = |why: String| {
         format!(
-            "{why}; write it like user, tap=NAME or socket=PATH, then mac=, mtu=, id=, rx-bandwidth=, \
-             rx-ops=, tx-bandwidth=, tx-ops="
+            "{why}; write it like user, tap=NAME (then queues=, vhost) or socket=PATH, then mac=, mtu=, id=, \
+             rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops="
         )
     };
     read(pairs(text)).map_err(refused)
@@ -36,7 +36,7 @@ pub fn parse(text: &str) -> Result<Net, String> {
 
 fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
     let (mut id, mut mac, mut mtu, mut queues, mut passt) = (None, None, None, None, None);
-    let (mut host, mut arguments) = (None, Vec::new());
+    let (mut host, mut arguments, mut vhost) = (None, Vec::new(), None);
     let (mut receive, mut transmit) = (Limits::default(), Limits::default());
     for (key, value) in parts {
         match &*key {
@@ -53,6 +53,7 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
                 let path = value.into();
                 set(&mut host, "socket", NetHost::Stream { path })?;
             }
+            "vhost" if value.is_empty() => set(&mut vhost, "vhost", ())?,
             "tcp" => arguments.extend(["-t".to_owned(), value]),
             "udp" => arguments.extend(["-u".to_owned(), value]),
             "passt" => set(&mut passt, "passt", value)?,
@@ -69,12 +70,18 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
             _ => return Err(format!("{key:?} is unknown")),
         }
     }
+    if vhost.is_some() && !matches!(host, None | Some(NetHost::Tap { .. })) {
+        return Err("vhost is for tap".to_owned());
+    }
     let host = match (host, queues, passt) {
         (None, ..) => return Err("where frames go is not said".to_owned()),
-        (Some(NetHost::Tap { name, .. }), queues, None) if arguments.is_empty() => NetHost::Tap {
-            name,
-            queues: queues.unwrap_or(1),
-        },
+        (Some(NetHost::Tap { name, .. }), queues, None) if arguments.is_empty() => {
+            let queues = queues.unwrap_or(1);
+            match vhost {
+                Some(()) => NetHost::Vhost { name, queues },
+                None => NetHost::Tap { name, queues },
+            }
+        }
         (Some(NetHost::User { passt, .. }), None, other) => NetHost::User {
             passt: other.map_or(passt, Into::into),
             arguments,
@@ -110,6 +117,13 @@ mod tests {
         }
     }
 
+    fn vhost(queues: usize) -> NetHost {
+        NetHost::Vhost {
+            name: "t0".into(),
+            queues,
+        }
+    }
+
     #[test]
     fn interfaces_are_read() {
         let user = |passt: &str, arguments: &[&str]| NetHost::User {
@@ -120,6 +134,8 @@ mod tests {
             ("user", net(user("passt", &[]))),
             ("tap=t0", net(tap(1))),
             ("queues=4,tap=t0", net(tap(4))),
+            ("tap=t0,vhost", net(vhost(1))),
+            ("tap=t0,queues=2,vhost", net(vhost(2))),
             (
                 "user,tcp=8022:22,udp=53,passt=/bin/p",
                 net(user("/bin/p", &["-t", "8022:22", "-u", "53"])),
@@ -159,6 +175,12 @@ mod tests {
             ("user,tap=t0", "\"tap\" is one too many"),
             ("tap=t0,tcp=1", "are for user"),
             ("user,queues=2", "is for tap"),
+            ("user,vhost", "vhost is for tap"),
+            ("socket=/a,vhost", "vhost is for tap"),
+            ("mtu=9000,vhost", "not said"),
+            ("vhost", "\"vhost\" is no kind"),
+            ("tap=t0,vhost=on", "\"vhost\" is unknown"),
+            ("tap=t0,vhost,vhost", "\"vhost\" is one too many"),
             ("tap=t0,mtu=70000", "mtu=\"70000\""),
             ("tap=t0,mac=1:2", "52:54:00"),
             ("tap=t0,x", "\"x\" is unknown"),

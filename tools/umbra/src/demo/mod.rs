@@ -6,8 +6,8 @@
 pub mod apt;
 pub mod cache;
 pub mod cpio;
-mod initramfs;
-mod modules;
+pub mod initramfs;
+pub mod modules;
 mod progress;
 
 use std::path::{Path, PathBuf};
@@ -115,7 +115,7 @@ fn fetch_guest<'a>(cache: &Cache, arguments: &args::Fetch, wanted: &[&'a str]) -
         .with_context(|| format!("the package {package} holds no boot/vmlinuz-*"))?;
     // The guest's busybox runs here, too.
     let xz = [busybox.as_path(), Path::new("xzcat")];
-    let modules = Modules::collect(&files, &xz)?;
+    let modules = Modules::collect(&files, &xz, &modules::WANTED)?;
     cache.store(&cache.kernel(name), &read(&image)?)?;
     let archive = initramfs::archive(&read(&busybox)?, &modules);
     cache.store(&cache.initrd(name), &archive)?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection};
 
 /// What a guest of ours can have a use for, where the kernel has it as a module.
-const WANTED: [&str; 13] = [
+pub const WANTED: [&str; 13] = [
     "ext4",
     "nd_pmem",
     "virtio_balloon",
@@ -46,9 +46,13 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// Collects them from an unpacked package. `xz` is a command that decompresses its input, for
-    /// modules that are compressed.
-    pub fn collect(package: &Path, xz: &[&Path]) -> Result<Self> {
+    /// Collects some, by name, and what they need, from an unpacked package. `xz` is a command that decompresses its
+    /// input, for modules that are compressed.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be read.
+    pub fn collect(package: &Path, xz: &[&Path], wanted: &[&str]) -> Result<Self> {
         let all = package.join("lib/modules");
         // Where /lib is a link into /usr packages may say so.
         let all = if all.is_dir() {
@@ -63,7 +67,7 @@ impl Modules {
         let mut files = BTreeMap::new();
         index(&directory, &mut files)?;
         let mut modules = BTreeMap::new();
-        let mut open: Vec<String> = WANTED.map(str::to_owned).into();
+        let mut open: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
         while let Some(name) = open.pop() {
             // Without a file it is built in, or not made.
             let Some(file) = files.get(&name).filter(|_| !modules.contains_key(&name)) else {

@@ -22,6 +22,7 @@ mod hot_memory;
 mod hotplug;
 mod inspect;
 mod interrupts;
+mod kernel_vhost;
 mod live;
 mod network;
 mod no_kvm;

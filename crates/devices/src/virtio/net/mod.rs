@@ -130,7 +130,7 @@ impl Net {
             interrupt,
         } = activation;
         let host = |what| move |source| ActivateError::Host { what, source };
-        let offloads = left_to_the_driver(features);
+        let offloads = Offloads::accepted(features.low());
         let control_at = match features.has(feature::MQ) {
             true => 2 * self.pairs(),
             false => 2,
@@ -188,19 +188,6 @@ fn idle(port: Box<dyn Port>) -> Option<Source> {
         port,
         pending: None,
     })
-}
-
-/// What the port may leave to the driver, which needs what it stands on as well (5.1.3.1).
-fn left_to_the_driver(features: Features) -> Offloads {
-    let checksum = features.has(feature::GUEST_CSUM);
-    let tso4 = checksum && features.has(feature::GUEST_TSO4);
-    let tso6 = checksum && features.has(feature::GUEST_TSO6);
-    Offloads {
-        checksum,
-        tso4,
-        tso6,
-        ecn: (tso4 || tso6) && features.has(feature::GUEST_ECN),
-    }
 }
 
 /// Gives each pair its queues, and pair 0 the control queue.

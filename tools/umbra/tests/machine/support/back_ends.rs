@@ -29,6 +29,35 @@ pub struct Program {
 }
 
 impl Program {
+    /// One that is linked with this host's libraries.
+    pub fn of_this_system(path: PathBuf) -> Self {
+        Self {
+            path,
+            libraries: PathBuf::new(),
+        }
+    }
+
+    /// Returns where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lists the libraries that it is linked with, and its loader.
+    pub fn linked(&self) -> Result<Vec<PathBuf>> {
+        let output = Command::new("ldd")
+            .env("LD_LIBRARY_PATH", &self.libraries)
+            .arg(&self.path)
+            .output()
+            .context("cannot start ldd (package libc-bin)")?;
+        let text = String::from_utf8(output.stdout)?;
+        // NAME => PATH (ADDRESS), or PATH (ADDRESS).
+        let path = |line: &str| {
+            let found = line.split_whitespace().find(|word| word.starts_with('/'));
+            found.map(PathBuf::from)
+        };
+        Ok(text.lines().filter_map(path).collect())
+    }
+
     /// Starts it, with its messages in a file.
     pub fn start(&self, arguments: &[&str], messages: &Path) -> Server {
         let messages = fs::File::create(messages).unwrap();

@@ -19,9 +19,11 @@ pub mod resident;
 pub mod restless;
 pub mod screen;
 pub mod shell;
+pub mod sockets;
 pub mod stock;
 pub mod tools;
 pub mod userland;
+pub mod vhost_guest;
 pub mod watched;
 
 pub use command::{Ended, Input, Running, Umbra};
