@@ -31,12 +31,13 @@ use vhost::vhost_user::{Error as UserError, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::pace::millis;
 use crate::requests::{Asked, Requests};
 use crate::table::Piece;
 use crate::{BackEndError, Deadlines};
 
 /// How long answers are waited for.
-pub const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
+pub const PATIENCE: Duration = millis(if cfg!(test) { 500 } else { 5000 });
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: there are protocol features to agree on.
 const PROTOCOL_FEATURES: Features = Features::bit(30);

@@ -31,6 +31,7 @@ mod hub;
 mod keeper;
 mod kind;
 mod link;
+mod pace;
 mod relay;
 mod requests;
 mod ring;
