@@ -1,7 +1,7 @@
 //! A back end that is written by the specification alone, and misbehaves as its input says.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,11 +10,13 @@ use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use umbra_fuzz::Source;
+use umbra_fuzz::wire::{
+    HEADER, NEED_REPLY, REPLY, header, long, receive, send, send_with_files, word,
+};
 use umbra_virtio::Event;
 
 use crate::mischief::{Answer, Deed};
 use crate::rings::{Piece, Pieces, Ring};
-use crate::wire::{HEADER, NEED_REPLY, REPLY, header, long, receive, send, send_with_files, word};
 
 /// All of any device, and what the transport needs; the rings' bits are added.
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 0xff_ffff | !0 << 50;
@@ -183,9 +185,13 @@ impl<'a, 'b> Peer<'a, 'b> {
                 let _ = rustix::io::read(kick, &mut [0; 8]);
             }
         }
-        let (memory, deed) = (&self.memory, Deed::next(self.source));
+        let memory = &self.memory;
+        let deed = match ring.waits_for_two {
+            true => Deed::Twice,
+            false => Deed::next(self.source),
+        };
         // What it has not done is made anew under its hands.
-        let skips = matches!(deed, Deed::Element(..) | Deed::Jump(_) | Deed::Again);
+        let skips = matches!(deed, Deed::Element(..) | Deed::Jump(_) | Deed::Twice);
         self.spoiled |= skips || matches!(deed, Deed::Poke(..));
         match deed {
             Deed::Work => ring.work(memory, self.spoiled),
@@ -197,12 +203,7 @@ impl<'a, 'b> Peer<'a, 'b> {
                 ring.show(memory, 1);
             }
             Deed::Jump(by) => ring.show(memory, by),
-            Deed::Again => {
-                if let Some(used) = &mut ring.used {
-                    *used = used.wrapping_sub(1);
-                }
-                ring.show(memory, 2);
-            }
+            Deed::Twice => ring.twice(memory),
             Deed::Poke(place, bytes) => {
                 // Descriptors, the available and the used ring, and tables of the first ones are in the first pages.
                 let at = ring.at[0] + u64::from(place % 0x1800);
@@ -277,7 +278,9 @@ impl<'a, 'b> Peer<'a, 'b> {
             }
             Answer::Twice => bytes = bytes.repeat(2),
             Answer::Endless => bytes.resize(ENDLESS, 0xff),
-            Answer::Files(count) => return send_with_files(&self.socket, &bytes, count),
+            Answer::Files(count) => {
+                return send_with_files(&self.socket, &bytes, &vec![self.socket.as_fd(); count]);
+            }
             _ => {}
         }
         // Who has cut the connection is seen by the next look.

@@ -11,34 +11,11 @@ mod back_end;
 mod driver;
 mod mischief;
 mod rings;
-mod wire;
-
-use std::time::{Duration, Instant};
 
 use driver::Driver;
 
-/// Descriptors of this process.
-fn descriptors() -> usize {
-    let all = std::fs::read_dir("/proc/self/fd").expect("the host has /proc");
-    all.count()
-}
-
-/// Waits until no more are left than there were before: the map may let go of memory a moment later.
-fn none_is_left(before: usize) {
-    let begin = Instant::now();
-    while descriptors() > before {
-        let waited = begin.elapsed();
-        assert!(
-            waited < Duration::from_secs(5),
-            "{} descriptors, and there were {before}",
-            descriptors()
-        );
-        std::thread::yield_now();
-    }
-}
-
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    let before = descriptors();
+    let before = umbra_fuzz::descriptors();
     let (theirs, ours) = input.split_at(input.len() / 2);
     umbra_fuzz::steps(
         ours,
@@ -46,5 +23,5 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         Driver::step,
         Driver::finish,
     );
-    none_is_left(before);
+    umbra_fuzz::none_is_left(before);
 });

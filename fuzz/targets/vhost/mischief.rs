@@ -42,8 +42,8 @@ pub enum Deed {
     Element(u32, u32),
     /// The index of the used ring goes on by this.
     Jump(u16),
-    /// The same element again.
-    Again,
+    /// The same chain again.
+    Twice,
     /// Bytes somewhere in the memory of rings.
     Poke(u32, u64),
     /// What the used ring says of notifications.
@@ -99,7 +99,7 @@ impl Deed {
             4 => Self::Element(source.u8() as u32 & 0xf, source.u8().into()),
             5 => Self::Jump(source.u16()),
             6 => Self::Jump(source.u16() & 3),
-            7 => Self::Again,
+            7 => Self::Twice,
             8..=10 => Self::Poke(source.u32(), source.u64()),
             11 => Self::Hint(source.u16()),
             12 => Self::Fault,

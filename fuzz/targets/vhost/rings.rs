@@ -71,6 +71,8 @@ pub struct Ring {
     pub call: Option<OwnedFd>,
     pub fault: Option<OwnedFd>,
     pub enabled: bool,
+    /// It does nothing until there are two chains: see [`Ring::twice`].
+    pub waits_for_two: bool,
 }
 
 /// A buffer of a chain.
@@ -210,6 +212,20 @@ impl Ring {
         let length = length.unwrap_or_else(|| self.fill(memory, head));
         self.element(memory, head.into(), length);
         self.show(memory, 1);
+    }
+
+    /// Does one chain twice, as soon as there is another one that it could be.
+    pub fn twice(&mut self, memory: &Pieces) {
+        self.waits_for_two = self.waiting(memory) < 2;
+        if self.waits_for_two {
+            return;
+        }
+        let head = self.head(memory, self.base);
+        self.base = self.base.wrapping_add(1);
+        for _ in 0..2 {
+            self.element(memory, head.into(), 0);
+            self.show(memory, 1);
+        }
     }
 
     /// Does all that there is. One that has spoiled its memory does not write where that says.

@@ -1,9 +1,9 @@
-//! Messages as bytes, with the files that come with them.
+//! Messages of vhost-user as bytes, with the files that come with them.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
@@ -43,14 +43,16 @@ pub fn send(socket: &UnixStream, bytes: &[u8]) -> bool {
     rustix::net::send(socket, bytes, flags).is_ok_and(|sent| sent == bytes.len())
 }
 
-/// Sends bytes with so many files.
-pub fn send_with_files(socket: &UnixStream, bytes: &[u8], count: usize) -> bool {
-    let files = [socket.as_fd(); FILES];
+/// Sends bytes with files, as far as there is room.
+pub fn send_with_files(socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> bool {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&files[..count.min(FILES)]));
+    ancillary.push(SendAncillaryMessage::ScmRights(
+        &files[..files.len().min(FILES)],
+    ));
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags).is_ok()
+    let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags);
+    sent.is_ok_and(|sent| sent == bytes.len())
 }
 
 /// Receives exactly so many bytes; `None` at the end.
