@@ -95,13 +95,13 @@ impl Shared {
             // It is looked again.
             let _ = poll(&mut watched, None);
             self.news.take();
-            if self.good.load(Ordering::Acquire) {
+            let is_good = self.good.load(Ordering::Acquire);
+            if is_good {
                 source = Source::new(&[]);
             }
             if !watched[0].revents().is_empty()
                 && let Ok((socket, _)) = listener.accept()
             {
-                let is_good = self.good.load(Ordering::Acquire);
                 let mut peer = Peer::new(socket, traits, &mut source);
                 while self.good.load(Ordering::Acquire) == is_good
                     && !self.ends.load(Ordering::Acquire)
