@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(12);
 /// Version 1; an answer is wanted.
 const FLAGS: [u32; 2] = [1, 9];
 const SECTORS: usize = 64;
+/// Files of front ends: the guest's memory, a log, what is nothing in particular, and what the back end makes for them.
+const FILES: [&str; 4] = [NAME, LOG, SCRATCH, "vhost-inflight"];
+const LOG: &str = "umbra-fuzz-log";
+const SCRATCH: &str = "umbra-fuzz-scratch";
 
 /// The front end, its guest, and the back end that it speaks to.
 pub struct FrontEnd {
@@ -81,8 +85,8 @@ impl FrontEnd {
             inflight: None,
             channel,
             channel_of_theirs,
-            log: file("umbra-fuzz-log", 0x1000),
-            scratch: file("umbra-fuzz-scratch", 0x1_0000),
+            log: file(LOG, 0x1000),
+            scratch: file(SCRATCH, 0x1_0000),
             event: event(),
             stopper,
             server,
@@ -257,7 +261,9 @@ impl FrontEnd {
         self.come_again();
         self.guest.check();
         let maps = std::fs::read_to_string("/proc/self/maps").expect("the host has /proc");
-        assert!(!maps.contains(NAME), "memory is still mapped");
+        for name in FILES {
+            assert!(!maps.contains(name), "{name} is still mapped");
+        }
         self.stopper.stop();
         self.server.join().expect("it has not panicked");
         drop(self.channel);

@@ -94,7 +94,7 @@ impl Message {
             }
             31 | 32 => {
                 let shape = u32::from(SIZE) << 16 | RINGS as u32;
-                let body = [longs(&[0x180, 0]), words(&[shape])].concat();
+                let body = [longs(&[0x180, 0]), words(&[shape, 0])].concat();
                 (body, if request == 32 { Inflight } else { Nothing })
             }
             37 | 38 => {
