@@ -103,10 +103,14 @@ impl Shared {
                 && let Ok((socket, _)) = listener.accept()
             {
                 let mut peer = Peer::new(socket, traits, &mut source);
-                while self.good.load(Ordering::Acquire) == is_good
-                    && !self.ends.load(Ordering::Acquire)
-                    && peer.turn(&self.news)
-                {}
+                let goes_on = || {
+                    let ends = self.ends.load(Ordering::Acquire);
+                    self.good.load(Ordering::Acquire) == is_good && !ends
+                };
+                let mut is_there = true;
+                while is_there && goes_on() {
+                    is_there = peer.turn(&self.news);
+                }
             }
         }
     }
