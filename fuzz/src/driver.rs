@@ -4,6 +4,7 @@
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
+use umbra_slots::SlotError;
 use umbra_virtio::Device;
 
 use crate::{Machine, Source};
@@ -40,8 +41,13 @@ impl VirtioDriver {
 
     /// Makes a driver of so many queues, and starts the device with all of its features.
     pub fn new(device: Box<dyn Device>, queues: usize) -> Self {
+        Self::in_machine(Machine::new(device), queues)
+    }
+
+    /// The same with a device that is in its machine.
+    pub fn in_machine(machine: Machine, queues: usize) -> Self {
         let mut driver = Self {
-            machine: Machine::new(device),
+            machine,
             available: vec![0; queues],
         };
         driver.start(u32::MAX);
@@ -51,6 +57,14 @@ impl VirtioDriver {
     /// Shows the machine's other memory, or takes it away.
     pub fn toggle(&mut self) {
         self.machine.toggle();
+    }
+
+    /// The same where somebody may refuse.
+    ///
+    /// # Errors
+    /// If it was refused; nothing has changed.
+    pub fn try_toggle(&mut self) -> Result<(), SlotError> {
+        self.machine.try_toggle()
     }
 
     /// Returns where the rings of a queue are.

@@ -4,13 +4,16 @@
 //! An input is a stream of numbers; one that has come to its end reads as zeros. The same input
 //! makes a target do the same again, so that a finding can be replayed.
 
+mod descriptors;
 mod driver;
 mod guard;
 mod machine;
 mod memory;
 mod source;
 mod steps;
+pub mod wire;
 
+pub use descriptors::{descriptors, none_is_left};
 pub use driver::{NEXT, VirtioDriver, WRITE};
 pub use guard::{GUARD, Guard};
 pub use machine::Machine;

@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use umbra_irq::Unconnected;
+use umbra_slots::AddressSpace;
 use umbra_virtio::{Device, MmioTransport, Transport};
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
@@ -33,7 +34,13 @@ impl DerefMut for Machine {
 impl Machine {
     /// Makes one with this device.
     pub fn new(device: Box<dyn Device>) -> Self {
+        Self::with(|_| device)
+    }
+
+    /// Makes one with a device that knows its map.
+    pub fn with(device: impl FnOnce(&AddressSpace) -> Box<dyn Device>) -> Self {
         let memory = Memory::new();
+        let device = device(&memory.space);
         Self {
             transport: MmioTransport::new(device, memory.dma(), Arc::new(Unconnected)),
             memory,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use umbra_slots::{
     AccessError, AddressSpace, Dma, DmaSpace, Flags, Gpa, GpaRange, HugePages, Options, RamOptions,
-    RamRegion, SlotId,
+    RamRegion, SlotError, SlotId,
 };
 
 use crate::{GUARD, Guard};
@@ -111,14 +111,23 @@ impl Memory {
 
     /// Shows the memory that comes and goes, or takes it away.
     pub fn toggle(&mut self) {
+        self.try_toggle().expect("it was checked by hand");
+    }
+
+    /// The same where somebody may refuse.
+    ///
+    /// # Errors
+    /// If it was refused; nothing has changed.
+    pub fn try_toggle(&mut self) -> Result<(), SlotError> {
         let (more, shown) = (self.more.clone(), self.shown);
         let update = self.space.update("toggle", |edit| match shown {
             Some(slot) => edit.remove(slot).map(|()| None),
             None => edit
                 .add_ram(Gpa(MORE), more, 0, MORE_LEN, Flags::default())
                 .map(Some),
-        });
-        self.shown = update.expect("it was checked by hand").wait();
+        })?;
+        self.shown = update.wait();
+        Ok(())
     }
 
     /// Checks what nobody may write.

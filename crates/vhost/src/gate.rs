@@ -13,8 +13,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::pace::millis;
+
 /// How long what a back end has is waited for: longer than a disk takes, and short for whoever changes the map.
-const WAIT: Duration = Duration::from_secs(1);
+const WAIT: Duration = millis(1000);
 /// How long is waited between two looks.
 const LOOK: Duration = Duration::from_micros(50);
 

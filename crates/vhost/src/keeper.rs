@@ -17,23 +17,24 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use umbra_virtio::Event;
 
 use crate::channel::Channel;
+use crate::pace::millis;
 use crate::user::Shared;
 use crate::{BackEndError, Deadlines};
 
 /// How long is waited between two looks at the socket of a back end that is gone.
-const SOON: Duration = Duration::from_millis(10);
+const SOON: Duration = millis(10);
 /// The same when it has been gone for a while.
-const LATER: Duration = Duration::from_millis(50);
+const LATER: Duration = millis(50);
 /// How long it is looked for often.
-const WHILE: Duration = Duration::from_secs(10);
+const WHILE: Duration = millis(10_000);
 /// How long nothing more is heard of a back end that has asked for something: one that asks without end
 /// interrupts the guest a hundred times a second and no more.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = millis(10);
 
 /// A connection that was shorter has not lasted.
-const SHORT: Duration = Duration::from_millis(200);
+const SHORT: Duration = millis(200);
 /// The longest rest after one.
-const REST: Duration = Duration::from_secs(1);
+const REST: Duration = millis(1000);
 
 /// Watches a device's back end until `stop` is signalled.
 pub fn keep(shared: &Shared, deadlines: &Arc<Deadlines>, stop: &Event) {

@@ -37,6 +37,7 @@ mod keeper;
 mod kernel;
 mod kind;
 mod link;
+mod pace;
 mod patience;
 mod relay;
 mod requests;

@@ -6,11 +6,13 @@
 
 use std::time::{Duration, Instant};
 
+use crate::pace::millis;
+
 /// How long answers are waited for at most.
-pub const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
+pub const PATIENCE: Duration = millis(if cfg!(test) { 500 } else { 5000 });
 
 /// An answer that takes no longer is not late.
-const PROMPT: Duration = Duration::from_millis(20);
+const PROMPT: Duration = millis(20);
 
 /// What is left of it.
 #[derive(Debug)]

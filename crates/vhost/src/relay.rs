@@ -236,12 +236,21 @@ impl<B: BackEnd + ?Sized> Relay<B> {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        for lane in &mut self.lanes {
-            // Both, always.
-            lane.is_due |= lane.queue.event().take() | lane.call.take();
+        let signalled: Vec<_> = watched.iter().map(|fd| !fd.revents().is_empty()).collect();
+        // Each take is a system call: most have nothing to take.
+        for (lane, signalled) in self.lanes.iter_mut().zip(signalled[2..].chunks(2)) {
+            if signalled[0] {
+                lane.queue.event().take();
+            }
+            if signalled[1] {
+                lane.call.take();
+            }
+            lane.is_due |= signalled[0] | signalled[1];
         }
-        self.link.news().take();
-        Ok(stop.take())
+        if signalled[1] {
+            self.link.news().take();
+        }
+        Ok(signalled[0] && stop.take())
     }
 
     /// Begins anew if there is another connection than that on which the rings are.

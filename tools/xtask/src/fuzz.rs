@@ -29,6 +29,8 @@ const TARGETS: &[(&str, u32)] = &[
     ("net", 1024),
     ("pci", 1024),
     ("mem", 1024),
+    ("vhost", 1024),
+    ("backend", 1024),
 ];
 
 /// How long each target runs if nothing else is said.

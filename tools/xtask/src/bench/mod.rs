@@ -1,10 +1,12 @@
 //! Benchmarks: always beside the rival, in one run, as a ratio.
 
 mod boot;
+mod figures;
 mod io;
 mod processor;
 mod program;
 mod startup;
+mod vhost;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,6 +21,7 @@ pub fn run(name: &str) -> Result<()> {
         "io" => io::run(),
         "processor" => processor::run(),
         "startup" => startup::run(),
+        "vhost" => vhost::run(),
         "invalidate" => of_package("umbra-mmu", name),
         "mmio" => of_package("umbra-vmm", name),
         _ => bail!("there is no benchmark {name}"),

@@ -1,7 +1,10 @@
-/* What the guest of `cargo xtask bench io` does with its disk and its network, and the peer on the host.
+/* What the guests of `cargo xtask bench io` and `bench vhost` do with disks and networks, and the peer on the host.
  *
  *   load random DEVICE DEPTH SECONDS     4 KiB reads at random places, DEPTH at a time; reads a second
  *   load sequential DEVICE SECONDS       1 MiB reads one after the other; MB a second
+ *   load write DEVICE SECONDS            4 KiB at random places, each made durable; writes a second. What is written
+ *                                        is what is there: word n of the disk is n times WORD
+ *   load sum DEVICE                      what all of it adds up to
  *   load serve PORT                      the peer
  *   load receive|send|ask ADDRESS PORT SECONDS    MB a second; MB a second; one-byte questions a second
  */
@@ -24,6 +27,7 @@
 #include <unistd.h>
 
 #define PIECE (1 << 20)
+#define WORD 0x9e3779b97f4a7c15ull
 
 static void fail(const char *what)
 {
@@ -47,9 +51,9 @@ static void *pages(size_t len)
     return memory;
 }
 
-static int open_disk(const char *path, uint64_t *len)
+static int open_disk(const char *path, int how, uint64_t *len)
 {
-    int disk = open(path, O_RDONLY | O_DIRECT);
+    int disk = open(path, how | O_DIRECT);
     if (disk < 0 || ioctl(disk, BLKGETSIZE64, len))
         fail(path);
     return disk;
@@ -67,7 +71,7 @@ static uint64_t random_place(uint64_t len)
 static void random_reads(const char *path, int depth, double seconds)
 {
     uint64_t len;
-    int disk = open_disk(path, &len);
+    int disk = open_disk(path, O_RDONLY, &len);
     char *memory = pages(depth * 4096);
     struct iocb *requests = calloc(depth, sizeof *requests);
     struct io_event *events = calloc(depth, sizeof *events);
@@ -111,7 +115,7 @@ static void random_reads(const char *path, int depth, double seconds)
 static void sequential_reads(const char *path, double seconds)
 {
     uint64_t len, at = 0, done = 0;
-    int disk = open_disk(path, &len);
+    int disk = open_disk(path, O_RDONLY, &len);
     char *memory = pages(PIECE);
     double begin = now(), end = begin;
     while ((end = now()) - begin < seconds) {
@@ -121,6 +125,37 @@ static void sequential_reads(const char *path, double seconds)
         done += PIECE;
     }
     printf("sequential: %.1f\n", done / (end - begin) / 1e6);
+}
+
+static void writes(const char *path, double seconds)
+{
+    uint64_t len, done = 0;
+    int disk = open_disk(path, O_RDWR, &len);
+    uint64_t *memory = pages(4096);
+    double begin = now(), end = begin;
+    while ((end = now()) - begin < seconds) {
+        uint64_t place = random_place(len);
+        for (int n = 0; n < 512; n++)
+            memory[n] = (place / 8 + n) * WORD;
+        if (pwrite(disk, memory, 4096, place) != 4096 || fdatasync(disk))
+            fail("a write");
+        done += 1;
+    }
+    printf("write: %.1f\n", done / (end - begin));
+}
+
+static void sum(const char *path)
+{
+    uint64_t len, all = 0;
+    int disk = open_disk(path, O_RDONLY, &len);
+    uint64_t *memory = pages(PIECE);
+    for (uint64_t at = 0; at < len; at += PIECE) {
+        if (pread(disk, memory, PIECE, at) != PIECE)
+            fail("a read");
+        for (int n = 0; n < PIECE / 8; n++)
+            all = all * 3 + memory[n];
+    }
+    printf("sum: %llu\n", (unsigned long long)all);
 }
 
 static void serve_one(int peer)
@@ -207,6 +242,10 @@ int main(int count, char **words)
         random_reads(words[2], atoi(words[3]), atof(words[4]));
     else if (count == 4 && !strcmp(words[1], "sequential"))
         sequential_reads(words[2], atof(words[3]));
+    else if (count == 4 && !strcmp(words[1], "write"))
+        writes(words[2], atof(words[3]));
+    else if (count == 3 && !strcmp(words[1], "sum"))
+        sum(words[2]);
     else if (count == 3 && !strcmp(words[1], "serve"))
         serve(atoi(words[2]));
     else if (count == 5)

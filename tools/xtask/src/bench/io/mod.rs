@@ -4,14 +4,12 @@
 //! Both machines have their devices on PCI, a raw disk with the host's page cache, and a TAP interface. The
 //! program ([load.c](load.c)) is on a second disk and its peer runs beside the machine.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
-use serde_json::json;
+use anyhow::{Context, Result};
 
+use super::figures::{Figure, Figures, report, run_apart};
 use super::program::Program;
 use super::{fetch, qemu, release_build};
 
@@ -19,12 +17,14 @@ use super::{fetch, qemu, release_build};
 const ROUNDS: usize = 3;
 /// What the issue promises: one and a half times what QEMU does.
 const TARGET: f64 = 1.5;
-const KERNEL: &str = "linux-image-cloud-amd64";
-const PROGRAM: &str = include_str!("load.c");
+/// Debian's kernel.
+pub const KERNEL: &str = "linux-image-cloud-amd64";
+/// What its guest runs.
+pub const PROGRAM: &str = include_str!("load.c");
 /// Bytes of the disk that is read.
-const DISK: u64 = 256 << 20;
-/// How long a machine may take, in seconds.
-const PATIENCE: &str = "240";
+pub const DISK: u64 = 256 << 20;
+/// What its words are multiples of, each of its number; load.c knows that, too.
+pub const WORD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What the guest does: each line that matters says what was measured. QEMU's serial port loses some of what
 /// comes before the kernel has it.
@@ -42,7 +42,7 @@ poweroff -f
 ";
 
 /// What is measured, by the word that the program says, and in which unit.
-const FIGURES: [(&str, &str, &str); 6] = [
+const FIGURES: [Figure; 6] = [
     ("sequential", "1 MiB reads", "MB/s"),
     ("random-1", "4 KiB random reads, one at a time", "1/s"),
     ("random-16", "4 KiB random reads, 16 at a time", "1/s"),
@@ -59,58 +59,30 @@ pub fn run() -> Result<()> {
     let bench = Bench::prepare(place.path(), &kernel, &initrd)?;
     let ours = bench.ours(&umbra);
     let theirs = bench.theirs(qemu);
-    let (mut mine, mut other) = (Figures::default(), Figures::default());
+    let (mut mine, mut other) = (Figures::new(&FIGURES), Figures::new(&FIGURES));
     for round in 1..=ROUNDS {
         println!("round {round}");
         mine.add("umbra", &bench.measure(&ours)?)?;
         other.add("qemu tcg", &bench.measure(&theirs)?)?;
     }
-    let mut ratios = serde_json::Map::new();
-    for (word, name, unit) in FIGURES {
-        let (mine, other) = (mine.median(word), other.median(word));
-        println!("{name}: umbra {mine:.1} {unit}, qemu tcg {other:.1} {unit}");
-        let ratio = (mine / other * 100.0).round() / 100.0;
-        ratios.insert(format!("{name}: umbra/qemu tcg"), json!(ratio));
-    }
-    let met = ratios
-        .values()
-        .all(|ratio| ratio.as_f64().is_some_and(|ratio| ratio >= TARGET));
-    let targets: serde_json::Map<_, _> = ratios
-        .keys()
-        .map(|name| (name.clone(), json!(format!(">={TARGET}"))))
+    let ratios: Vec<_> = FIGURES
+        .iter()
+        .map(|(word, name, unit)| {
+            let (mine, other) = (mine.median(word), other.median(word));
+            println!("{name}: umbra {mine:.1} {unit}, qemu tcg {other:.1} {unit}");
+            (format!("{name}: umbra/qemu tcg"), mine / other, TARGET)
+        })
         .collect();
-    println!(
-        "{}",
-        json!({"bench": "io", "ratios": ratios, "targets": targets, "met": met})
-    );
+    report("io", &ratios);
     Ok(())
 }
 
-/// What was measured, by word.
-#[derive(Default)]
-struct Figures(BTreeMap<&'static str, Vec<f64>>);
-
-impl Figures {
-    fn add(&mut self, who: &str, text: &str) -> Result<()> {
-        for (word, name, unit) in FIGURES {
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix(word)?.strip_prefix(": "));
-            let value = line.and_then(|value| value.trim().parse().ok());
-            let Some(value) = value else {
-                bail!("{who} says nothing of {name}: {text}");
-            };
-            println!("  {who}: {name} {value:.1} {unit}");
-            self.0.entry(word).or_default().push(value);
-        }
-        Ok(())
-    }
-
-    fn median(&self, word: &str) -> f64 {
-        let mut all = self.0.get(word).cloned().unwrap_or_default();
-        all.sort_by(f64::total_cmp);
-        all[all.len() / 2]
-    }
+/// Writes the disk that is read.
+pub fn write_disk(path: &Path) -> Result<()> {
+    // No piece of it is a hole, or like another one.
+    let words = (0..DISK / 8).map(|n| n.wrapping_mul(WORD));
+    let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Files for both machines.
@@ -124,10 +96,7 @@ struct Bench {
 impl Bench {
     fn prepare(folder: &Path, kernel: &Path, initrd: &Path) -> Result<Self> {
         let program = Program::build(folder, "load", PROGRAM)?;
-        // No piece of it is a hole, or like another one.
-        let words = (0..DISK / 8).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-        fs::write(folder.join("disk"), bytes)?;
+        write_disk(&folder.join("disk"))?;
         fs::write(folder.join("commands"), COMMANDS)?;
         Ok(Self {
             folder: folder.to_owned(),
@@ -175,24 +144,6 @@ impl Bench {
             load = self.program.path.display(),
             folder = self.folder.display(),
         );
-        let output = Command::new("timeout")
-            .args([
-                PATIENCE,
-                "unshare",
-                "--map-root-user",
-                "--net",
-                "--pid",
-                "--fork",
-            ])
-            .args(["--kill-child", "sh", "-eu", "-c", &script])
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run unshare")?;
-        let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-        if !output.status.success() {
-            bail!("{machine}: {}: {text}", output.status);
-        }
-        Ok(text)
+        run_apart(&script)
     }
 }
