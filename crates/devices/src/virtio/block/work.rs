@@ -153,8 +153,12 @@ impl Work {
             PollFd::new(&engine, PollFlags::IN),
         ];
         sleep(&mut watched, patience)?;
-        queue.take();
-        Ok(stop.take())
+        // Each take is a system call: most have nothing to take.
+        let [stops, notified, _] = watched.map(|fd| !fd.revents().is_empty());
+        if notified {
+            queue.take();
+        }
+        Ok(stops && stop.take())
     }
 
     /// Looks whether the host takes long for something, and says when to look again; `None` if that is of no
