@@ -297,9 +297,8 @@ impl Builder<'_> {
             Stac => self.set_ac(op, umbra_x86::rflags::AC),
             Clac => self.set_ac(op, 0),
             Nop | Endbr64 | Endbr32 | Lfence | Sfence | Prefetcht0 | Prefetcht1 | Prefetcht2
-            | Prefetchnta | Prefetchw | Prefetch | Clflush | Reservednop | Fdisi | Feni => {
-                On(mov::nop)
-            }
+            | Prefetchnta | Prefetchw | Prefetch | Clflush | Reservednop | Rdsspd | Rdsspq
+            | Fdisi | Feni => On(mov::nop),
             Mfence => On(mov::mfence),
             Pause => On(mov::pause),
             Hlt => End(system::hlt),

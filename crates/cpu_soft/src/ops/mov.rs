@@ -270,7 +270,7 @@ pub fn xlat(cpu: &mut Cpu, op: &Op) -> Leave {
     next(cpu, op)
 }
 
-/// NOP, prefetches, PAUSE, fences (guest order is host order), ENDBR, cache-line flushes.
+/// NOP, prefetches, PAUSE, fences (guest order is host order), ENDBR, RDSSP without shadow stacks, cache-line flushes.
 pub fn nop(cpu: &mut Cpu, op: &Op) -> Leave {
     next(cpu, op)
 }

@@ -357,6 +357,8 @@ fn is_nothing(insn: &Instruction) -> bool {
             | Prefetch
             | Clflush
             | Reservednop
+            | Rdsspd
+            | Rdsspq
     )
 }
 

@@ -342,6 +342,15 @@ fn sockets_are_set_up_in_the_order_of_record_and_a_reset_ends_connections() {
                 words(&["0 VSOCK_SET_RUNNING 1"]),
             ],
         );
+        // A queue that is taken back stops both, and nothing is wrong with that.
+        driver.write(0x30, 0);
+        driver.write(0x44, 0);
+        wait_for(&driver, &kernel, " SET_VRING_ERR 1");
+        driver.start(Features::bit(1));
+        wait_for(&driver, &kernel, " VSOCK_SET_RUNNING 1");
+        let seen = calls(&kernel);
+        let running = seen.iter().filter(|call| call.ends_with("SET_RUNNING 1"));
+        assert_eq!((&*seen[0], running.count()), ("0 VSOCK_SET_RUNNING 0", 1));
         // Buffers for events stay where they are.
         driver.offer_in(2, 0);
         driver.write(0x50, 2);

@@ -7,14 +7,16 @@
 //!            Driver ── VhostKernel ──> /dev/vhost-vdpa-0 ── vduse ── QEMU's storage daemon ── file
 //! ```
 //! That runs wherever the nodes are. They are in a Debian guest, so this program runs in one as well: Debian 12's
-//! kernels have the modules, and a disk has the program with its libraries. Of vDPA the stable one, 6.1, has nothing;
+//! kernels have the modules, and a disk has the program with its libraries. There are machines in that guest as well:
+//! the command with a bare-metal guest of its own, whose devices are the kernel's. Of vDPA the stable one, 6.1, has nothing;
 //! 6.12 has VDUSE, by which a program of the guest's is the device.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::path::Path;
-use std::process::Command;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,9 +33,10 @@ use crate::support::asked::Asked;
 use crate::support::back_ends::{self, Program};
 use crate::support::backend::on_each_stock_backend;
 use crate::support::guest::{self, LINUX_6_1, LINUX_6_12, or_skip};
+use crate::support::poll::{checksum, drivers_guest};
 use crate::support::{Input, Umbra, sockets, vhost_guest};
 
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(150);
 /// Set where the nodes have to be there.
 const NEEDED: &str = "UMBRA_NODES_NEEDED";
 
@@ -173,6 +176,8 @@ fn is_ours(bytes: &[u8]) -> bool {
 /// An interface that is up, and goes when it is dropped.
 fn interface(name: &str) -> Result<Vec<Box<dyn Port>>, String> {
     let taps = Tap::open(name, 1).map_err(|error| format!("{error}"))?;
+    // The host's own frames would be in between. Where it has no such setting it has none of them either.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
     let up = ["link", "set", name, "up"];
     let run = |command: &mut Command| command.args(up).status().is_ok_and(|s| s.success());
     if !run(&mut Command::new("ip")) && !run(Command::new("/bin/busybox").arg("ip")) {
@@ -293,7 +298,7 @@ fn frames_go_both_ways_through_the_kernels_vhost_net() {
     // And while frames are on their way.
     let theirs = memory.clone();
     let changes = thread::spawn(move || {
-        for _ in 0..100 {
+        for _ in 0..500 {
             let id = add(&theirs, MORE).unwrap();
             remove(&theirs, id);
         }
@@ -312,7 +317,7 @@ fn frames_go_both_ways_through_the_kernels_vhost_net() {
         );
     }
     changes.join().unwrap();
-    println!("NODES net: {number} frames each way while the map changed 200 times");
+    println!("NODES net: {number} frames each way while the map changed 1000 times");
     // More of it than the kernel takes.
     let mut ids = VecDeque::new();
     let refused = loop {
@@ -537,6 +542,187 @@ fn a_disk_of_the_kernels_vhost_vdpa_is_read_and_written() {
     assert_eq!(control.state().losses, 0, "{:?}", control.state());
 }
 
+/// Where the command and its guest are, if this is not where they were made.
+const PROGRAMS: &str = "UMBRA_PROGRAMS";
+
+/// Starts a machine whose bare-metal guest drives its first device so; the guest's end is the command's.
+fn machine(device: &[&str], command: &str) -> Child {
+    let (mut umbra, image) = match std::env::var_os(PROGRAMS).map(PathBuf::from) {
+        Some(place) => {
+            let mut loader = Command::new(place.join("ld.so"));
+            loader
+                .arg("--library-path")
+                .arg(&place)
+                .arg(place.join("umbra"));
+            (loader, place.join("drivers"))
+        }
+        None => (Command::new(env!("CARGO_BIN_EXE_umbra")), drivers_guest()),
+    };
+    umbra.args([
+        "run",
+        "--backend",
+        "soft",
+        "--memory",
+        "32M",
+        "--debug-exit",
+        "--kernel",
+    ]);
+    umbra.arg(image).args(["--cmdline", command]).args(device);
+    umbra
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    umbra.spawn().unwrap()
+}
+
+/// Waits for its end, which is success; returns the lines that its guest printed.
+fn lines(mut machine: Child) -> Vec<String> {
+    let begin = Instant::now();
+    while machine.try_wait().unwrap().is_none() {
+        if begin.elapsed() > Duration::from_secs(20) {
+            machine.kill().unwrap();
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let output = machine.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    // The exit port says 1 for a success.
+    let ended = (output.status.code(), &*stderr);
+    assert_eq!(ended, (Some(1), ""), "{stdout}");
+    stdout.lines().map(str::to_owned).collect()
+}
+
+/// What is there for the first device of a machine.
+const FIRST: &str = "0xfeb00000";
+
+#[test]
+fn frames_of_a_machine_go_through_the_kernels_vhost_net() {
+    const NAME: &str = "umbra-vhost1";
+    const GUEST: [u8; 6] = [0x52, 0x54, 0, 0, 0, 9];
+    if !has(nodes::NET) {
+        return;
+    }
+    let kept = match Kept::new(NAME) {
+        Ok(kept) => kept,
+        Err(error) => {
+            assert!(std::env::var_os(NEEDED).is_none(), "{error}");
+            return eprintln!("SKIPPED: {error}");
+        }
+    };
+    let mut host = sockets::frames(NAME, ETHERTYPE).unwrap();
+    let net = format!("tap={NAME},vhost,mac=52:54:00:00:00:09");
+    let machine = machine(&["--net", &net], &format!("net {FIRST}"));
+    let mut bytes = vec![0; 2048];
+    let Ok(len) = host.read(&mut bytes) else {
+        panic!("no frame comes: {:?}", lines(machine));
+    };
+    assert!(len >= 19 && bytes[..19] == [&[0xff; 6], &GUEST[..], b"\x88\xb5hello"].concat());
+    wait_for_carrier(NAME);
+    let mut total = 0;
+    for number in 0..100_usize {
+        let mut sent = [GUEST, MAC].concat();
+        sent.extend(ETHERTYPE.to_be_bytes());
+        sent.extend((0..46 + number * 1454 / 99).map(|at| (at * 3 + number) as u8));
+        host.write_all(&sent).unwrap();
+        let len = host.read(&mut bytes).unwrap();
+        sent[..12].rotate_left(6);
+        sent[14..].reverse();
+        assert!(bytes[..len] == sent, "frame {number}");
+        total += len;
+    }
+    let told = lines(machine);
+    println!("NODES a machine's net: {told:?}");
+    assert_eq!(told[1], format!("returned 100 frames, {total} bytes"));
+    drop(kept);
+}
+
+/// Waits until the host sends by an interface that somebody has just taken: until its kernel has seen the carrier,
+/// which it looks for once a second, it drops frames.
+fn wait_for_carrier(name: &str) {
+    let path = format!("/sys/class/net/{name}/operstate");
+    back_ends::wait_for(|| fs::read_to_string(&path).is_ok_and(|state| state.trim() == "up"));
+    // It begins to send right after it has said so.
+    thread::sleep(Duration::from_millis(200));
+}
+
+/// An interface that is up, and stays while nobody has it.
+struct Kept(&'static str);
+
+impl Kept {
+    fn new(name: &'static str) -> Result<Self, String> {
+        let ports = interface(name)?;
+        persist(&*ports[0], 1);
+        Ok(Self(name))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Ok(taps) = Tap::open(self.0, 1) {
+            persist(&taps[0], 0);
+        }
+    }
+}
+
+/// Has an interface stay without its owner, or not.
+fn persist(tap: &dyn Port, on: libc::c_ulong) {
+    // _IOW('T', 203, int).
+    const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
+    // SAFETY: the argument is a number.
+    let done = unsafe { libc::ioctl(tap.fd().as_raw_fd(), TUNSETPERSIST, on) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn a_connection_of_a_machine_goes_through_the_kernels_vhost_vsock() {
+    const PORT: u32 = 7000;
+    if !has(nodes::VSOCK) {
+        return;
+    }
+    let listener = sockets::listen(PORT).unwrap();
+    let vsock = format!("cid={},vhost", CID + 1);
+    let machine = machine(&["--vsock", &vsock], &format!("vsock {FIRST} {PORT}"));
+    let mut stream = sockets::accept(&listener).unwrap();
+    let mut all = Vec::new();
+    let mut piece = [0; 5000];
+    loop {
+        let len = stream.read(&mut piece).unwrap();
+        if len == 0 {
+            break;
+        }
+        stream.write_all(&piece[..len]).unwrap();
+        all.extend_from_slice(&piece[..len]);
+    }
+    let told = lines(machine);
+    println!("NODES a machine's vsock: {told:?}");
+    assert_eq!(told[0], format!("vsock cid {}", CID + 1));
+    assert_eq!(told[1], format!("echo {:#x}", checksum(&all)));
+}
+
+#[test]
+fn a_disk_of_a_machine_is_the_kernels_vhost_vdpa() {
+    const NINE: usize = 9 * SECTOR;
+    let Some(file) = std::env::var_os(VDPA_DISK) else {
+        return eprintln!("SKIPPED: {VDPA_DISK} names no disk of vDPA that is there for tests");
+    };
+    let before = fs::read(&file).unwrap();
+    let told = lines(machine(&["--vdpa", VDPA_NODE], &format!("block {FIRST}")));
+    println!("NODES a machine's vdpa: {told:?}");
+    assert!(
+        told[0].starts_with(&format!("block {}", before.len() / SECTOR)),
+        "{told:?}"
+    );
+    assert_eq!(told[1], format!("read {:#x}", checksum(&before[..NINE])));
+    let after = fs::read(&file).unwrap();
+    assert_eq!(
+        told[2],
+        format!("wrote {:#x}", checksum(&after[NINE..2 * NINE]))
+    );
+    assert_eq!(told[3], "past the end: I/O error");
+}
+
 /// Boots a guest with programs, loads modules, and has these tests of this program run there, so many.
 fn run_in_a_guest(
     (package, backend): (&str, &str),
@@ -561,8 +747,9 @@ fn run_in_a_guest(
         "3",
     );
     guest.running.say(prepare);
+    let programs = format!("{PROGRAMS}=/program {NEEDED}=1");
     let run = format!("run tests {} --nocapture --test-threads=1", tests.join(" "));
-    let status = guest.ask(&format!("{NEEDED}=1 {run} > /tmp/out 2>&1; echo $?"));
+    let status = guest.ask(&format!("{programs} {run} > /tmp/out 2>&1; echo $?"));
     for line in guest
         .ask("grep -a NODES /tmp/out | tr '\\n' '|'")
         .split('|')
@@ -571,16 +758,19 @@ fn run_in_a_guest(
     }
     let result = guest.ask("grep -a 'test result' /tmp/out");
     if status != "0" || !result.contains(&format!("{} passed", tests.len())) {
-        let said = guest.ask("tail -n 40 /tmp/out /tmp/daemon | tr '\\n' '|'");
+        let said = "{ dmesg | tail -n 5; tail -n 40 /tmp/out /tmp/daemon; } | tr '\\n' '|'";
+        let said = guest.ask(said);
         panic!("{status}, {result}: {said}");
     }
     guest.check("dmesg | grep -c -i -E 'BUG:|Oops|WARNING:'", "0");
     guest.finish();
 }
 
-const NET_AND_VSOCK: [&str; 2] = [
+const NET_AND_VSOCK: [&str; 4] = [
     "kernel_vhost::frames_go_both_ways",
+    "kernel_vhost::frames_of_a_machine",
     "kernel_vhost::connections_go_both_ways",
+    "kernel_vhost::a_connection_of_a_machine",
 ];
 
 fn interfaces_and_sockets_of_the_kernel_work_in_a_guest(backend: &str) {
@@ -607,7 +797,11 @@ fn a_device_of_the_hosts_works_in_a_guest(backend: &str) {
         return;
     };
     let programs = [("qemu-storage-daemon", daemon), ("vdpa", tool)];
-    let tests = [&NET_AND_VSOCK[..], &["kernel_vhost::a_disk_of_the_kernels"]].concat();
+    let disks = [
+        "kernel_vhost::a_disk_of_the_kernels",
+        "kernel_vhost::a_disk_of_a_machine",
+    ];
+    let tests = [&NET_AND_VSOCK[..], &disks].concat();
     run_in_a_guest((LINUX_6_12, backend), &programs, VDUSE, &tests);
 }
 

@@ -68,11 +68,11 @@ fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<File> {
     with_patience(unsafe { File::from_raw_fd(socket) })
 }
 
-/// Nothing takes a minute, but on a software processor some things take seconds.
+/// Nothing takes so long, but on a software processor some things take seconds.
 fn with_patience(socket: File) -> io::Result<File> {
-    let minute = Some(std::time::Duration::from_secs(60));
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, minute)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, minute)?;
+    let patience = Some(std::time::Duration::from_secs(20));
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, patience)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, patience)?;
     Ok(socket)
 }
 

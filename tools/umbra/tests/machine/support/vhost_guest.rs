@@ -9,8 +9,9 @@ use umbra::demo::apt::Client;
 use umbra::demo::cache::{Cache, first_file};
 use umbra::demo::{initramfs, modules};
 
-use super::back_ends::Program;
+use super::back_ends::{self, Program};
 use super::guest::{Guest, lock, or_skip};
+use super::poll::drivers_guest;
 
 /// Changes when the guest is made otherwise.
 const NAME: &str = "vhost-guest-2";
@@ -58,16 +59,18 @@ mkdir -p /program && mount -o ro /dev/vda /program
 run() { program=$1; shift; /program/ld.so --library-path /program /program/$program "$@"; }
 "#;
 
-/// Makes a disk with this program as `tests`, others by their names, and the libraries that they are linked with
-/// here.
+/// Makes a disk with this program as `tests`, the command as `umbra`, its bare-metal guest as `drivers`, others by their
+/// names, and the libraries that they are linked with here.
 pub fn disk(directory: &Path, others: &[(&str, Program)]) -> Result<PathBuf> {
     let files = directory.join("files");
     fs::create_dir(&files)?;
-    let this = Program::of_this_system(std::env::current_exe()?);
-    for (name, program) in [("tests", &this)]
-        .into_iter()
-        .chain(others.iter().map(|(n, p)| (*n, p)))
-    {
+    fs::copy(drivers_guest(), files.join("drivers"))?;
+    let mut programs = vec![
+        ("tests", Program::of_this_system(std::env::current_exe()?)),
+        ("umbra", back_ends::ours()),
+    ];
+    programs.extend_from_slice(others);
+    for (name, program) in programs {
         fs::copy(program.path(), files.join(name))?;
         for library in program.linked()? {
             let file = library.file_name().context("a library has no name")?;
@@ -76,8 +79,9 @@ pub fn disk(directory: &Path, others: &[(&str, Program)]) -> Result<PathBuf> {
             fs::copy(&library, files.join(file))?;
         }
     }
-    // Names and line numbers of functions are a large part of it; without the program to take them off it is large.
-    let _ = Command::new("strip").arg(files.join("tests")).output();
+    // Names and line numbers of functions are a large part of these. They work as they are, too.
+    let ours = ["tests", "umbra"].map(|name| files.join(name));
+    let _ = Command::new("strip").args(ours).output();
     if !files.join("ld.so").exists() {
         bail!("this program has no loader among its libraries");
     }
