@@ -58,6 +58,22 @@ fn a_loop_leaves_the_interpreter() {
     }
 }
 
+/// Without shadow stacks it is a NOP, and programs look whether it leaves zero where they had put it.
+#[test]
+fn rdssp_leaves_its_register() {
+    let mut machine = Machine::new();
+    let state = long(&machine);
+    // mov ecx, 1000000; xor eax, eax; rdsspq rax; rdsspd eax; dec ecx; jnz to rdsspq
+    let code = [
+        0xb9, 0x40, 0x42, 0x0f, 0x00, 0x31, 0xc0, 0xf3, 0x48, 0x0f, 0x1e, 0xc8, 0xf3, 0x0f, 0x1e,
+        0xc8, 0xff, 0xc9, 0x75, 0xf3,
+    ];
+    place(&machine, CODE, &[&code, &END]);
+    let end = machine.run(&state);
+    assert_eq!((end.state.gpr[0], end.state.gpr[1]), (0, 0));
+    assert_eq!(end.state.rip, CODE + code.len() as u64);
+}
+
 #[test]
 fn an_access_over_a_border_is_two_accesses() {
     let mut machine = Machine::new();

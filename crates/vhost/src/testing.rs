@@ -544,7 +544,29 @@ pub fn socket() -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-/// Counts the descriptors of this process.
+/// Counts the descriptors of this thread's table.
 pub fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
+    std::fs::read_dir("/proc/thread-self/fd").unwrap().count()
+}
+
+/// Runs a test in a thread with a table of descriptors of its own, so that it can count them while others run.
+pub fn alone(test: impl FnOnce() + Send + 'static) {
+    let ran = thread::spawn(move || {
+        own_descriptors();
+        test();
+    });
+    if let Err(panic) = ran.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Gives this thread a table of descriptors of its own, with what every process has.
+#[allow(unsafe_code)]
+pub fn own_descriptors() {
+    // SAFETY: other threads keep their table.
+    let done = unsafe { libc::unshare(libc::CLONE_FILES) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: all of these are copies of what other threads have in their table.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }

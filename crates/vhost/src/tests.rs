@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use umbra_virtio::Features;
 use umbra_virtio::testing::{Driver, INDIRECT, Memory, NEXT, RAM, ROM, WRITE};
 
-use crate::testing::{BackEnd, Options, descriptors, socket};
+use crate::testing::{BackEnd, Options, alone, descriptors, socket};
 use crate::{BackEndError, Hub, Kind, VhostUser, VhostUserControl, VhostUserOptions};
 
 const DATA: u64 = 0x7_0000;
@@ -373,6 +373,10 @@ fn one_that_lacks_what_is_needed_is_refused() {
 
 #[test]
 fn a_device_that_goes_leaves_nothing_behind() {
+    alone(come_and_go);
+}
+
+fn come_and_go() {
     let before = descriptors();
     let memory = {
         let mut rig = Rig::started(Options::default());

@@ -22,6 +22,8 @@ use std::thread;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::testing::own_descriptors;
+
 const TYPE: u32 = 0xaf;
 /// Bytes of `struct vhost_msg_v2`.
 const MESSAGE: u32 = 72;
@@ -142,21 +144,6 @@ pub fn before(options: Options, test: impl FnOnce(Kernel) + Send + 'static) {
     if let Err(panic) = ran.unwrap().join().unwrap() {
         std::panic::resume_unwind(panic);
     }
-}
-
-/// Gives this thread a table of descriptors of its own, with what every process has.
-fn own_descriptors() {
-    // SAFETY: other threads keep their table.
-    let done = unsafe { libc::unshare(libc::CLONE_FILES) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: all of these are copies of what other threads have in their table.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-}
-
-/// Counts the descriptors of this thread's table.
-pub fn own_count() -> usize {
-    std::fs::read_dir("/proc/thread-self/fd").unwrap().count()
 }
 
 /// Has the calls of this thread, and of those that it starts, be asked about at the descriptor that is returned.

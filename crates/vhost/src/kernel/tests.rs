@@ -15,8 +15,9 @@ use umbra_slots::{Flags, Gpa, HugePages, RamOptions, RamRegion, SlotError};
 use umbra_virtio::Features;
 use umbra_virtio::testing::{Driver, Memory, NEXT, RINGS, WRITE};
 
-use super::recorder::{Kernel, Options, before, fill, own_count};
+use super::recorder::{Kernel, Options, before, fill};
 use super::*;
+use crate::testing::descriptors;
 use crate::{BackEndError, Hub};
 
 const DATA: u64 = 0x7_0000;
@@ -536,7 +537,7 @@ fn whichever_call_fails_is_named_and_no_descriptor_is_left() {
             assert_eq!(whole_life(make, &kernel), None);
             let all = kernel.0.lock().count;
             kernel.0.lock().forget();
-            let left = own_count();
+            let left = descriptors();
             for turn in 0..all {
                 {
                     let mut seen = kernel.0.lock();
@@ -557,7 +558,7 @@ fn whichever_call_fails_is_named_and_no_descriptor_is_left() {
                 let named = if memory { "pieces of memory" } else { name };
                 assert!(wrong.contains(named), "{failed}: {wrong}");
                 assert!(wrong.contains("os error 5"), "{failed}: {wrong}");
-                assert_eq!(own_count(), left, "{failed}");
+                assert_eq!(descriptors(), left, "{failed}");
             }
         });
     }

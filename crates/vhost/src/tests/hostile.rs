@@ -13,6 +13,10 @@ const TWISTS: [Twist; 9] = [
 /// descriptor is left.
 #[test]
 fn one_that_answers_wrongly_at_the_beginning_is_refused() {
+    alone(answer_wrongly_at_the_beginning);
+}
+
+fn answer_wrongly_at_the_beginning() {
     let before = descriptors();
     for request in [
         GET_FEATURES,
