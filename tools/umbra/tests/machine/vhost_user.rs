@@ -261,6 +261,53 @@ fn linux_6_1_mounts_virtiofsd_and_mounts_again_when_it_was_killed(backend: &str)
     drop(server);
 }
 
+/// How many files are unpacked; `UMBRA_TREE` says otherwise. A kernel's sources are some 80,000.
+fn tree() -> usize {
+    let text = std::env::var("UMBRA_TREE").unwrap_or_else(|_| "1000".into());
+    text.parse().expect("UMBRA_TREE is a number")
+}
+
+fn linux_6_1_unpacks_a_tree_of_files_by_virtiofsd(backend: &str) {
+    let (Some(guest), Some(daemon)) = (Guest::fetch(LINUX_6_1), or_skip(back_ends::virtiofsd()))
+    else {
+        return;
+    };
+    let place = Place::new();
+    let source = place.path("source");
+    let content: Vec<u8> = (0..=255).cycle().take(0x10000).collect();
+    for file in 0..tree() {
+        let folder = source.join(format!("{}/{}", file / 600, file / 20 % 30));
+        fs::create_dir_all(&folder).unwrap();
+        // Of a kernel's sources half have less than 5 KiB.
+        let len = file * 7919 % 13000;
+        fs::write(
+            folder.join(format!("{file}.c")),
+            &content[file % 256..][..len],
+        )
+        .unwrap();
+    }
+    let _server = start_files(&daemon, &place);
+    let (from, to) = (place.text("source"), place.text("share/t.tar"));
+    on_host("tar", &["-C", &from, "-cf", &to, "."]);
+    let fs = format!("fs,socket={}", place.text("fs.sock"));
+    let arguments = ["--memory", "256M", "--vhost-user", &fs];
+    let mut machine = Asked::start(&guest, backend, &arguments, Duration::from_secs(900));
+    machine.check(
+        "mkdir /m; mount -t virtiofs share /m && mkdir /m/t && echo yes",
+        "yes",
+    );
+    let begin = Instant::now();
+    machine.check(
+        "tar -C /m/t -xf /m/t.tar && sync && echo unpacked",
+        "unpacked",
+    );
+    println!("{} files in {:?}", tree(), begin.elapsed());
+    machine.check("find /m/t -type f | wc -l", &tree().to_string());
+    on_host("diff", &["-r", &from, &place.text("share/t")]);
+    machine.check("rm -r /m/t && ls /m", "t.tar");
+    machine.finish();
+}
+
 /// Our own back ends of what is no disk, each with its arguments.
 fn start_others(place: &Place) -> Vec<Server> {
     let (net, log) = (place.text("net"), place.text("printed"));
@@ -329,5 +376,6 @@ on_each_stock_backend! {
     linux_6_1_keeps_files_while_our_own_back_ends_are_killed,
     linux_6_1_keeps_files_while_qemus_storage_daemon_is_killed,
     linux_6_1_mounts_virtiofsd_and_mounts_again_when_it_was_killed,
+    linux_6_1_unpacks_a_tree_of_files_by_virtiofsd,
     linux_6_1_uses_back_ends_of_ours_of_every_kind_and_they_may_die,
 }
