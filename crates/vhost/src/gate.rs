@@ -6,7 +6,7 @@
 //! for: a network interface has buffers for frames all the time.
 //!
 //! ```text
-//!   relay   enter, lend ... take back, leave
+//!   relay   enter, lend ... take back, leave; at its own end it takes back until it is empty, too
 //!   Link    close: waits until all have left ── stop, change, start ── open
 //! ```
 
@@ -18,7 +18,7 @@ use crate::pace::millis;
 /// How long what a back end has is waited for: longer than a disk takes, and short for whoever changes the map.
 const WAIT: Duration = millis(1000);
 /// How long is waited between two looks.
-const LOOK: Duration = Duration::from_micros(50);
+pub const LOOK: Duration = Duration::from_micros(50);
 
 /// See the module.
 #[derive(Debug)]
@@ -68,9 +68,14 @@ impl Gate {
         }
         self.closed.store(true, Ordering::SeqCst);
         let begin = Instant::now();
-        while self.inside.load(Ordering::SeqCst) != 0 && begin.elapsed() < WAIT {
+        while self.is_waited_for(begin) {
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// Tells whether something is inside that is waited for since `begin`.
+    pub fn is_waited_for(&self, begin: Instant) -> bool {
+        self.waits && self.inside.load(Ordering::SeqCst) != 0 && begin.elapsed() < WAIT
     }
 
     /// Opens it. Who waits before it has to be woken.
@@ -114,6 +119,7 @@ mod tests {
         gate.close();
         assert!(!gate.enter());
         gate.clear();
+        assert!(!gate.is_waited_for(Instant::now()));
         gate.close();
     }
 
@@ -121,6 +127,7 @@ mod tests {
     fn where_requests_do_not_end_nobody_waits() {
         let gate = Gate::new(false);
         assert!(gate.enter());
+        assert!(!gate.is_waited_for(Instant::now()));
         gate.close();
         assert!(gate.enter());
     }

@@ -24,6 +24,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -35,7 +36,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryError};
 
 use crate::back_end::BackEnd;
-use crate::gate::Gate;
+use crate::gate::{Gate, LOOK};
 use crate::link::{Link, Started};
 use crate::ring::{Ring, RingFeatures, RingMemory};
 use crate::session::{Fate, Session, scatter};
@@ -167,6 +168,9 @@ impl<B: BackEnd + ?Sized> Relay<B> {
             Ok(End::Lost) => self.interrupt.needs_reset(),
             Err(fault) => fault.tell(self.link.name(), &self.interrupt),
         }
+        if let Ok(End::Stopped) = end {
+            self.drain();
+        }
         self.link.stop();
         if let Ok(End::Stopped) = end {
             self.finish();
@@ -182,6 +186,17 @@ impl<B: BackEnd + ?Sized> Relay<B> {
             left.queues.push(lane.queue);
         }
         left
+    }
+
+    /// Waits for what the back end has, where that is done before it is stopped; see [`Gate`]. The guest gets it.
+    fn drain(&mut self) {
+        let begin = Instant::now();
+        while self.link.gate().is_waited_for(begin)
+            && same(self.on.as_ref(), self.link.channel().as_ref())
+        {
+            self.finish();
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Gives the guest what was done until the back end stopped.

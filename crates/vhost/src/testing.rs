@@ -103,7 +103,7 @@ pub struct Seen {
     pub done: u64,
     /// First bytes of the chains that were taken, in their order.
     pub taken: Vec<u8>,
-    /// Takes chains, and does not do them.
+    /// Takes chains, and does not do them as long as it is so; it stops at once none the less.
     pub holds: bool,
     /// Takes no more memory.
     pub refuses: bool,
@@ -218,6 +218,15 @@ struct Ring {
     call: Option<OwnedFd>,
     enabled: bool,
     queue: Option<Queue>,
+    /// Chains that were taken and are not done.
+    held: Vec<Chain>,
+}
+
+/// A chain: its head, what is in it, and where that goes.
+struct Chain {
+    head: u16,
+    input: Vec<u8>,
+    output: Vec<(GuestAddress, usize)>,
 }
 
 struct Peer {
@@ -380,6 +389,7 @@ impl Peer {
         };
         ring.kick = None;
         ring.enabled = false;
+        ring.held.clear();
         [index, base.into()].map(u32::to_ne_bytes).concat()
     }
 
@@ -492,12 +502,17 @@ impl Peer {
                 assert!(queue.is_valid(&memory));
                 ring.queue = Some(queue);
             }
-            let queue = ring.queue.as_mut().unwrap();
+            if !self.seen.lock().holds {
+                let held = std::mem::take(&mut ring.held);
+                held.into_iter()
+                    .for_each(|chain| ring.finish(chain, &memory, &self.seen));
+            }
             loop {
+                let queue = ring.queue.as_mut().unwrap();
                 let chains: Vec<_> = queue.iter(&memory).unwrap().collect();
                 for chain in chains {
                     let head = chain.head_index();
-                    let (mut input, mut output, mut written) = (Vec::new(), Vec::new(), 0);
+                    let (mut input, mut output) = (Vec::new(), Vec::new());
                     for part in chain {
                         if part.is_write_only() {
                             output.push((part.addr(), part.len() as usize));
@@ -512,27 +527,42 @@ impl Peer {
                         seen.taken.push(input[0]);
                         seen.holds
                     };
-                    if holds {
-                        continue;
-                    }
-                    for (at, len) in output {
-                        let len = len.min(input.len());
-                        memory.write_slice(&input[..len], at).unwrap();
-                        input.drain(..len);
-                        written += len as u32;
-                    }
-                    queue.add_used(&memory, head, written).unwrap();
-                    self.seen.lock().done += 1;
-                    if queue.needs_notification(&memory).unwrap()
-                        && let Some(call) = &ring.call
-                    {
-                        rustix::io::write(call, &1u64.to_ne_bytes()).unwrap();
+                    let chain = Chain {
+                        head,
+                        input,
+                        output,
+                    };
+                    match holds {
+                        true => ring.held.push(chain),
+                        false => ring.finish(chain, &memory, &self.seen),
                     }
                 }
+                let queue = ring.queue.as_mut().unwrap();
                 if !queue.enable_notification(&memory).unwrap() {
                     break;
                 }
             }
+        }
+    }
+}
+
+impl Ring {
+    /// Does a chain.
+    fn finish(&mut self, chain: Chain, memory: &GuestMemoryMmap, seen: &Mutex<Seen>) {
+        let (mut rest, mut written) = (&chain.input[..], 0);
+        for (at, len) in chain.output {
+            let (now, later) = rest.split_at(len.min(rest.len()));
+            memory.write_slice(now, at).unwrap();
+            rest = later;
+            written += now.len() as u32;
+        }
+        let queue = self.queue.as_mut().unwrap();
+        queue.add_used(memory, chain.head, written).unwrap();
+        seen.lock().done += 1;
+        if queue.needs_notification(memory).unwrap()
+            && let Some(call) = &self.call
+        {
+            rustix::io::write(call, &1u64.to_ne_bytes()).unwrap();
         }
     }
 }

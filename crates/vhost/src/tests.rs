@@ -241,6 +241,37 @@ fn a_device_that_stands_still_goes_on_with_what_was_not_done() {
 }
 
 #[test]
+fn a_disk_stands_still_when_it_has_nothing_more_to_do() {
+    let mut rig = Rig::of_kind(Kind::Block, Options::default());
+    rig.driver.start(Features::RINGS);
+    rig.back_end().seen.lock().holds = true;
+    rig.offer(0, 1);
+    rig.offer(2, 2);
+    rig.back_end().wait(|seen| seen.taken.len() == 2);
+    let seen = rig.back_end().seen.clone();
+    let soon = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(30));
+        seen.lock().holds = false;
+    });
+    umbra_virtio::Transport::pause(&*rig.driver.transport);
+    assert_eq!(rig.driver.used_in(0), 2, "all that it had is done");
+    assert_eq!((rig.result(0), rig.result(2)), ([1; 4], [2; 4]));
+    soon.join().unwrap();
+    // One that takes too long is not waited for without end, and loses nothing.
+    umbra_virtio::Transport::resume(&*rig.driver.transport);
+    rig.back_end().seen.lock().holds = true;
+    rig.offer(4, 3);
+    rig.back_end().wait(|seen| seen.taken.len() == 3);
+    umbra_virtio::Transport::pause(&*rig.driver.transport);
+    assert_eq!(rig.driver.used_in(0), 2);
+    rig.back_end().seen.lock().holds = false;
+    umbra_virtio::Transport::resume(&*rig.driver.transport);
+    rig.driver.wait(|d| d.used_in(0) == 3);
+    assert_eq!(rig.result(4), [3; 4]);
+    assert_eq!(rig.control.state().losses, 0);
+}
+
+#[test]
 fn a_driver_that_resets_begins_anew() {
     let mut rig = Rig::started(Options::default());
     rig.back_end().seen.lock().holds = true;
