@@ -27,8 +27,10 @@
 //! the host's (a request with a buffer there is a fault of the driver's, as one outside of memory is), migration of a back end's state.
 #![deny(unsafe_code)]
 
+mod activity;
 mod back_end;
 mod channel;
+mod config;
 mod deadlines;
 mod error;
 mod gate;

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use umbra_virtio::{
-    ActivateError, Activation, Device, Features, Interrupt, Queue, Worker, read_config,
-};
+use umbra_virtio::{ActivateError, Activation, Device, Features, Queue, Worker};
 
+use crate::activity::Activity;
 use crate::back_end::BackEnd;
 use crate::channel::Channel;
+use crate::config::Config;
 use crate::gate::Gate;
 use crate::keeper::keep;
 use crate::link::{BackEndState, Link};
-use crate::relay::{Left, Loss, Relay};
+use crate::relay::{Loss, Relay};
 use crate::session::Session;
 use crate::{BackEndError, Deadlines, Hub, Kind};
 
@@ -44,9 +43,7 @@ pub struct VhostUser {
     sizes: Vec<u16>,
     /// Stops when it is dropped.
     _keeper: Worker<()>,
-    relay: Option<Worker<Left>>,
-    /// What was not done when the device was stopped last.
-    left: Left,
+    activity: Activity,
 }
 
 /// What the device's threads know.
@@ -59,14 +56,7 @@ pub struct Shared {
     queues: u16,
     /// What the back end must offer: what the device has offered the driver.
     needed: Features,
-    config: Mutex<Config>,
-    /// While the device is active.
-    interrupt: Mutex<Option<Arc<Interrupt>>>,
-}
-
-struct Config {
-    bytes: Vec<u8>,
-    generation: u32,
+    config: Config,
 }
 
 impl VhostUser {
@@ -97,11 +87,7 @@ impl VhostUser {
             socket: options.socket,
             queues,
             needed: kind.theirs(features),
-            config: Mutex::new(Config {
-                bytes: config,
-                generation: 0,
-            }),
-            interrupt: Mutex::default(),
+            config: Config::new(config),
             kind,
         });
         hub.join(&shared.link);
@@ -117,8 +103,7 @@ impl VhostUser {
             features: features.with(Features::RINGS),
             sizes,
             _keeper: keeper.map_err(host("a thread"))?,
-            relay: None,
-            left: Left::default(),
+            activity: Activity::default(),
             shared,
         })
     }
@@ -204,17 +189,7 @@ impl Shared {
     /// Reads the configuration, and tells the driver if it has changed.
     pub fn refresh_config(&self, channel: &Channel) -> Result<(), BackEndError> {
         let bytes = read_config_of(&self.kind, channel, self.queues)?;
-        {
-            let mut config = self.config.lock();
-            if config.bytes == bytes {
-                return Ok(());
-            }
-            config.bytes = bytes;
-            config.generation = config.generation.wrapping_add(1);
-        }
-        if let Some(interrupt) = &*self.interrupt.lock() {
-            interrupt.config_changed();
-        }
+        self.config.replace(bytes);
         Ok(())
     }
 }
@@ -233,13 +208,12 @@ impl Device for VhostUser {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&self.shared.config.lock().bytes, offset, data);
+        self.shared.config.read(offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let end = offset.checked_add(data.len() as u64);
-        let len = self.shared.config.lock().bytes.len() as u64;
-        if !self.shared.kind.has_their_config() || end.is_none_or(|end| end > len) {
+        let is_inside = self.shared.config.has(offset, data.len());
+        if !self.shared.kind.has_their_config() || !is_inside {
             return;
         }
         let Some(channel) = self.shared.link.channel() else {
@@ -257,7 +231,7 @@ impl Device for VhostUser {
     }
 
     fn config_generation(&self) -> u32 {
-        self.shared.config.lock().generation
+        self.shared.config.generation()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -266,34 +240,25 @@ impl Device for VhostUser {
             source,
         };
         let features = self.shared.kind.theirs(activation.features);
-        let left = Left {
-            queues: activation.queues,
-            requests: std::mem::take(&mut self.left.requests),
-            session: self.left.session.take(),
-        };
         let session = Session::of(&self.shared.kind);
         let work = (features, activation.memory);
-        *self.shared.interrupt.lock() = Some(activation.interrupt.clone());
+        let interrupt = activation.interrupt;
+        self.shared.config.tell(Some(interrupt.clone()));
         let link = self.shared.link.clone();
         let what = (session, Loss::IsWaitedOut);
-        let relay = Relay::new(link, what, work, activation.interrupt, left);
-        let relay = relay.map_err(refused)?;
-        let relay = Worker::start("vhost-relay", move |stop| relay.run(stop));
-        self.relay = Some(relay.map_err(refused)?);
-        Ok(())
+        let relay = |left| Relay::new(link, what, work, interrupt, left);
+        let begun = self.activity.begin(activation.queues, relay);
+        begun.map_err(refused)
     }
 
     fn deactivate(&mut self) -> Vec<Queue> {
-        let left = self.relay.take().and_then(Worker::stop);
-        let mut left = left.unwrap_or_default();
-        *self.shared.interrupt.lock() = None;
-        let queues = std::mem::take(&mut left.queues);
-        self.left = left;
+        let queues = self.activity.end();
+        self.shared.config.tell(None);
         queues
     }
 
     fn reset(&mut self) {
-        self.left = Left::default();
+        self.activity.forget();
         let Some(channel) = self.shared.link.channel() else {
             return;
         };

@@ -6,20 +6,20 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use umbra_net::{Mac, Port};
-use umbra_virtio::{
-    ActivateError, Activation, Device, Event, Features, Interrupt, Queue, Worker, read_config,
-};
+use umbra_virtio::{ActivateError, Activation, Device, Event, Features, Queue, Worker};
 
 use super::commands::Commands;
 use super::net::{MRG_RXBUF, Net, Ports};
 use super::vdpa::Vdpa;
 use super::vsock::Vsock;
+use crate::activity::Activity;
 use crate::back_end::BackEnd;
 use crate::channel::host;
+use crate::config::Config;
 use crate::gate::Gate;
 use crate::kind::DEVICE_BITS;
 use crate::link::{BackEndState, Link};
-use crate::relay::{Left, Loss, Relay};
+use crate::relay::{Loss, Relay};
 use crate::session::Session;
 use crate::{BackEndError, Hub};
 
@@ -88,9 +88,7 @@ pub struct VhostKernel {
     features: Features,
     sizes: Vec<u16>,
     shared: Arc<Shared>,
-    relay: Option<Worker<Left>>,
-    /// What was not done when the device was stopped last.
-    left: Left,
+    activity: Activity,
     /// Stops when it is dropped.
     _watcher: Option<Worker<()>>,
 }
@@ -107,14 +105,7 @@ struct Shared {
     link: Arc<Link<dyn BackEnd>>,
     /// Who has the configuration, if that is not the monitor.
     theirs: Mutex<Option<Arc<Vdpa>>>,
-    config: Mutex<Config>,
-    /// While the device is active.
-    interrupt: Mutex<Option<Arc<Interrupt>>>,
-}
-
-struct Config {
-    bytes: Vec<u8>,
-    generation: u32,
+    config: Config,
 }
 
 impl VhostKernel {
@@ -196,7 +187,6 @@ impl VhostKernel {
         hub: &Arc<Hub>,
     ) -> Self {
         hub.join(&link);
-        let generation = 0;
         Self {
             way,
             id,
@@ -205,11 +195,9 @@ impl VhostKernel {
             shared: Arc::new(Shared {
                 link,
                 theirs: Mutex::new(theirs),
-                config: Mutex::new(Config { bytes, generation }),
-                interrupt: Mutex::default(),
+                config: Config::new(bytes),
             }),
-            relay: None,
-            left: Left::default(),
+            activity: Activity::default(),
             _watcher: None,
         }
     }
@@ -300,17 +288,7 @@ impl Shared {
                 return;
             }
         };
-        {
-            let mut config = self.config.lock();
-            if config.bytes == bytes {
-                return;
-            }
-            config.bytes = bytes;
-            config.generation = config.generation.wrapping_add(1);
-        }
-        if let Some(interrupt) = &*self.interrupt.lock() {
-            interrupt.config_changed();
-        }
+        self.config.replace(bytes);
     }
 }
 
@@ -328,16 +306,14 @@ impl Device for VhostKernel {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&self.shared.config.lock().bytes, offset, data);
+        self.shared.config.read(offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let end = offset.checked_add(data.len() as u64);
-        let len = self.shared.config.lock().bytes.len() as u64;
         let Some(theirs) = self.shared.theirs.lock().clone() else {
             return;
         };
-        if end.is_none_or(|end| end > len) {
+        if !self.shared.config.has(offset, data.len()) {
             return;
         }
         // It is inside of the configuration, which is short.
@@ -349,7 +325,7 @@ impl Device for VhostKernel {
     }
 
     fn config_generation(&self) -> u32 {
-        self.shared.config.lock().generation
+        self.shared.config.generation()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -365,37 +341,28 @@ impl Device for VhostKernel {
             })?;
         }
         // One that was stopped for a moment goes on.
-        let session = match self.left.session.take() {
+        let session = match self.activity.session() {
             Some(session) => session,
             None => self.session(activation.features).map_err(refused)?,
         };
         let features = activation.features.common(DEVICE_BITS);
         let work = (features.with(Features::VERSION_1), activation.memory);
-        let left = Left {
-            queues: activation.queues,
-            requests: std::mem::take(&mut self.left.requests),
-            session: None,
-        };
-        *self.shared.interrupt.lock() = Some(activation.interrupt.clone());
+        let interrupt = activation.interrupt;
+        self.shared.config.tell(Some(interrupt.clone()));
         let (link, what) = (self.shared.link.clone(), (session, Loss::NeedsReset));
-        let relay = Relay::new(link, what, work, activation.interrupt, left);
-        let relay = relay.map_err(refused)?;
-        let relay = Worker::start("vhost-relay", move |stop| relay.run(stop));
-        self.relay = Some(relay.map_err(refused)?);
-        Ok(())
+        let relay = |left| Relay::new(link, what, work, interrupt, left);
+        let begun = self.activity.begin(activation.queues, relay);
+        begun.map_err(refused)
     }
 
     fn deactivate(&mut self) -> Vec<Queue> {
-        let left = self.relay.take().and_then(Worker::stop);
-        let mut left = left.unwrap_or_default();
-        *self.shared.interrupt.lock() = None;
-        let queues = std::mem::take(&mut left.queues);
-        self.left = left;
+        let queues = self.activity.end();
+        self.shared.config.tell(None);
         queues
     }
 
     fn reset(&mut self) {
-        self.left = Left::default();
+        self.activity.forget();
         let Some(channel) = self.shared.link.channel() else {
             return;
         };
