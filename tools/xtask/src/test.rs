@@ -85,7 +85,7 @@ fn missing() -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Modules of tests, and what has to work for them: a program with arguments, and what to do if it does not.
-const NEEDED: [(&str, &str, &[&str], &str); 6] = [
+const NEEDED: [(&str, &str, &[&str], &str); 10] = [
     (
         "qemu_img",
         "sh",
@@ -97,6 +97,33 @@ const NEEDED: [(&str, &str, &[&str], &str); 6] = [
         "sh",
         &["-c", "test -x /sbin/mke2fs && test -x /sbin/e2fsck"],
         "there is no mke2fs or no e2fsck (apt-get install e2fsprogs)",
+    ),
+    (
+        "kernel_vhost",
+        "sh",
+        &["-c", "test -x /sbin/mke2fs && test -x /sbin/vdpa"],
+        "there is no mke2fs or no vdpa (apt-get install e2fsprogs iproute2)",
+    ),
+    (
+        "vhost_net",
+        "sh",
+        &["-c", "test -w /dev/vhost-net && test -w /dev/net/tun"],
+        "there is no /dev/vhost-net that may be used (modprobe vhost_net); they run in a guest",
+    ),
+    (
+        "vhost_vsock",
+        "sh",
+        &["-c", "test -w /dev/vhost-vsock"],
+        "there is no /dev/vhost-vsock that may be used (modprobe vhost_vsock); they run in a guest",
+    ),
+    (
+        "vhost_vdpa",
+        "sh",
+        &[
+            "-c",
+            "test -n \"$UMBRA_VDPA_DISK\" && test -w /dev/vhost-vdpa-0",
+        ],
+        "UMBRA_VDPA_DISK names no disk of vDPA that is there for tests; they run in a guest",
     ),
     (
         "vhost_slots",

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::backend::on_each_backend;
 use crate::support::poll::{checksum, drivers_guest, poll_guest};
+use crate::support::sockets;
 use crate::support::{Input, Running, Umbra};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -301,16 +302,7 @@ fn a_socket_of_the_host_sends_back_what_it_gets(transport: Transport) {
     let vsock = format!("{socket},cid=77");
     let running = start(transport, &["--vsock", &vsock], "vsock @ 7000");
     let mut stream = accept(&listener);
-    let mut all = Vec::new();
-    let mut piece = [0; 5000];
-    loop {
-        let len = stream.read(&mut piece).unwrap();
-        if len == 0 {
-            break;
-        }
-        stream.write_all(&piece[..len]).unwrap();
-        all.extend_from_slice(&piece[..len]);
-    }
+    let all = sockets::echo(&mut stream);
     let expected: Vec<u8> = (0..40_000).map(|at: u32| (at * 5 / 3) as u8).collect();
     assert!(all == expected, "{} bytes came", all.len());
     let echo = format!("echo {:#x}", checksum(&expected));

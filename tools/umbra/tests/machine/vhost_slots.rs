@@ -130,11 +130,8 @@ impl Bench {
     }
 
     fn say(&self, text: &str) {
-        // A terminal takes no more than so much at a time.
-        for piece in text.as_bytes().chunks(64) {
-            let sent = self.handle.console().send(piece);
-            sent.unwrap_or_else(|error| panic!("{error}: {}", self.screen.text()));
-        }
+        let sent = self.handle.console().send(text.as_bytes());
+        sent.unwrap_or_else(|error| panic!("{error}: {}", self.screen.text()));
     }
 
     fn wait_for(&self, word: &str) -> String {

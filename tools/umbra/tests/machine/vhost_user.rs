@@ -364,7 +364,6 @@ fn linux_6_1_uses_back_ends_of_ours_of_every_kind_and_they_may_die(backend: &str
         if round < DEATHS {
             servers.iter_mut().for_each(Server::kill);
             servers = start_others(&place);
-            machine.ask("sleep 0.3");
         }
     }
     let ended = machine.finish();

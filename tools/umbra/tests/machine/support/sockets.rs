@@ -1,7 +1,7 @@
-//! Sockets of the host that no library here has: frames of an interface, and `AF_VSOCK`.
+//! Sockets of the host: frames of an interface and `AF_VSOCK`, which no library here has, and an echo for any.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 
 use rustix::net::{SocketFlags, sockopt};
@@ -47,6 +47,19 @@ pub fn listen(port: u32) -> io::Result<File> {
 pub fn accept(listener: &File) -> io::Result<File> {
     let connection = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?;
     with_patience(File::from(connection))
+}
+
+/// Sends back all that comes until the other side has ended; returns it.
+pub fn echo(stream: &mut (impl Read + Write)) -> Vec<u8> {
+    let (mut all, mut piece) = (Vec::new(), [0; 5000]);
+    loop {
+        let len = stream.read(&mut piece).unwrap();
+        if len == 0 {
+            return all;
+        }
+        stream.write_all(&piece[..len]).unwrap();
+        all.extend_from_slice(&piece[..len]);
+    }
 }
 
 fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
