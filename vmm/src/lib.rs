@@ -63,20 +63,21 @@ pub use plan::Plan;
 pub use policy::{Outcome, Paused};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
-    DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec, Module, NetHost,
-    NetSpec, PmemSpec, PortEnd, PortSpec, Processor, Spec, VdpaSpec, Verify, VhostKind,
+    CpuTemplate, DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec, Module,
+    NetHost, NetSpec, PmemSpec, PortEnd, PortSpec, Processor, Spec, VdpaSpec, Verify, VhostKind,
     VhostUserSpec, VhostVsockSpec, VirtioKind, VirtioSpec, VsockSpec,
 };
 
-pub use build::probe;
+pub use build::{check_tap, probe};
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
+pub use umbra_cpu::template::{Template, TemplateError};
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
 pub use umbra_devices::virtio::balloon::{BalloonCounters, BalloonStatistics, TargetError};
 pub use umbra_devices::virtio::block::Statistics as DiskStatistics;
 pub use umbra_devices::virtio::mem::SizeError;
 pub use umbra_devices::virtio::net::NetStatistics;
 pub use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};
-pub use umbra_net::MacError;
+pub use umbra_net::{MacError, TapError};
 pub use umbra_vhost::{BackEndError, BackEndState};
 pub use umbra_virtio::Device;

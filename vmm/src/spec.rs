@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 pub use umbra_block::{BackingFiles, EngineKind, Format};
+use umbra_cpu::template::{Template, TemplateError};
 pub use umbra_cpu_kvm::IrqchipMode;
 pub use umbra_cpu_soft::Processor;
 pub use umbra_devices::virtio::block::Cache;
@@ -67,6 +68,25 @@ pub enum Verify {
     /// are audited every so many slow faults. A violation panics in the processor's thread, which
     /// ends the machine with [`RunError::Panicked`](crate::RunError::Panicked).
     EveryFault(u32),
+}
+
+/// What CPUID shows less than the processor has ([`umbra_cpu::template`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CpuTemplate {
+    /// The template of this name, or else the file of this path; it is read when the machine is built.
+    Load(String),
+    /// One that was read.
+    Read(Template),
+}
+
+impl CpuTemplate {
+    /// Reads a template's text; `name` is for messages.
+    ///
+    /// # Errors
+    /// If the text is no template.
+    pub fn parse(name: &str, text: &str) -> Result<Self, TemplateError> {
+        Template::parse(name, text).map(Self::Read)
+    }
 }
 
 /// A module of a multiboot kernel.
@@ -441,9 +461,8 @@ pub struct Spec {
     pub cpu_model: CpuModel,
     /// How the software processor executes guest code. KVM has nothing to do with it.
     pub processor: Processor,
-    /// What CPUID shows less, on either backend: the name of a template, or else the path of a file
-    /// ([`umbra_cpu::template`]).
-    pub cpu_template: Option<String>,
+    /// What CPUID shows less, on either backend.
+    pub cpu_template: Option<CpuTemplate>,
     /// Width of the generation tag in MMIO entries, 2 to 19; narrow ones are for tests.
     pub tag_bits: u32,
     /// The number of the first map; tests start near a wrap of the tag.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use umbra_vmm::{
-    Backend, CpuModel, IrqchipMode, KvmSpec, Module, Processor, Spec, Verify, VirtioKind,
-    VirtioSpec,
+    Backend, CpuModel, CpuTemplate, IrqchipMode, KvmSpec, Module, Processor, Spec, Verify,
+    VirtioKind, VirtioSpec,
 };
 
 pub use backend::{Backend as BackendCommand, Serve};
@@ -342,7 +342,7 @@ impl MachineArgs {
                 ProcessorArg::Translator => Processor::Translator,
                 ProcessorArg::Eager => Processor::Eager,
             },
-            cpu_template: self.cpu_template.clone(),
+            cpu_template: self.cpu_template.clone().map(CpuTemplate::Load),
             tag_bits: self.tag_bits,
             first_generation: self.first_generation,
             virtio: self.virtio(),

@@ -10,11 +10,15 @@ use umbra_cpu_soft::{Audit, MmuConfig, SoftBackend, SoftConfig, model};
 use umbra_slots::AddressSpace;
 
 use crate::error::BuildError;
-use crate::spec::{Backend, CpuModel, Spec, Verify};
+use crate::spec::{Backend, CpuModel, CpuTemplate, Spec, Verify};
 
 /// Reads the CPU template, if one is wanted.
 fn template(spec: &Spec) -> Result<Option<Template>, TemplateError> {
-    spec.cpu_template.as_deref().map(Template::load).transpose()
+    match &spec.cpu_template {
+        None => Ok(None),
+        Some(CpuTemplate::Load(name)) => Template::load(name).map(Some),
+        Some(CpuTemplate::Read(template)) => Ok(Some(template.clone())),
+    }
 }
 
 /// What executes the guest, and why nothing better does.

@@ -39,7 +39,7 @@ use crate::spec::Spec;
 pub use backend::probe;
 pub use high::HighMemory;
 pub use vhost::Vhost;
-pub use virtio::{Control, Helper, Surroundings, make, make_apart};
+pub use virtio::{Control, Helper, Surroundings, check_tap, make, make_apart};
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {

@@ -13,7 +13,7 @@ use umbra_devices::virtio::{
     Rng,
 };
 use umbra_irq::{Line, SharedLine, Unconnected};
-use umbra_net::{Mac, Passt, Port, Stream, Tap};
+use umbra_net::{Mac, Passt, Port, Stream, Tap, TapError};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_vhost::{VhostKernelControl, VhostUserControl};
 use umbra_virtio::{Device, MmioTransport};
@@ -323,6 +323,15 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, NetControl, Option<Passt>),
         source,
     })?;
     Ok((net, control, helper))
+}
+
+/// Tells whether a machine could have a TAP interface of one queue now, made for it if there is none of this name.
+/// Opens it, and gives it back.
+///
+/// # Errors
+/// If it cannot be had.
+pub fn check_tap(name: &str) -> Result<(), TapError> {
+    Tap::open(name, 1).map(drop)
 }
 
 /// Queues of the host's end.
