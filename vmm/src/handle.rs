@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
-use umbra_devices::Serial;
 use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};
+use umbra_devices::{KeyError, Serial};
+use umbra_irq::Msi;
 
-use crate::build::Control;
+use crate::build::{Buttons, Control};
 use crate::devices::{Devices, VirtioInfo};
 use crate::error::{AddError, RemoveError};
 use crate::policy::{Event, Outcome, Paused};
@@ -23,6 +24,9 @@ pub struct Handle {
     pub(crate) input: ConsoleInput,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) devices: Arc<Devices>,
+    pub(crate) buttons: Buttons,
+    /// Number of processors.
+    pub(crate) cpus: usize,
 }
 
 /// Why a machine did not do what was asked of it.
@@ -39,6 +43,12 @@ pub enum HandleError {
         /// The highest number.
         last: usize,
     },
+    /// It has no keyboard.
+    #[error("the machine has no keyboard; build it with one (`Spec::keyboard`)")]
+    NoKeyboard,
+    /// Its keyboard takes no keys now.
+    #[error(transparent)]
+    Keyboard(#[from] KeyError),
     /// Its processors keep their tables to themselves.
     #[error("the {backend} backend shows no page tables; the software processor does")]
     NoTables {
@@ -72,6 +82,57 @@ impl Handle {
     pub fn resume(&self) {
         // A machine that has ended hears nothing more.
         let _ = self.events.send(Event::Resume);
+    }
+
+    /// Presses Ctrl, Alt and Delete on the machine's keyboard, and lets them go. What that means is the guest's
+    /// decision: Linux restarts, or tells its first process. Never blocks; while the machine is paused the keys
+    /// wait.
+    ///
+    /// # Errors
+    /// If the machine has ended, has no keyboard ([`Spec::keyboard`](crate::Spec::keyboard)), or one that takes no
+    /// keys now.
+    pub fn press_ctrl_alt_del(&self) -> Result<(), HandleError> {
+        let keyboard = self.buttons.keyboard.as_ref();
+        let keyboard = keyboard.ok_or(HandleError::NoKeyboard)?;
+        self.expect_alive()?;
+        Ok(keyboard.press_ctrl_alt_del()?)
+    }
+
+    /// Presses the machine's power button. What that means is the guest's decision: one without a driver for it
+    /// (Linux: `button`), or without a program that listens, does nothing. Never blocks; while the machine is
+    /// paused the press waits.
+    ///
+    /// # Errors
+    /// If the machine has ended.
+    pub fn press_power_button(&self) -> Result<(), HandleError> {
+        self.expect_alive()?;
+        self.buttons.power.press();
+        Ok(())
+    }
+
+    /// Sends a non-maskable interrupt to a processor, or to all of them. One that waits for the start-up message
+    /// has it when it starts; those that come faster than the guest takes them become one. Never blocks.
+    ///
+    /// # Errors
+    /// If the machine has ended, or has no such processor.
+    pub fn inject_nmi(&self, cpu: Option<usize>) -> Result<(), HandleError> {
+        let last = self.cpus.saturating_sub(1);
+        let targets = match cpu {
+            Some(cpu) if cpu > last => return Err(HandleError::NoSuchCpu { cpu, last }),
+            Some(cpu) => cpu..cpu + 1,
+            None => 0..self.cpus,
+        };
+        self.expect_alive()?;
+        let msi = self.backend.msi();
+        targets.for_each(|cpu| msi.send(nmi(cpu)));
+        Ok(())
+    }
+
+    /// Fails if nobody hears any more what the machine is told.
+    fn expect_alive(&self) -> Result<(), HandleError> {
+        // The driver looks at the time, which it may always do.
+        let told = self.events.send(Event::Timer);
+        told.map_err(|_| HandleError::Ended)
     }
 
     /// Describes the page tables of a processor, guest and shadow side by side, for people; only what
@@ -184,6 +245,16 @@ impl Handle {
     /// Returns the guest's console input.
     pub fn console(&self) -> ConsoleInput {
         self.input.clone()
+    }
+}
+
+/// The message that is a non-maskable interrupt for a processor (SDM vol. 3, 11.11). A machine has fewer than 256, so
+/// no number is the one that means all.
+fn nmi(cpu: usize) -> Msi {
+    const DELIVER_NMI: u32 = 4 << 8;
+    Msi {
+        address: 0xfee0_0000 | (cpu as u64 & 0xff) << 12,
+        data: DELIVER_NMI,
     }
 }
 

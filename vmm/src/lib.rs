@@ -72,6 +72,7 @@ pub use build::probe;
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
+pub use umbra_devices::KeyError;
 pub use umbra_devices::virtio::balloon::{BalloonCounters, BalloonStatistics, TargetError};
 pub use umbra_devices::virtio::block::Statistics as DiskStatistics;
 pub use umbra_devices::virtio::mem::SizeError;

@@ -459,6 +459,9 @@ pub struct Spec {
     /// They are functions on a PCI root bus, with MSI-X, and more of them can come and go while the machine
     /// runs ([`Handle::add_device`](crate::Handle::add_device)). Without, each has a page of memory and a pin.
     pub pci: bool,
+    /// It has a keyboard, behind an 8042 ([`Handle::press_ctrl_alt_del`](crate::Handle::press_ctrl_alt_del)).
+    /// Without, the tables say that there is none, and kernels do not look for one.
+    pub keyboard: bool,
     /// First of four ports whose write ends the machine with
     /// [`Outcome::Exit`](crate::Outcome::Exit) (QEMU's `isa-debug-exit`).
     pub debug_exit: Option<u16>,
@@ -494,6 +497,7 @@ impl Spec {
             virtio: Vec::new(),
             virtio_on_command_line: false,
             pci: false,
+            keyboard: false,
             debug_exit: None,
             test_device: false,
             fw_cfg: None,
@@ -529,6 +533,13 @@ impl Spec {
         self.backend = backend;
         self
     }
+
+    /// Adds a keyboard.
+    pub fn keyboard(mut self) -> Self {
+        self.keyboard = true;
+        self
+    }
+
     /// Puts virtio devices on a PCI bus.
     pub fn pci(mut self) -> Self {
         self.pci = true;
