@@ -224,6 +224,9 @@ pub struct MachineArgs {
     /// Put virtio devices on a PCI bus, with MSI-X, where others can come and go
     #[arg(long, conflicts_with = "virtio_cmdline")]
     pub pci: bool,
+    /// Add a keyboard, behind an 8042 controller
+    #[arg(long)]
+    pub keyboard: bool,
     /// Let a write to PORT end the machine, and choose the exit status (QEMU's isa-debug-exit)
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4",
           value_parser = port::parse)]
@@ -348,6 +351,7 @@ impl MachineArgs {
             virtio: self.virtio(),
             virtio_on_command_line: self.virtio_cmdline,
             pci: self.pci,
+            keyboard: self.keyboard,
             verify: self.audit.map_or(Verify::Off, Verify::EveryFault),
             debug_exit: self.debug_exit,
             test_device: self.test_device,

@@ -12,6 +12,7 @@ mod bad_input;
 mod balloon;
 mod bare_metal;
 mod boot;
+mod buttons;
 mod churn;
 mod console;
 mod crash;
