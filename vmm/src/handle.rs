@@ -1,5 +1,6 @@
 //! What other threads may do with a machine that runs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use umbra_irq::Msi;
 
 use crate::build::{Buttons, Control};
 use crate::devices::{Devices, VirtioInfo};
-use crate::error::{AddError, RemoveError};
+use crate::error::{AddError, DiskError, RemoveError};
 use crate::policy::{Event, Outcome, Paused};
 use crate::spec::VirtioSpec;
 use crate::terminal::PortInput;
@@ -225,6 +226,19 @@ impl Handle {
             Control::Block(control) => Some(control),
             _ => None,
         }
+    }
+
+    /// Puts the file at `path` in the place of the one behind a disk, opened as the disk's own options say (format,
+    /// read-only, direct I/O). Requests in flight end on the old file, which is flushed and let go. The guest is told
+    /// that its disk has changed, and how large it is; what it keeps of the old one in caches it has to drop by
+    /// itself. The file that is there already is only looked at again, for its size. May be called while the machine
+    /// is paused. Blocks for ten seconds and a flush at most.
+    ///
+    /// # Errors
+    /// If it cannot be done; the old file is still there then.
+    pub fn replace_disk(&self, id: &str, path: &Path) -> Result<(), DiskError> {
+        self.expect_alive().map_err(|_| DiskError::Ended)?;
+        self.devices.replace_disk(id, path)
     }
 
     /// Returns what plugs and pulls the cable of the network interface of this name, changes its limits, and says

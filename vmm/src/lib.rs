@@ -54,8 +54,8 @@ pub use console::Console;
 pub use devices::VirtioInfo;
 pub use driver::Ended;
 pub use error::{
-    AddError, BuildError, MemError, NetError, PlanError, PmemError, PortError, RemoveError,
-    RunError,
+    AddError, BuildError, DiskError, MemError, NetError, PlanError, PmemError, PortError,
+    RemoveError, RunError,
 };
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
@@ -69,12 +69,13 @@ pub use spec::{
 };
 
 pub use build::probe;
+pub use umbra_block::OpenError;
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
 pub use umbra_devices::KeyError;
 pub use umbra_devices::virtio::balloon::{BalloonCounters, BalloonStatistics, TargetError};
-pub use umbra_devices::virtio::block::Statistics as DiskStatistics;
+pub use umbra_devices::virtio::block::{ReplaceError, Statistics as DiskStatistics};
 pub use umbra_devices::virtio::mem::SizeError;
 pub use umbra_devices::virtio::net::NetStatistics;
 pub use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};

@@ -41,7 +41,7 @@ pub use backend::probe;
 pub use devices::Buttons;
 pub use high::HighMemory;
 pub use vhost::Vhost;
-pub use virtio::{Control, Helper, Surroundings, make, make_apart};
+pub use virtio::{Control, Helper, Surroundings, make, make_apart, open_disk};
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use umbra_block::DiskOptions;
+use umbra_block::{Disk, DiskOptions, OpenError};
 use umbra_boot::VirtioMmio;
 use umbra_bus::Bus;
 use umbra_cpu::Backend;
@@ -278,15 +278,20 @@ pub fn make_apart(wanted: &VirtioSpec, output: Option<&Output>) -> Result<Made, 
     })
 }
 
-/// Opens a disk, and makes its device.
-fn block(id: &str, spec: &DiskSpec, segments: u16) -> Result<Block, BuildError> {
+/// Opens the file of a disk.
+pub fn open_disk(spec: &DiskSpec) -> Result<Arc<dyn Disk>, OpenError> {
     let options = DiskOptions {
         format: spec.format,
         read_only: spec.read_only,
         direct: spec.direct,
         backing: spec.backing,
     };
-    let disk = umbra_block::open(&spec.path, &options).map_err(|source| BuildError::Disk {
+    umbra_block::open(&spec.path, &options)
+}
+
+/// Opens a disk, and makes its device.
+fn block(id: &str, spec: &DiskSpec, segments: u16) -> Result<Block, BuildError> {
+    let disk = open_disk(spec).map_err(|source| BuildError::Disk {
         id: id.to_owned(),
         source,
     })?;

@@ -17,6 +17,7 @@ mod churn;
 mod console;
 mod crash;
 mod dirty;
+mod disk_change;
 mod drivers;
 mod faults;
 mod hot_memory;
