@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
-use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};
+use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl, PmemControl};
 use umbra_devices::{KeyError, Serial};
 use umbra_irq::Msi;
 
@@ -26,6 +26,7 @@ pub struct Handle {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) devices: Arc<Devices>,
     pub(crate) buttons: Buttons,
+    pub(crate) serial: Arc<Serial>,
     /// Number of processors.
     pub(crate) cpus: usize,
 }
@@ -248,6 +249,21 @@ impl Handle {
             Control::Net(control) => Some(control),
             _ => None,
         }
+    }
+
+    /// Returns what changes the limits of the persistent memory of this name. `None` if there is no such memory. It
+    /// may be kept, as a balloon's.
+    pub fn pmem(&self, id: &str) -> Option<PmemControl> {
+        match self.devices.control(id)? {
+            Control::Pmem(control) => Some(control),
+            _ => None,
+        }
+    }
+
+    /// Returns how many bytes of the serial port's output were dropped because they were over its limit
+    /// ([`Spec::serial_limit`](crate::Spec::serial_limit)).
+    pub fn serial_dropped(&self) -> u64 {
+        self.serial.dropped()
     }
 
     /// Says how large the terminal is that shows the machine's console. The guest hears of it where a virtio

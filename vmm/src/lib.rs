@@ -64,7 +64,7 @@ pub use policy::{Outcome, Paused};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
     DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec, Module, NetHost,
-    NetSpec, PmemSpec, PortEnd, PortSpec, Processor, Spec, VdpaSpec, Verify, VhostKind,
+    NetSpec, PmemSpec, PortEnd, PortSpec, Processor, RngSpec, Spec, VdpaSpec, Verify, VhostKind,
     VhostUserSpec, VhostVsockSpec, VirtioKind, VirtioSpec, VsockSpec,
 };
 
@@ -78,7 +78,9 @@ pub use umbra_devices::virtio::balloon::{BalloonCounters, BalloonStatistics, Tar
 pub use umbra_devices::virtio::block::{ReplaceError, Statistics as DiskStatistics};
 pub use umbra_devices::virtio::mem::SizeError;
 pub use umbra_devices::virtio::net::NetStatistics;
-pub use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};
+pub use umbra_devices::virtio::{
+    BalloonControl, BlockControl, MemControl, NetControl, PmemControl,
+};
 pub use umbra_net::MacError;
 pub use umbra_vhost::{BackEndError, BackEndState};
 pub use umbra_virtio::Device;

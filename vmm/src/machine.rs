@@ -61,6 +61,7 @@ impl Machine {
             backend: self.backend.clone(),
             devices: self.virtio.clone(),
             buttons: self.buttons.clone(),
+            serial: self.serial.clone(),
             cpus: self.vcpus.len(),
         }
     }
@@ -165,6 +166,7 @@ impl Machine {
             ("memory accesses that hit nothing", bus.misses()),
             ("port accesses that hit nothing", ports.misses()),
             ("console bytes lost", serial.lost()),
+            ("console bytes over the limit", serial.dropped()),
         ];
         add(&mut statistics, "machine", machine);
         Ok(Ended {

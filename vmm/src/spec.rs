@@ -101,7 +101,7 @@ pub struct ConfigFile {
 #[non_exhaustive]
 pub enum VirtioKind {
     /// Gives the host's random bytes.
-    Rng,
+    Rng(RngSpec),
     /// A disk.
     Block(DiskSpec),
     /// A network interface.
@@ -128,7 +128,7 @@ impl VirtioKind {
     /// Its name, as in `virtio-NAME`.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Rng => "rng",
+            Self::Rng(_) => "rng",
             Self::Block(_) => "blk",
             Self::Net(_) => "net",
             Self::Vsock(_) => "vsock",
@@ -141,6 +141,13 @@ impl VirtioKind {
             Self::Mem(_) => "mem",
         }
     }
+}
+
+/// A source of entropy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RngSpec {
+    /// How much the guest may take in what time.
+    pub limits: Limits,
 }
 
 /// A disk of the guest.
@@ -340,6 +347,9 @@ pub struct PmemSpec {
     pub read_only: bool,
     /// How many bytes of it, from its beginning, are shown; all if there is no number. A multiple of 2 MiB.
     pub size: Option<u64>,
+    /// How often the guest may have it flushed in what time: a flush is one operation, and as many bytes as are shown.
+    /// [`Handle::pmem`](crate::Handle::pmem) changes it. Nothing limits what the guest reads and writes.
+    pub limits: Limits,
 }
 
 impl PmemSpec {
@@ -349,6 +359,7 @@ impl PmemSpec {
             path: path.into(),
             read_only: false,
             size: None,
+            limits: Limits::default(),
         }
     }
 }
@@ -462,6 +473,9 @@ pub struct Spec {
     /// It has a keyboard, behind an 8042 ([`Handle::press_ctrl_alt_del`](crate::Handle::press_ctrl_alt_del)).
     /// Without, the tables say that there is none, and kernels do not look for one.
     pub keyboard: bool,
+    /// How many bytes the guest may send by the serial port in what time. What is over it is dropped and counted
+    /// ([`Handle::serial_dropped`](crate::Handle::serial_dropped)).
+    pub serial_limit: Option<Bucket>,
     /// First of four ports whose write ends the machine with
     /// [`Outcome::Exit`](crate::Outcome::Exit) (QEMU's `isa-debug-exit`).
     pub debug_exit: Option<u16>,
@@ -498,6 +512,7 @@ impl Spec {
             virtio_on_command_line: false,
             pci: false,
             keyboard: false,
+            serial_limit: None,
             debug_exit: None,
             test_device: false,
             fw_cfg: None,

@@ -18,7 +18,7 @@ use crate::console::Output;
 use crate::error::BuildError;
 use crate::layout;
 use crate::policy::{Event, Outcome};
-use crate::spec::Spec;
+use crate::spec::{Bucket, Spec};
 
 /// What devices are made of.
 pub struct Parts<'a> {
@@ -28,6 +28,7 @@ pub struct Parts<'a> {
     pub clock: Clock,
     pub memory: u64,
     pub keyboard: bool,
+    pub serial_limit: Option<Bucket>,
     pub output: Output,
     pub to_driver: Sender<Event>,
 }
@@ -62,6 +63,7 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Added, BuildError>
         clock,
         memory,
         keyboard,
+        serial_limit,
         output,
         to_driver,
     } = parts;
@@ -94,7 +96,7 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Added, BuildError>
     ports.insert(layout::CMOS, Cmos::PORTS, Arc::new(Cmos::new(sizes)))?;
 
     let interrupt = line(backend, layout::SERIAL_INTERRUPT);
-    let serial = Arc::new(Serial::new(interrupt, Box::new(output)));
+    let serial = Arc::new(Serial::limited(interrupt, Box::new(output), serial_limit));
     ports.insert(layout::SERIAL, Serial::PORTS, serial.clone())?;
     Ok(Added {
         serial,

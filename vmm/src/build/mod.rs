@@ -79,6 +79,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         clock,
         memory: spec.memory,
         keyboard: spec.keyboard,
+        serial_limit: spec.serial_limit,
         output: output.clone(),
         to_driver: to_driver.clone(),
     };

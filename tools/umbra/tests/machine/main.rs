@@ -25,6 +25,7 @@ mod hotplug;
 mod inspect;
 mod interrupts;
 mod kernel_vhost;
+mod limits;
 mod live;
 mod network;
 mod no_kvm;
