@@ -74,7 +74,9 @@ pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
 pub use umbra_devices::KeyError;
-pub use umbra_devices::virtio::balloon::{BalloonCounters, BalloonStatistics, TargetError};
+pub use umbra_devices::virtio::balloon::{
+    BalloonCounters, BalloonStatistics, HintingError, HintingStatus, TargetError,
+};
 pub use umbra_devices::virtio::block::{ReplaceError, Statistics as DiskStatistics};
 pub use umbra_devices::virtio::mem::SizeError;
 pub use umbra_devices::virtio::net::NetStatistics;

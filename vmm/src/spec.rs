@@ -1,6 +1,7 @@
 //! What somebody wants: plain data, unchecked.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use umbra_block::{BackingFiles, EngineKind, Format};
 pub use umbra_cpu_kvm::IrqchipMode;
@@ -325,6 +326,12 @@ pub struct BalloonSpec {
     pub deflate_on_oom: bool,
     /// The guest says which pages it does not use, and the host has them until it does.
     pub free_page_reporting: bool,
+    /// The guest may be asked which pages it does not use
+    /// ([`BalloonControl::start_hinting`](crate::BalloonControl::start_hinting)).
+    pub free_page_hinting: bool,
+    /// How often the guest is asked for statistics from the beginning, 100 ms at the least; never if there is no
+    /// interval. [`BalloonControl::set_polling`](crate::BalloonControl::set_polling) changes it.
+    pub polling: Option<Duration>,
 }
 
 impl Default for BalloonSpec {
@@ -333,6 +340,8 @@ impl Default for BalloonSpec {
             size: 0,
             deflate_on_oom: true,
             free_page_reporting: true,
+            free_page_hinting: false,
+            polling: None,
         }
     }
 }
