@@ -14,7 +14,7 @@ use umbra_irq::Msi;
 use crate::build::{Buttons, Control};
 use crate::devices::{Devices, VirtioInfo};
 use crate::error::{AddError, DiskError, RemoveError};
-use crate::policy::{Event, Outcome, Paused};
+use crate::policy::{Event, Outcome, Paused, PausedCpu};
 use crate::spec::VirtioSpec;
 use crate::terminal::PortInput;
 
@@ -80,7 +80,41 @@ impl Handle {
         answer.recv().map_err(|_| HandleError::Ended)
     }
 
-    /// Lets the processors go on; nothing if they do. Never blocks.
+    /// Makes one processor stand still, and returns its registers; the others and the devices go on. It stands still
+    /// until [`resume_cpu`](Self::resume_cpu), also while the machine is paused and when it is resumed. Blocks as
+    /// [`pause`](Self::pause) does. A guest notices: what it sends to that processor is not answered, and Linux
+    /// complains after some seconds.
+    ///
+    /// # Errors
+    /// If the machine is ending, or has no such processor.
+    pub fn pause_cpu(&self, cpu: usize) -> Result<PausedCpu, HandleError> {
+        self.expect_cpu(cpu)?;
+        let (reply, answer) = channel();
+        self.events
+            .send(Event::PauseCpu(cpu, reply))
+            .map_err(|_| HandleError::Ended)?;
+        answer.recv().map_err(|_| HandleError::Ended)
+    }
+
+    /// Lets a processor go on that was held by itself; nothing if it was not. While the machine is paused it goes on
+    /// with the others. Never blocks.
+    ///
+    /// # Errors
+    /// If the machine has ended, or has no such processor.
+    pub fn resume_cpu(&self, cpu: usize) -> Result<(), HandleError> {
+        self.expect_cpu(cpu)?;
+        let told = self.events.send(Event::ResumeCpu(cpu));
+        told.map_err(|_| HandleError::Ended)
+    }
+
+    fn expect_cpu(&self, cpu: usize) -> Result<(), HandleError> {
+        match self.cpus.saturating_sub(1) {
+            last if cpu > last => Err(HandleError::NoSuchCpu { cpu, last }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the processors go on that are not held by themselves; nothing if they do. Never blocks.
     pub fn resume(&self) {
         // A machine that has ended hears nothing more.
         let _ = self.events.send(Event::Resume);
@@ -118,10 +152,11 @@ impl Handle {
     /// # Errors
     /// If the machine has ended, or has no such processor.
     pub fn inject_nmi(&self, cpu: Option<usize>) -> Result<(), HandleError> {
-        let last = self.cpus.saturating_sub(1);
         let targets = match cpu {
-            Some(cpu) if cpu > last => return Err(HandleError::NoSuchCpu { cpu, last }),
-            Some(cpu) => cpu..cpu + 1,
+            Some(cpu) => {
+                self.expect_cpu(cpu)?;
+                cpu..cpu + 1
+            }
             None => 0..self.cpus,
         };
         self.expect_alive()?;

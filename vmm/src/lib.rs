@@ -60,7 +60,7 @@ pub use error::{
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;
-pub use policy::{Outcome, Paused};
+pub use policy::{Outcome, Paused, PausedCpu};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
     DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec, Module, NetHost,
