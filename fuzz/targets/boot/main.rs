@@ -10,7 +10,8 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use umbra_boot::{
-    Image, KeyboardController, Loaded, Module, PciRoot, Platform, Protocol, Request, Role, VirtioMmio, layout, load,
+    Image, KeyboardController, Loaded, Module, PciRoot, Platform, Protocol, Request, Role,
+    VirtioMmio, layout, load,
 };
 use umbra_fuzz::Source;
 

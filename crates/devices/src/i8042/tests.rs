@@ -1,3 +1,5 @@
+//! A guest's driver of the keyboard controller.
+
 use super::*;
 use crate::tests::power_recorder;
 use std::sync::atomic::{AtomicU32, Ordering};
