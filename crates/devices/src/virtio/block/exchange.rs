@@ -11,7 +11,8 @@
 //! request whose host hangs keeps its pass, and the old disk its place.
 //!
 //! A queue's engine belongs to its thread, which takes a new one before its next request. They are made by whoever
-//! replaces the disk, so that a host that refuses them fails the exchange and not the device.
+//! replaces the disk, so that a host that refuses them fails the exchange and not the device; and who replaces it
+//! waits until the threads have let the old disk go, so that somebody else may have it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,20 @@ pub struct Current {
     pub number: u64,
     /// For the threads that have not begun with it yet.
     pub engines: Vec<Engine>,
+    /// How many threads still have the disk before it.
+    pub behind: usize,
+}
+
+impl Current {
+    /// The first one.
+    pub fn new(disk: Arc<dyn Disk>) -> Self {
+        Self {
+            disk,
+            number: 0,
+            engines: Vec::new(),
+            behind: 0,
+        }
+    }
 }
 
 /// The bit that says that nobody may enter; the others count passes.

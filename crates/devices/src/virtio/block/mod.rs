@@ -51,7 +51,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use umbra_block::{Disk, Engine, EngineKind, SECTOR};
 use umbra_virtio::{
     ActivateError, Activation, Device, Event, Features, Interrupt, Queue, Worker, read_config,
@@ -169,6 +169,9 @@ fn not(is_not: bool) -> &'static str {
 /// How long requests to the old disk are waited for. Tests have less of it.
 const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 10_000 });
 
+/// How long it is waited for that all threads let the old disk go.
+const LET_GO: Duration = Duration::from_secs(1);
+
 /// The device.
 pub struct Block {
     shared: Arc<Shared>,
@@ -188,6 +191,8 @@ struct Crew {
 /// What queues and control have in common.
 struct Shared {
     current: Mutex<Current>,
+    /// A thread has let an old disk go.
+    let_go: Condvar,
     /// Which disk it is; changes only while the gate is held and nobody inside.
     number: AtomicU64,
     gate: Arc<Gate>,
@@ -257,11 +262,8 @@ impl Block {
         };
         let shared = Shared {
             read_only: disk.is_read_only(),
-            current: Mutex::new(Current {
-                disk,
-                number: 0,
-                engines: Vec::new(),
-            }),
+            current: Mutex::new(Current::new(disk)),
+            let_go: Condvar::new(),
             number: AtomicU64::new(0),
             gate: Arc::default(),
             replacing: Mutex::new(()),
@@ -451,9 +453,8 @@ impl BlockControl {
     }
 
     /// Puts another disk in the place of the one that is there. Requests in flight end on the old one, which is
-    /// flushed, and let go when each queue has looked, at once if the host is not busy. The driver is told that the
-    /// configuration has changed. Blocks for ten seconds and what a flush takes at most; the guest's requests wait
-    /// as long.
+    /// flushed and let go. The driver is told that the configuration has changed. Blocks for some ten seconds and
+    /// what a flush takes at most; the guest's requests wait as long.
     ///
     /// # Errors
     /// If it cannot be done; the old disk is still there then, and nothing was lost.
@@ -480,8 +481,10 @@ impl BlockControl {
         tracing::info!(old = %old.name(), new = %disk.name(), "a disk is replaced");
         shared.exchange(disk, engines);
         drop(held);
+        drop(old);
         shared.wake();
         shared.tell();
+        shared.wait_let_go();
         Ok(())
     }
 
@@ -515,8 +518,31 @@ impl Shared {
         let mut current = self.current.lock();
         current.number += 1;
         current.disk = disk;
+        current.behind = engines.len();
         current.engines = engines;
         self.number.store(current.number, Ordering::Release);
+    }
+
+    /// A thread that had the disk of this number has it no more.
+    fn lets_go(&self, number: u64) {
+        let mut current = self.current.lock();
+        if number != current.number {
+            // A thread that began in the middle of an exchange was not counted.
+            current.behind = current.behind.saturating_sub(1);
+            self.let_go.notify_all();
+        }
+    }
+
+    /// Waits until all threads have let the old disk go, but not for one that broke down.
+    fn wait_let_go(&self) {
+        let until = Instant::now() + LET_GO;
+        let mut current = self.current.lock();
+        while current.behind != 0 {
+            if self.let_go.wait_until(&mut current, until).timed_out() {
+                tracing::debug!(threads = current.behind, "an old disk is still held");
+                return;
+            }
+        }
     }
 
     /// Tells the driver that the configuration has changed, unless it knows, or when there is one.

@@ -285,13 +285,17 @@ impl Work {
             "a disk is replaced when nothing is in flight"
         );
         let mut current = self.shared.current.lock();
-        self.engine = match current.engines.pop() {
+        let engine = match current.engines.pop() {
             Some(engine) => engine,
             // For a thread that began while the disk was replaced.
             None => Engine::start(current.disk.clone(), self.shared.engine)?,
         };
         self.name = current.disk.name();
-        self.number = current.number;
+        let old = std::mem::replace(&mut self.number, current.number);
+        drop(current);
+        // The old one goes, and its disk with it, before anybody is told.
+        self.engine = engine;
+        self.shared.lets_go(old);
         Ok(())
     }
 
@@ -453,10 +457,12 @@ impl Work {
             shared,
             flights,
             name,
+            number,
             ..
         } = self;
         if !hung {
             drop(engine);
+            shared.lets_go(number);
             return queue;
         }
         let count = flights.iter().flatten().count();
