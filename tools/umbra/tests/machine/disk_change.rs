@@ -124,7 +124,41 @@ fn a_disk_that_is_read_stays_one(backend: &str) {
     shell.power_off();
 }
 
+/// Two processors read by a queue each, past the guest's cache, while files of the same bytes take turns.
+fn files_take_turns_under_two_busy_queues(backend: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["a", "b"].map(|name| folder.path().join(name));
+    files.iter().for_each(|file| write(file, b'x', 4 * MIB));
+    let Some(shell) = Shell::boot(backend, LINUX_6_1, "", |spec| {
+        let mut disk = DiskSpec::new(&files[0]);
+        disk.queues = 2;
+        spec.cpus(2).virtio("disk", VirtioKind::Block(disk))
+    }) else {
+        return;
+    };
+    let read = "while ! [ -e /stop ]; do dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | \
+                tr -d x | wc -c; done";
+    for cpu in ["1", "2"] {
+        let reader = format!("taskset {cpu} sh -c '{read}' > /out{cpu} 2>&1 &");
+        shell.ask(&format!("{reader} echo"));
+    }
+    for turn in 1..=200 {
+        shell.handle.replace_disk("disk", &files[turn % 2]).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    shell.ask("touch /stop; sleep 1");
+    let answers = shell.ask("cat /out1 /out2 | sort | uniq -c");
+    let words: Vec<_> = answers.split_whitespace().collect();
+    assert!(words.len() == 2 && words[1] == "0", "{answers}");
+    assert!(words[0].parse::<u32>().unwrap() >= 4, "{answers}");
+    assert_eq!(shell.ask("dmesg | grep -ciE 'vda.*error|hung'"), "0");
+    let done = shell.handle.disk("disk").unwrap().statistics();
+    assert_eq!((done.errors, done.refused), (0, 0), "{done:?}");
+    shell.power_off();
+}
+
 on_each_stock_backend! {
+    files_take_turns_under_two_busy_queues,
     a_disk_gets_another_file,
     a_disk_on_a_pci_bus_gets_another_file,
     a_disk_that_is_read_stays_one,
