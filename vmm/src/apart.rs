@@ -54,7 +54,8 @@ pub fn device_apart(spec: &VirtioSpec) -> Result<(Box<dyn Device>, Helpers), Apa
 mod tests {
     use super::*;
     use crate::spec::{
-        BalloonSpec, ConsoleSpec, DiskSpec, PmemSpec, PortEnd, PortSpec, VirtioKind, VsockSpec,
+        BalloonSpec, ConsoleSpec, DiskSpec, PmemSpec, PortEnd, PortSpec, RngSpec, VirtioKind,
+        VsockSpec,
     };
 
     fn spec(kind: VirtioKind) -> VirtioSpec {
@@ -79,7 +80,7 @@ mod tests {
             path: dir.path().join("vsock"),
         };
         let table = [
-            (VirtioKind::Rng, 4),
+            (VirtioKind::Rng(RngSpec::default()), 4),
             (VirtioKind::Block(DiskSpec::new(&disk)), 2),
             (VirtioKind::Vsock(vsock), 19),
             (console(PortEnd::File(dir.path().join("log"))), 3),

@@ -17,16 +17,18 @@
 //! **Pause.** Devices stand still after the processors. Leaving ones are waited for first, so that nothing
 //! writes memory; one that is added meanwhile stands still from the beginning.
 //!
-//! **Locks**: `changes` (one host thread adds or removes) → `state` → root bus. Only `state` is taken on a
+//! **Locks**: `changes` (one host thread adds, or replaces a disk) → `state` → root bus. Only `state` is taken on a
 //! processor's thread, and nothing blocks under it but a pause, which happens while no processor runs.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use umbra_block::OpenError;
 use umbra_cpu::Backend;
 use umbra_devices::PciHotplug;
 use umbra_devices::virtio::MemControl;
@@ -38,7 +40,7 @@ use umbra_virtio::{PciTransport, Transport};
 
 use crate::build::{self, Control, Helper, HighMemory, Surroundings, Vhost};
 use crate::console::Output;
-use crate::error::{AddError, BuildError, RemoveError};
+use crate::error::{AddError, BuildError, DiskError, RemoveError};
 use crate::layout;
 use crate::plan;
 use crate::spec::{PortEnd, VirtioKind, VirtioSpec};
@@ -240,6 +242,45 @@ impl Devices {
         let state = self.shared.state.lock();
         let device = state.devices.iter().find(|device| device.spec.id == id)?;
         device.control.clone()
+    }
+
+    /// Puts another file in the place of the one behind a disk.
+    pub fn replace_disk(&self, id: &str, path: &Path) -> Result<(), DiskError> {
+        // Two of them would disagree in the end about which file it is.
+        let _changes = self.changes.lock();
+        let find = |state: &State| {
+            let device = state.devices.iter().find(|device| device.spec.id == id)?;
+            match (&device.spec.kind, &device.control) {
+                (VirtioKind::Block(spec), Some(Control::Block(control))) => {
+                    Some((spec.clone(), control.clone()))
+                }
+                _ => None,
+            }
+        };
+        let found = find(&self.shared.state.lock());
+        let (mut spec, control) =
+            found.ok_or_else(|| DiskError::NoSuchDisk { id: id.to_owned() })?;
+        let is_there = spec.path == path;
+        spec.path = path.to_owned();
+        match build::open_disk(&spec) {
+            Ok(disk) => control.replace(disk)?,
+            // By this machine: it is the same file.
+            Err(OpenError::Locked { .. }) if is_there => {
+                let looked = control.refresh_size();
+                looked.map_err(|source| DiskError::Size {
+                    path: spec.path,
+                    source,
+                })?;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let mut state = self.shared.state.lock();
+        let mut devices = state.devices.iter_mut();
+        if let Some(device) = devices.find(|device| device.spec.id == id) {
+            device.spec.kind = VirtioKind::Block(spec);
+        }
+        Ok(())
     }
 
     /// Tells the device that has the machine's console how large that is.

@@ -14,7 +14,7 @@ use umbra_x86::state::CpuState;
 
 use crate::devices::Devices;
 use crate::error::RunError;
-use crate::policy::{Action, Event, Outcome, Paused, State, decide};
+use crate::policy::{Action, Event, Holds, Outcome, Paused, PausedCpu, State, decide};
 use crate::vcpu::VcpuThread;
 
 /// How long output may wait in the backend while no processor leaves the guest.
@@ -43,7 +43,7 @@ pub struct Driver<'a> {
 impl Driver<'_> {
     /// Runs the machine until it has ended: calls `kick` once, and returns how it ended.
     pub fn run(&self, kick: impl FnOnce()) -> Result<Outcome, RunError> {
-        let mut state = State::Running;
+        let mut state = State::Running(Holds::new());
         loop {
             let event = self.next();
             let (next, action) = decide(state, event);
@@ -54,7 +54,19 @@ impl Driver<'_> {
                     // Somebody who no longer waits resumes nothing either: that is their affair.
                     let _ = reply.send(Paused { states, already });
                 }
-                Action::Resume => self.go_on(),
+                Action::Resume(holds) => self.go_on(&holds),
+                Action::PauseCpu(cpu, reply, already) => {
+                    // One that has ended gives no answer; the machine ends, too.
+                    if let Some(state) = self.hold_one(cpu) {
+                        let _ = reply.send(PausedCpu { state, already });
+                    }
+                }
+                Action::ResumeCpu(cpu) => {
+                    self.processors
+                        .get(cpu)
+                        .into_iter()
+                        .for_each(VcpuThread::go_on);
+                }
                 Action::Kick => {
                     kick();
                     let State::Ending(result) = next else {
@@ -78,9 +90,19 @@ impl Driver<'_> {
         held
     }
 
-    fn go_on(&self) {
+    /// Lets the devices go on, and all processors that are not held by themselves.
+    fn go_on(&self, holds: &Holds) {
         self.virtio.go_on();
-        self.processors.iter().for_each(VcpuThread::go_on);
+        let processors = self.processors.iter().enumerate();
+        let free = processors.filter(|(cpu, _)| !holds.contains(cpu));
+        free.for_each(|(_, processor)| processor.go_on());
+    }
+
+    /// Makes one processor stand still; returns its registers.
+    fn hold_one(&self, cpu: usize) -> Option<CpuState> {
+        let processor = self.processors.get(cpu)?;
+        processor.hold();
+        processor.wait_held()
     }
 
     fn tick(&self) {

@@ -1,5 +1,7 @@
 //! What can go wrong before a machine runs, and while it does. Each prints as one line.
 
+use std::path::PathBuf;
+
 use umbra_block::OpenError;
 use umbra_bus::{BusError, PortsError};
 use umbra_cpu::CpuError;
@@ -7,6 +9,7 @@ use umbra_cpu::template::TemplateError;
 use umbra_cpu_kvm::{HostError, KvmError};
 use umbra_devices::fw_cfg::FileError;
 use umbra_devices::virtio::block::BlockError;
+use umbra_devices::virtio::block::ReplaceError;
 use umbra_devices::virtio::console::ListenError;
 use umbra_devices::virtio::vsock::VsockError;
 use umbra_net::{PasstError, StreamError, TapError};
@@ -466,6 +469,36 @@ pub enum RemoveError {
         id: String,
         /// What would be lost.
         bytes: u64,
+    },
+}
+
+/// Why a disk has not got another file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// The machine has ended.
+    #[error("the machine has ended")]
+    Ended,
+    /// There is none of this name, or it is a disk of a back end.
+    #[error("there is no disk named {id:?} whose file could be replaced")]
+    NoSuchDisk {
+        /// The name.
+        id: String,
+    },
+    /// The new file is no disk.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The new disk cannot take the old one's place.
+    #[error(transparent)]
+    Replace(#[from] ReplaceError),
+    /// The host does not say how large the file is.
+    #[error("cannot find out the size of disk {path}")]
+    Size {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
 }
 

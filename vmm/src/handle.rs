@@ -1,18 +1,20 @@
 //! What other threads may do with a machine that runs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use umbra_cpu::Backend;
-use umbra_devices::Serial;
-use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};
+use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl, PmemControl};
+use umbra_devices::{KeyError, Serial};
+use umbra_irq::Msi;
 
-use crate::build::Control;
+use crate::build::{Buttons, Control};
 use crate::devices::{Devices, VirtioInfo};
-use crate::error::{AddError, RemoveError};
-use crate::policy::{Event, Outcome, Paused};
+use crate::error::{AddError, DiskError, RemoveError};
+use crate::policy::{Event, Outcome, Paused, PausedCpu};
 use crate::spec::VirtioSpec;
 use crate::terminal::PortInput;
 
@@ -23,6 +25,10 @@ pub struct Handle {
     pub(crate) input: ConsoleInput,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) devices: Arc<Devices>,
+    pub(crate) buttons: Buttons,
+    pub(crate) serial: Arc<Serial>,
+    /// Number of processors.
+    pub(crate) cpus: usize,
 }
 
 /// Why a machine did not do what was asked of it.
@@ -39,6 +45,12 @@ pub enum HandleError {
         /// The highest number.
         last: usize,
     },
+    /// It has no keyboard.
+    #[error("the machine has no keyboard; build it with one (`Spec::keyboard`)")]
+    NoKeyboard,
+    /// Its keyboard takes no keys now.
+    #[error(transparent)]
+    Keyboard(#[from] KeyError),
     /// Its processors keep their tables to themselves.
     #[error("the {backend} backend shows no page tables; the software processor does")]
     NoTables {
@@ -68,10 +80,96 @@ impl Handle {
         answer.recv().map_err(|_| HandleError::Ended)
     }
 
-    /// Lets the processors go on; nothing if they do. Never blocks.
+    /// Makes one processor stand still, and returns its registers; the others and the devices go on. It stands still
+    /// until [`resume_cpu`](Self::resume_cpu), also while the machine is paused and when it is resumed. Blocks as
+    /// [`pause`](Self::pause) does. A guest notices: what it sends to that processor is not answered, and Linux
+    /// complains after some seconds.
+    ///
+    /// # Errors
+    /// If the machine is ending, or has no such processor.
+    pub fn pause_cpu(&self, cpu: usize) -> Result<PausedCpu, HandleError> {
+        self.expect_cpu(cpu)?;
+        let (reply, answer) = channel();
+        self.events
+            .send(Event::PauseCpu(cpu, reply))
+            .map_err(|_| HandleError::Ended)?;
+        answer.recv().map_err(|_| HandleError::Ended)
+    }
+
+    /// Lets a processor go on that was held by itself; nothing if it was not. While the machine is paused it goes on
+    /// with the others. Never blocks.
+    ///
+    /// # Errors
+    /// If the machine has ended, or has no such processor.
+    pub fn resume_cpu(&self, cpu: usize) -> Result<(), HandleError> {
+        self.expect_cpu(cpu)?;
+        let told = self.events.send(Event::ResumeCpu(cpu));
+        told.map_err(|_| HandleError::Ended)
+    }
+
+    fn expect_cpu(&self, cpu: usize) -> Result<(), HandleError> {
+        match self.cpus.saturating_sub(1) {
+            last if cpu > last => Err(HandleError::NoSuchCpu { cpu, last }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the processors go on that are not held by themselves; nothing if they do. Never blocks.
     pub fn resume(&self) {
         // A machine that has ended hears nothing more.
         let _ = self.events.send(Event::Resume);
+    }
+
+    /// Presses Ctrl, Alt and Delete on the machine's keyboard, and lets them go. What that means is the guest's
+    /// decision: Linux restarts, or tells its first process. Never blocks; while the machine is paused the keys
+    /// wait.
+    ///
+    /// # Errors
+    /// If the machine has ended, has no keyboard ([`Spec::keyboard`](crate::Spec::keyboard)), or one that takes no
+    /// keys now.
+    pub fn press_ctrl_alt_del(&self) -> Result<(), HandleError> {
+        let keyboard = self.buttons.keyboard.as_ref();
+        let keyboard = keyboard.ok_or(HandleError::NoKeyboard)?;
+        self.expect_alive()?;
+        Ok(keyboard.press_ctrl_alt_del()?)
+    }
+
+    /// Presses the machine's power button. What that means is the guest's decision: one without a driver for it
+    /// (Linux: `button`), or without a program that listens, does nothing. Never blocks; while the machine is
+    /// paused the press waits.
+    ///
+    /// # Errors
+    /// If the machine has ended.
+    pub fn press_power_button(&self) -> Result<(), HandleError> {
+        self.expect_alive()?;
+        self.buttons.power.press();
+        Ok(())
+    }
+
+    /// Sends a non-maskable interrupt to a processor, or to all of them. One that waits for the start-up message
+    /// has it when it starts; those that come faster than the guest takes them become one. Never blocks.
+    ///
+    /// # Errors
+    /// If the machine has ended, or has no such processor.
+    pub fn inject_nmi(&self, cpu: Option<usize>) -> Result<(), HandleError> {
+        let targets = match cpu {
+            Some(cpu) => {
+                self.expect_cpu(cpu)?;
+                cpu..cpu + 1
+            }
+            None => 0..self.cpus,
+        };
+        self.expect_alive()?;
+        let msi = self.backend.msi();
+        targets.for_each(|cpu| msi.send(nmi(cpu)));
+        Ok(())
+    }
+
+    /// Fails if nobody hears any more what the machine is told.
+    fn expect_alive(&self) -> Result<(), HandleError> {
+        // The driver looks at the time, which it may always do.
+        let told = self.events.send(Event::Timer);
+        told.map_err(|_| HandleError::Ended)
     }
 
     /// Describes the page tables of a processor, guest and shadow side by side, for people; only what
@@ -166,6 +264,19 @@ impl Handle {
         }
     }
 
+    /// Puts the file at `path` in the place of the one behind a disk, opened as the disk's own options say (format,
+    /// read-only, direct I/O). Requests in flight end on the old file, which is flushed and let go. The guest is told
+    /// that its disk has changed, and how large it is; what it keeps of the old one in caches it has to drop by
+    /// itself. The file that is there already is only looked at again, for its size. May be called while the machine
+    /// is paused. Blocks for ten seconds and a flush at most.
+    ///
+    /// # Errors
+    /// If it cannot be done; the old file is still there then.
+    pub fn replace_disk(&self, id: &str, path: &Path) -> Result<(), DiskError> {
+        self.expect_alive().map_err(|_| DiskError::Ended)?;
+        self.devices.replace_disk(id, path)
+    }
+
     /// Returns what plugs and pulls the cable of the network interface of this name, changes its limits, and says
     /// what it has done. `None` if there is no such interface. It may be kept, as a balloon's.
     pub fn network(&self, id: &str) -> Option<NetControl> {
@@ -173,6 +284,21 @@ impl Handle {
             Control::Net(control) => Some(control),
             _ => None,
         }
+    }
+
+    /// Returns what changes the limits of the persistent memory of this name. `None` if there is no such memory. It
+    /// may be kept, as a balloon's.
+    pub fn pmem(&self, id: &str) -> Option<PmemControl> {
+        match self.devices.control(id)? {
+            Control::Pmem(control) => Some(control),
+            _ => None,
+        }
+    }
+
+    /// Returns how many bytes of the serial port's output were dropped because they were over its limit
+    /// ([`Spec::serial_limit`](crate::Spec::serial_limit)).
+    pub fn serial_dropped(&self) -> u64 {
+        self.serial.dropped()
     }
 
     /// Says how large the terminal is that shows the machine's console. The guest hears of it where a virtio
@@ -184,6 +310,16 @@ impl Handle {
     /// Returns the guest's console input.
     pub fn console(&self) -> ConsoleInput {
         self.input.clone()
+    }
+}
+
+/// The message that is a non-maskable interrupt for a processor (SDM vol. 3, 11.11). A machine has fewer than 256, so
+/// no number is the one that means all.
+fn nmi(cpu: usize) -> Msi {
+    const DELIVER_NMI: u32 = 4 << 8;
+    Msi {
+        address: 0xfee0_0000 | (cpu as u64 & 0xff) << 12,
+        data: DELIVER_NMI,
     }
 }
 

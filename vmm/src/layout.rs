@@ -12,8 +12,14 @@ pub const IOAPIC: u32 = 0xfec0_0000;
 pub const SERIAL: u16 = 0x3f8;
 /// Interrupt of the serial port.
 pub const SERIAL_INTERRUPT: u32 = 4;
+/// Interrupt of the keyboard.
+pub const KEYBOARD_INTERRUPT: u32 = 1;
 /// First port of the ACPI registers.
 pub const POWER: u16 = 0x600;
+/// Port of the power button's register.
+pub const POWER_BUTTON: u16 = 0x610;
+/// Interrupt of what the guest is told by ACPI: ACPI's own on a PC.
+pub const EVENT_INTERRUPT: u32 = 9;
 /// Index port of the CMOS clock.
 pub const CMOS: u16 = 0x70;
 /// Where the windows of virtio devices begin, one behind the other, a page each.
@@ -42,8 +48,6 @@ pub const PCI_CONFIG: u32 = 0xe000_0000;
 pub const PCI_WINDOW: (u32, u32) = (0xc000_0000, 0xdfff_ffff);
 /// First port of the registers of PCI hot-plug.
 pub const PCI_HOTPLUG: u16 = 0x620;
-/// Their interrupt: ACPI's own on a PC.
-pub const PCI_INTERRUPT: u32 = 9;
 /// How many functions there can be beside the host bridge.
 pub const PCI_MAX: usize = 31;
 
@@ -143,7 +147,14 @@ mod tests {
         assert!(virtio_address(VIRTIO_MAX - 1) + 0x1000 <= IOAPIC);
         let own: std::collections::BTreeSet<_> = (0..17).map(virtio_interrupt).collect();
         assert_eq!(own.len(), 17);
-        for taken in [0, 1, 2, SERIAL_INTERRUPT, 8, PCI_INTERRUPT] {
+        for taken in [
+            0,
+            KEYBOARD_INTERRUPT,
+            2,
+            SERIAL_INTERRUPT,
+            8,
+            EVENT_INTERRUPT,
+        ] {
             assert!(!own.contains(&taken), "{taken}");
         }
         assert_eq!(virtio_interrupt(17), virtio_interrupt(0));

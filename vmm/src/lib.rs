@@ -54,30 +54,36 @@ pub use console::Console;
 pub use devices::VirtioInfo;
 pub use driver::Ended;
 pub use error::{
-    AddError, BuildError, MemError, NetError, PlanError, PmemError, PortError, RemoveError,
-    RunError,
+    AddError, BuildError, DiskError, MemError, NetError, PlanError, PmemError, PortError,
+    RemoveError, RunError,
 };
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
 pub use machine::Machine;
 pub use plan::Plan;
-pub use policy::{Outcome, Paused};
+pub use policy::{Outcome, Paused, PausedCpu};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
     CpuTemplate, DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec, Module,
-    NetHost, NetSpec, PmemSpec, PortEnd, PortSpec, Processor, Spec, VdpaSpec, Verify, VhostKind,
-    VhostUserSpec, VhostVsockSpec, VirtioKind, VirtioSpec, VsockSpec,
+    NetHost, NetSpec, PmemSpec, PortEnd, PortSpec, Processor, RngSpec, Spec, VdpaSpec, Verify,
+    VhostKind, VhostUserSpec, VhostVsockSpec, VirtioKind, VirtioSpec, VsockSpec,
 };
 
 pub use build::{check_tap, probe};
+pub use umbra_block::OpenError;
 pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
 pub use umbra_cpu::template::{Template, TemplateError};
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
-pub use umbra_devices::virtio::balloon::{BalloonCounters, BalloonStatistics, TargetError};
-pub use umbra_devices::virtio::block::Statistics as DiskStatistics;
+pub use umbra_devices::KeyError;
+pub use umbra_devices::virtio::balloon::{
+    BalloonCounters, BalloonStatistics, HintingError, HintingStatus, TargetError,
+};
+pub use umbra_devices::virtio::block::{ReplaceError, Statistics as DiskStatistics};
 pub use umbra_devices::virtio::mem::SizeError;
 pub use umbra_devices::virtio::net::NetStatistics;
-pub use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl};
+pub use umbra_devices::virtio::{
+    BalloonControl, BlockControl, MemControl, NetControl, PmemControl,
+};
 pub use umbra_net::{MacError, TapError};
 pub use umbra_vhost::{BackEndError, BackEndState};
 pub use umbra_virtio::Device;

@@ -10,7 +10,7 @@ use umbra_cpu::{Backend, Vcpu};
 use umbra_devices::Serial;
 use umbra_slots::AddressSpace;
 
-use crate::build;
+use crate::build::{self, Buttons};
 use crate::console::{Console, Writer};
 use crate::devices::Devices;
 use crate::driver::{Driver, Ended};
@@ -32,6 +32,7 @@ pub struct Machine {
     pub(crate) fallback: Option<String>,
     pub(crate) serial: Arc<Serial>,
     pub(crate) virtio: Arc<Devices>,
+    pub(crate) buttons: Buttons,
     pub(crate) bus: Arc<Bus>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) space: Arc<AddressSpace>,
@@ -59,6 +60,9 @@ impl Machine {
             input: self.input.clone(),
             backend: self.backend.clone(),
             devices: self.virtio.clone(),
+            buttons: self.buttons.clone(),
+            serial: self.serial.clone(),
+            cpus: self.vcpus.len(),
         }
     }
 
@@ -162,6 +166,7 @@ impl Machine {
             ("memory accesses that hit nothing", bus.misses()),
             ("port accesses that hit nothing", ports.misses()),
             ("console bytes lost", serial.lost()),
+            ("console bytes over the limit", serial.dropped()),
         ];
         add(&mut statistics, "machine", machine);
         Ok(Ended {

@@ -125,7 +125,7 @@ pub fn check_virtio<'a>(
             return Err(PlanError::SameId { id: id.clone() });
         }
         match &device.kind {
-            VirtioKind::Rng | VirtioKind::Block(_) => {}
+            VirtioKind::Rng(_) | VirtioKind::Block(_) => {}
             VirtioKind::Net(net) => check_net(id, net)?,
             VirtioKind::Pmem(pmem) => check_pmem(id, pmem)?,
             VirtioKind::Mem(mem) => check_mem(id, mem)?,
@@ -348,7 +348,7 @@ fn check_pmem(id: &str, pmem: &PmemSpec) -> Result<(), PlanError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Bucket, PortSpec, VdpaSpec, VhostVsockSpec};
+    use crate::spec::{Bucket, PortSpec, RngSpec, VdpaSpec, VhostVsockSpec};
 
     #[test]
     fn the_default_machine_can_be_planned() {
@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn devices_have_names_of_their_own() {
         let with = |ids: &[&str]| {
-            let add = |spec: Spec, id: &&str| spec.virtio(*id, VirtioKind::Rng);
+            let add = |spec: Spec, id: &&str| spec.virtio(*id, VirtioKind::Rng(RngSpec::default()));
             Plan::new(ids.iter().fold(Spec::new("kernel"), add))
         };
         assert!(with(&["rng0", "A-b_c.d"]).is_ok());
@@ -419,7 +419,9 @@ mod tests {
     #[test]
     fn a_pci_bus_has_room_for_31_devices_and_nobody_is_told_where() {
         let with = |count| {
-            let add = |spec: Spec, n: usize| spec.virtio(n.to_string(), VirtioKind::Rng);
+            let add = |spec: Spec, n: usize| {
+                spec.virtio(n.to_string(), VirtioKind::Rng(RngSpec::default()))
+            };
             (0..count).fold(Spec::new("kernel").pci(), add)
         };
         assert!(Plan::new(with(31)).is_ok());

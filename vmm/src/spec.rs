@@ -1,6 +1,7 @@
 //! What somebody wants: plain data, unchecked.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use umbra_block::{BackingFiles, EngineKind, Format};
 use umbra_cpu::template::{Template, TemplateError};
@@ -121,7 +122,7 @@ pub struct ConfigFile {
 #[non_exhaustive]
 pub enum VirtioKind {
     /// Gives the host's random bytes.
-    Rng,
+    Rng(RngSpec),
     /// A disk.
     Block(DiskSpec),
     /// A network interface.
@@ -148,7 +149,7 @@ impl VirtioKind {
     /// Its name, as in `virtio-NAME`.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Rng => "rng",
+            Self::Rng(_) => "rng",
             Self::Block(_) => "blk",
             Self::Net(_) => "net",
             Self::Vsock(_) => "vsock",
@@ -161,6 +162,13 @@ impl VirtioKind {
             Self::Mem(_) => "mem",
         }
     }
+}
+
+/// A source of entropy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RngSpec {
+    /// How much the guest may take in what time.
+    pub limits: Limits,
 }
 
 /// A disk of the guest.
@@ -338,6 +346,12 @@ pub struct BalloonSpec {
     pub deflate_on_oom: bool,
     /// The guest says which pages it does not use, and the host has them until it does.
     pub free_page_reporting: bool,
+    /// The guest may be asked which pages it does not use
+    /// ([`BalloonControl::start_hinting`](crate::BalloonControl::start_hinting)).
+    pub free_page_hinting: bool,
+    /// How often the guest is asked for statistics from the beginning, 100 ms at the least; never if there is no
+    /// interval. [`BalloonControl::set_polling`](crate::BalloonControl::set_polling) changes it.
+    pub polling: Option<Duration>,
 }
 
 impl Default for BalloonSpec {
@@ -346,6 +360,8 @@ impl Default for BalloonSpec {
             size: 0,
             deflate_on_oom: true,
             free_page_reporting: true,
+            free_page_hinting: false,
+            polling: None,
         }
     }
 }
@@ -360,6 +376,9 @@ pub struct PmemSpec {
     pub read_only: bool,
     /// How many bytes of it, from its beginning, are shown; all if there is no number. A multiple of 2 MiB.
     pub size: Option<u64>,
+    /// How often the guest may have it flushed in what time: a flush is one operation, and as many bytes as are shown.
+    /// [`Handle::pmem`](crate::Handle::pmem) changes it. Nothing limits what the guest reads and writes.
+    pub limits: Limits,
 }
 
 impl PmemSpec {
@@ -369,6 +388,7 @@ impl PmemSpec {
             path: path.into(),
             read_only: false,
             size: None,
+            limits: Limits::default(),
         }
     }
 }
@@ -478,6 +498,12 @@ pub struct Spec {
     /// They are functions on a PCI root bus, with MSI-X, and more of them can come and go while the machine
     /// runs ([`Handle::add_device`](crate::Handle::add_device)). Without, each has a page of memory and a pin.
     pub pci: bool,
+    /// It has a keyboard, behind an 8042 ([`Handle::press_ctrl_alt_del`](crate::Handle::press_ctrl_alt_del)).
+    /// Without, the tables say that there is none, and kernels do not look for one.
+    pub keyboard: bool,
+    /// How many bytes the guest may send by the serial port in what time. What is over it is dropped and counted
+    /// ([`Handle::serial_dropped`](crate::Handle::serial_dropped)).
+    pub serial_limit: Option<Bucket>,
     /// First of four ports whose write ends the machine with
     /// [`Outcome::Exit`](crate::Outcome::Exit) (QEMU's `isa-debug-exit`).
     pub debug_exit: Option<u16>,
@@ -513,6 +539,8 @@ impl Spec {
             virtio: Vec::new(),
             virtio_on_command_line: false,
             pci: false,
+            keyboard: false,
+            serial_limit: None,
             debug_exit: None,
             test_device: false,
             fw_cfg: None,
@@ -548,6 +576,13 @@ impl Spec {
         self.backend = backend;
         self
     }
+
+    /// Adds a keyboard.
+    pub fn keyboard(mut self) -> Self {
+        self.keyboard = true;
+        self
+    }
+
     /// Puts virtio devices on a PCI bus.
     pub fn pci(mut self) -> Self {
         self.pci = true;

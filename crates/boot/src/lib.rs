@@ -34,7 +34,7 @@ mod multiboot;
 mod registers;
 mod reset_vector;
 
-pub use acpi::{Linkable, PciRoot, Platform, VirtioMmio};
+pub use acpi::{KeyboardController, Linkable, PciRoot, Platform, VirtioMmio};
 pub use error::{Error, Role};
 pub use image::{Image, Kind};
 pub use load::{Loaded, Module, Protocol, Request, load};

@@ -6,7 +6,9 @@
 //! | [`Serial`] | 8 | PC16550D data sheet |
 //! | [`Cmos`] | 0x70, 0x71 | MC146818A data sheet, PC/AT Technical Reference |
 //! | [`Keyboard`] | 0x60, 0x64 | only the 8042's reset command |
+//! | [`I8042`] | 0x60, 0x64 | PC/AT and PS/2 Technical Reference |
 //! | [`Power`] | 12 | ACPI 6.5, 4.8.3.3, 4.8.3.6 and 4.8.3.7 |
+//! | [`PowerButton`] | 1 | ACPI 6.5, 4.8.2.2.1.2 |
 //! | [`PciHotplug`] | 12 | ACPI 6.5, 6.3.3 |
 //! | [`ResetControl`] | 0x92, 0xcf9 | PS/2 Technical Reference, 82371SB |
 //! | [`DebugExit`] | 4 | QEMU's `isa-debug-exit` |
@@ -24,9 +26,11 @@
 mod cmos;
 mod debug_exit;
 pub mod fw_cfg;
+mod i8042;
 mod keyboard;
 mod pci_hotplug;
 mod power;
+mod power_button;
 mod reset_control;
 mod serial;
 mod test_device;
@@ -37,9 +41,11 @@ use std::sync::Arc;
 pub use cmos::{Cmos, MemorySizes};
 pub use debug_exit::DebugExit;
 pub use fw_cfg::FwCfg;
+pub use i8042::{I8042, KeyError};
 pub use keyboard::Keyboard;
 pub use pci_hotplug::{EjectListener, PciHotplug};
 pub use power::Power;
+pub use power_button::PowerButton;
 pub use reset_control::ResetControl;
 pub use serial::Serial;
 pub use test_device::TestDevice;

@@ -6,11 +6,16 @@
 //! OUT2, which connects the interrupt on a PC (a driver that only looks which chip this is writes the
 //! interrupt enable register, too), or, a guest that polls, by reading the line status over and over
 //! and nothing else.
+//!
+//! Output may have a limit. A byte over it is dropped and counted, and the guest goes on: a processor that waited for
+//! tokens in the middle of a store would stop all that it does, not only its console.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use umbra_irq::Line;
@@ -18,6 +23,8 @@ use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, SerialState};
+
+use crate::virtio::limiter::{Bucket, Limiter, Limits};
 
 /// Registers.
 const DATA: u8 = 0;
@@ -55,6 +62,28 @@ type SpaceListener = Box<dyn Fn() + Send + Sync>;
 type OutputListener = Box<dyn FnOnce() + Send + Sync>;
 type Uart = vm_superio::Serial<Interrupt, NoEvents, Box<dyn Write + Send>>;
 
+/// Output with a limit, over which bytes are dropped.
+struct Limited {
+    output: Box<dyn Write + Send>,
+    limiter: Limiter,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = bytes.len() as u64;
+        if self.limiter.take(len, Instant::now()).is_err() {
+            self.dropped.fetch_add(len, Ordering::Relaxed);
+            return Ok(bytes.len());
+        }
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
 /// The interrupt output as `vm-superio` drives it: a pulse an event.
 struct Interrupt(Arc<dyn Line>);
 
@@ -89,6 +118,7 @@ struct Polled {
 /// A serial port.
 pub struct Serial {
     inner: Mutex<Inner>,
+    dropped: Arc<AtomicU64>,
 }
 
 impl Serial {
@@ -98,6 +128,25 @@ impl Serial {
     /// Makes a port that pulses `line` and sends to `output`, byte by byte, on the processor's
     /// thread and with the port's lock held: `output` must not block for long.
     pub fn new(line: Arc<dyn Line>, output: Box<dyn Write + Send>) -> Self {
+        Self::limited(line, output, None)
+    }
+
+    /// Makes a port as [`new`](Self::new) does, with a limit for the bytes that are sent. The bucket is full.
+    pub fn limited(
+        line: Arc<dyn Line>,
+        output: Box<dyn Write + Send>,
+        limit: Option<Bucket>,
+    ) -> Self {
+        let limits = Limits {
+            bandwidth: limit,
+            operations: None,
+        };
+        let dropped = Arc::new(AtomicU64::new(0));
+        let output = Box::new(Limited {
+            output,
+            limiter: Limiter::new(limits, Instant::now()),
+            dropped: dropped.clone(),
+        });
         // After a reset OUT2 is off (PC16550D, table 1).
         let reset = SerialState {
             modem_control: 0,
@@ -114,6 +163,7 @@ impl Serial {
                 on_space: Box::new(|| {}),
                 polled: None,
             }),
+            dropped,
         }
     }
 
@@ -152,6 +202,11 @@ impl Serial {
     /// Returns how many bytes of input the guest has not got yet.
     pub fn waiting(&self) -> usize {
         self.inner.lock().queue.len()
+    }
+
+    /// Returns how many bytes were dropped because they were over the limit.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Returns how many bytes the output refused.
@@ -277,8 +332,7 @@ impl DevicePio for Serial {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     #[derive(Default)]
     struct Pulses(AtomicU32);
@@ -454,5 +508,27 @@ mod tests {
         let serial = Serial::new(Arc::new(Pulses::default()), Box::new(Broken));
         serial.pio_write(PioAddress(0x3f8), 0, b"a");
         assert_eq!(serial.lost(), 1);
+    }
+
+    #[test]
+    fn what_is_over_the_limit_is_dropped_and_counted_and_later_bytes_pass_again() {
+        let screen = Screen::default();
+        let limit = Bucket {
+            size: 3,
+            one_time_burst: 2,
+            refill_time: std::time::Duration::from_millis(300),
+        };
+        let line = Arc::new(Pulses::default());
+        let serial = Serial::limited(line, Box::new(screen.clone()), Some(limit));
+        let send = |byte| serial.pio_write(PioAddress(0x3f8), DATA.into(), &[byte]);
+        (b'a'..b'k').for_each(send);
+        let sent = screen.0.lock().clone();
+        assert!(sent.starts_with(b"abcde"), "{sent:?}");
+        assert_eq!(serial.dropped() + sent.len() as u64, 10);
+        assert!(serial.dropped() >= 4, "{sent:?}");
+        std::thread::sleep(std::time::Duration::from_millis(310));
+        send(b'z');
+        assert_eq!(screen.0.lock().last(), Some(&b'z'));
+        assert_eq!(serial.lost(), 0);
     }
 }

@@ -267,6 +267,8 @@ fn a_used_ring_in_a_page_table_is_translated_by() {
 /// A machine with a balloon whose driver lends the page at `at` when it notifies.
 fn lender(at: u64) -> Machine {
     let options = BalloonOptions {
+        free_page_hinting: false,
+        polling: None,
         name: "balloon".into(),
         target: 0,
         deflate_on_oom: false,

@@ -45,6 +45,36 @@ impl Line for Unconnected {
     fn set(&self, _high: bool) {}
 }
 
+/// An edge-triggered line that several devices pulse: no pulse begins before the last one has ended, so each is an
+/// edge of its own.
+pub struct PulsedLine {
+    line: Arc<dyn Line>,
+    /// Held for as long as a pulse takes.
+    pulsing: Mutex<()>,
+}
+
+impl PulsedLine {
+    /// Shares a line, which nobody else may drive from now on.
+    pub fn new(line: Arc<dyn Line>) -> Self {
+        Self {
+            line,
+            pulsing: Mutex::new(()),
+        }
+    }
+}
+
+impl Line for PulsedLine {
+    fn set(&self, high: bool) {
+        let _pulsing = self.pulsing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.line.set(high);
+    }
+
+    fn pulse(&self) {
+        let _pulsing = self.pulsing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.line.pulse();
+    }
+}
+
 /// A level-triggered line that several devices drive: high while any of them holds it so.
 pub struct SharedLine {
     line: Arc<dyn Line>,
@@ -136,6 +166,29 @@ mod tests {
         fn set(&self, high: bool) {
             self.0.store(high, Ordering::Relaxed);
         }
+    }
+
+    /// Counts pulses that began before the last one had ended.
+    #[derive(Default)]
+    struct Overlaps(AtomicBool, std::sync::atomic::AtomicU32);
+
+    impl Line for Overlaps {
+        fn set(&self, high: bool) {
+            let overlap = self.0.swap(high, Ordering::SeqCst) == high;
+            self.1.fetch_add(overlap.into(), Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn each_pulse_of_a_pulsed_line_is_an_edge() {
+        let wire = Arc::new(Overlaps::default());
+        let line = PulsedLine::new(wire.clone());
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..10_000).for_each(|_| line.pulse()));
+            }
+        });
+        assert_eq!(wire.1.load(Ordering::SeqCst), 0);
     }
 
     #[test]

@@ -268,4 +268,31 @@ mod tests {
     fn the_request_is_as_large_as_the_kernels() {
         assert_eq!(size_of::<Request>(), size_of::<libc::ifreq>());
     }
+
+    /// Needs the right to make interfaces; without it the refusal says what to do.
+    #[test]
+    fn an_interface_that_is_not_there_is_made_and_goes_with_its_last_queue() {
+        let name = format!("umbra{}", std::process::id() % 1_000_000);
+        let there = || std::path::Path::new("/sys/class/net").join(&name).exists();
+        assert!(!there());
+        for queues in [1, 2] {
+            match Tap::open(&name, queues) {
+                Ok(taps) => {
+                    assert_eq!((taps.len(), there()), (queues, true));
+                    drop(taps);
+                    // The kernel ends it in its own time.
+                    let begin = std::time::Instant::now();
+                    while there() && begin.elapsed() < std::time::Duration::from_secs(10) {
+                        std::thread::sleep(std::time::Duration::from_millis(5));
+                    }
+                    assert!(!there());
+                }
+                Err(error @ TapError::Permission { .. }) => {
+                    assert!(error.to_string().contains("ip tuntap add"), "{error}");
+                }
+                Err(TapError::Device(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
 }

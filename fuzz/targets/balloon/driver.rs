@@ -1,4 +1,4 @@
-//! A driver that lends, reports and tells: mostly memory that it has.
+//! A driver that lends, reports, hints and tells: mostly memory that it has.
 
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ impl Driver {
             target: source.u32().into(),
             deflate_on_oom: source.below(2) == 0,
             free_page_reporting: source.below(4) != 0,
+            free_page_hinting: source.below(3) != 0,
+            polling: None,
         };
         let (device, control) = Balloon::new(options).expect("the target is small");
         Self {
@@ -107,9 +109,29 @@ impl Driver {
         self.virtio.put(DATA, &bytes);
     }
 
+    /// Hints: the host asks or has enough, the driver says which run it is in, or that it has no more.
+    fn hint(&mut self, source: &mut Source<'_>) {
+        // Without hints, or without a driver that knows them, it is refused.
+        match source.below(6) {
+            0 => drop(self.control.start_hinting(source.below(2) == 0)),
+            1 => drop(self.control.stop_hinting()),
+            _ => {
+                let status = self.control.hinting();
+                let command = match source.below(4) {
+                    0 => 0,
+                    1 => source.u32(),
+                    _ => status.map_or(0, |status| status.host_cmd),
+                };
+                self.virtio.put(DATA, &command.to_le_bytes());
+                self.virtio.describe(3, 0, (DATA, 4, 0, 0));
+                self.virtio.offer(3, 0);
+            }
+        }
+    }
+
     /// Does one thing.
     pub fn step(&mut self, source: &mut Source<'_>) {
-        match source.below(14) {
+        match source.below(16) {
             0 => self.start(source.u32()),
             1 => self.numbers(source),
             2 => self.statistics(source),
@@ -127,6 +149,7 @@ impl Driver {
             7 => self.control.request_statistics(),
             8 => self.virtio.poke(source),
             9 => std::thread::yield_now(),
+            10 | 11 => self.hint(source),
             _ => self.chain(source),
         }
     }

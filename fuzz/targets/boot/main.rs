@@ -10,33 +10,40 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use umbra_boot::{
-    Image, Loaded, Module, PciRoot, Platform, Protocol, Request, Role, VirtioMmio, layout, load,
+    Image, KeyboardController, Loaded, Module, PciRoot, Platform, Protocol, Request, Role,
+    VirtioMmio, layout, load,
 };
 use umbra_fuzz::Source;
 
 use machine::Memory;
 
 fn platform(source: &mut Source<'_>) -> Platform {
-    let bits = source.u8();
+    let (bits, virtio, devices) = (source.u8(), source.u8(), source.u8());
     Platform {
         cpus: 1 + u32::from(bits & 63),
         local_apic: 0xfee0_0000,
         ioapic: 0xfec0_0000,
         serial: (bits & 64 != 0).then_some((0x3f8, 4)),
         cmos: (bits & 128 != 0).then_some(0x70),
-        virtio_mmio: (0..u32::from(source.u8() & 63))
+        virtio_mmio: (0..u32::from(virtio & 63))
             .map(|n| VirtioMmio {
                 address: 0xfeb0_0000 + 0x1000 * n,
                 len: 0x1000,
                 interrupt: 16 + n % 8,
             })
             .collect(),
-        pci: (source.u8() & 1 != 0).then_some(PciRoot {
+        keyboard: (devices & 2 != 0).then_some(KeyboardController {
+            data: 0x60,
+            command: 0x64,
+            interrupt: 1,
+        }),
+        pci: (devices & 1 != 0).then_some(PciRoot {
             ecam: 0xe000_0000,
             window: (0xc000_0000, 0xdfff_ffff),
             hotplug: 0x620,
-            interrupt: 9,
         }),
+        power_button: (devices & 4 != 0).then_some(0x610),
+        event_interrupt: 9,
         sleep_control: 0x600,
         timer: 0x608,
         reset: (0x602, 1),

@@ -1,5 +1,5 @@
-/* Entries of the interrupt descriptor table for vectors 0x20 to 0x5f: each counts its vector and goes
-   back to where it came from. */
+/* Entries of the interrupt descriptor table for vectors 0x20 to 0x5f, and for NMIs: each counts its vector
+   and goes back to where it came from. */
 
     .section .text
     .set vector, 0x20
@@ -11,6 +11,11 @@ interrupt_entries:
     jmp count
     .set vector, vector + 1
     .endr
+
+    .globl nmi_entry
+nmi_entry:
+    pushq $2
+    jmp count
 
 count:
     pushq %rax

@@ -5,7 +5,7 @@
 /* The mailbox; counters by vector lie in the page behind it. */
 enum { READY = 0, TOTAL = 8, STOP = 16, DEVICE = 24, COUNTERS = 0x1000 };
 
-enum { FIRST = 0x20, VECTORS = 64, STUB = 16 };
+enum { NMI = 2, FIRST = 0x20, VECTORS = 64, STUB = 16 };
 enum { IOAPIC = 0xfec00000, APIC_SPURIOUS = 0x0f0, APIC_EOI = 0x0b0 };
 static const u64 APIC = 0xfee00000;
 
@@ -13,7 +13,7 @@ static const u64 APIC = 0xfee00000;
 enum { PIN = 0xff, LEVEL = 1 << 8, PAIR = 1 << 9, NOWHERE = 1 << 10 };
 
 /* interrupts.S */
-extern const u8 interrupt_entries[];
+extern const u8 interrupt_entries[], nmi_entry[];
 
 static u64 mailbox;
 static u64 wiring;
@@ -27,7 +27,9 @@ void interrupted(u64 vector)
         read32(device);
     write64(counter, read64(counter) + 1);
     write64(mailbox + TOTAL, read64(mailbox + TOTAL) + 1);
-    if (wiring & PAIR) {
+    if (vector == NMI) {
+        /* Nobody is told of its end. */
+    } else if (wiring & PAIR) {
         out8(0xa0, 0x20);
         out8(0x20, 0x20);
     } else {
@@ -37,18 +39,22 @@ void interrupted(u64 vector)
     out8(0x80, 0);
 }
 
+/* A 64-bit interrupt gate to the code segment at 8 (SDM vol. 3, 6.14.1). */
+static void set_gate(u64 vector, u64 entry)
+{
+    table[2 * vector] = (entry & 0xffff) | 8 << 16 | 0x8eull << 40 | entry >> 16 << 48;
+    table[2 * vector + 1] = entry >> 32;
+}
+
 static void load_table(void)
 {
     struct {
         u16 limit;
         u64 base;
     } __attribute__((packed)) descriptor = {sizeof(table) - 1, (u64)table};
-    for (u64 n = 0; n < VECTORS; n++) {
-        u64 entry = (u64)interrupt_entries + STUB * n;
-        /* A 64-bit interrupt gate to the code segment at 8 (SDM vol. 3, 6.14.1). */
-        table[2 * (FIRST + n)] = (entry & 0xffff) | 8 << 16 | 0x8eull << 40 | entry >> 16 << 48;
-        table[2 * (FIRST + n) + 1] = entry >> 32;
-    }
+    for (u64 n = 0; n < VECTORS; n++)
+        set_gate(FIRST + n, (u64)interrupt_entries + STUB * n);
+    set_gate(NMI, (u64)nmi_entry);
     __asm__ volatile("lidt %0" : : "m"(descriptor));
     /* What IRETQ loads again must be in the descriptor table, or null. */
     __asm__ volatile("movl %0, %%ss" : : "r"(0));

@@ -26,6 +26,7 @@ mod mem;
 mod net;
 mod pmem;
 mod port;
+mod rng;
 mod vdpa;
 mod vhost_user;
 mod vsock;
@@ -197,7 +198,8 @@ pub struct MachineArgs {
     #[arg(long, value_name = "NODE[,id=NAME]", value_parser = vdpa::parse)]
     pub vdpa: Vec<vdpa::Vdpa>,
     /// Add a file of the host as persistent memory (virtio-pmem), /dev/pmem0 in the guest: PATH, whose size is
-    /// a multiple of 2M, then readonly, size=SIZE, id=NAME; may be repeated
+    /// a multiple of 2M, then readonly, size=SIZE, id=NAME, and limits of flushes, bandwidth= and
+    /// ops=, as a disk has them; may be repeated
     #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = pmem::parse)]
     pub pmem: Vec<pmem::Pmem>,
     /// Add memory that the guest takes and gives back in blocks while it runs (virtio-mem): max=SIZE it may
@@ -205,9 +207,11 @@ pub struct MachineArgs {
     /// repeated
     #[arg(long, value_name = "max=SIZE[,KEY=VALUE...]", value_parser = mem::parse)]
     pub mem: Vec<mem::Mem>,
-    /// Add an entropy device (virtio-rng)
-    #[arg(long)]
-    pub rng: bool,
+    /// Add an entropy device (virtio-rng), with limits if some are named: bandwidth=SIZE[:MILLISECONDS[:BURST]],
+    /// ops=COUNT[:MILLISECONDS[:BURST]]
+    #[arg(long, value_name = "KEY=VALUE...", num_args = 0..=1, default_missing_value = "",
+          value_parser = rng::parse)]
+    pub rng: Option<umbra_vmm::RngSpec>,
     /// Add a memory balloon (virtio-balloon), by which the guest gives memory back: size=SIZE it shall lend
     /// from the beginning, deflate-on-oom=on or off, free-page-reporting=on or off [default: 0, on, on]
     #[arg(long, value_name = "KEY=VALUE...", num_args = 0..=1, default_missing_value = "",
@@ -224,6 +228,12 @@ pub struct MachineArgs {
     /// Put virtio devices on a PCI bus, with MSI-X, where others can come and go
     #[arg(long, conflicts_with = "virtio_cmdline")]
     pub pci: bool,
+    /// Drop what the guest sends by the serial port over a limit: SIZE[:MILLISECONDS[:BURST]]
+    #[arg(long, value_name = "LIMIT", value_parser = limit::bandwidth)]
+    pub serial_limit: Option<umbra_vmm::Bucket>,
+    /// Add a keyboard, behind an 8042 controller
+    #[arg(long)]
+    pub keyboard: bool,
     /// Let a write to PORT end the machine, and choose the exit status (QEMU's isa-debug-exit)
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4",
           value_parser = port::parse)]
@@ -348,6 +358,8 @@ impl MachineArgs {
             virtio: self.virtio(),
             virtio_on_command_line: self.virtio_cmdline,
             pci: self.pci,
+            keyboard: self.keyboard,
+            serial_limit: self.serial_limit,
             verify: self.audit.map_or(Verify::Off, Verify::EveryFault),
             debug_exit: self.debug_exit,
             test_device: self.test_device,
@@ -362,9 +374,9 @@ impl MachineArgs {
 
 impl MachineArgs {
     fn virtio(&self) -> Vec<VirtioSpec> {
-        let rng = self.rng.then(|| VirtioSpec {
+        let rng = self.rng.map(|spec| VirtioSpec {
             id: "rng".into(),
-            kind: VirtioKind::Rng,
+            kind: VirtioKind::Rng(spec),
         });
         let nets = (0..).zip(&self.net).map(|(number, net)| net.device(number));
         let disks = (0..)

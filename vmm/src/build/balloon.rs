@@ -11,6 +11,8 @@ pub fn make(id: &str, spec: &BalloonSpec) -> (Balloon, BalloonControl) {
         target: spec.size,
         deflate_on_oom: spec.deflate_on_oom,
         free_page_reporting: spec.free_page_reporting,
+        free_page_hinting: spec.free_page_hinting,
+        polling: spec.polling,
     };
     Balloon::new(options).expect("a plan's balloon is smaller than its memory")
 }

@@ -8,17 +8,17 @@ use umbra_bus::{Bus, PioDevice, Ports};
 use umbra_clock::Clock;
 use umbra_cpu::Backend;
 use umbra_devices::{
-    Cmos, DebugExit, FwCfg, Keyboard, MemorySizes, Power, PowerEvent, PowerListener, ResetControl,
-    Serial, TestDevice,
+    Cmos, DebugExit, FwCfg, I8042, Keyboard, MemorySizes, Power, PowerButton, PowerEvent,
+    PowerListener, ResetControl, Serial, TestDevice,
 };
-use umbra_irq::{Controller, Line, Unconnected};
+use umbra_irq::{Controller, Line, PulsedLine, Unconnected};
 use umbra_slots::{Gpa, GpaRange};
 
 use crate::console::Output;
 use crate::error::BuildError;
 use crate::layout;
 use crate::policy::{Event, Outcome};
-use crate::spec::Spec;
+use crate::spec::{Bucket, Spec};
 
 /// What devices are made of.
 pub struct Parts<'a> {
@@ -27,22 +27,43 @@ pub struct Parts<'a> {
     pub ports: &'a Ports,
     pub clock: Clock,
     pub memory: u64,
+    pub keyboard: bool,
+    pub serial_limit: Option<Bucket>,
     pub output: Output,
     pub to_driver: Sender<Event>,
 }
 
-/// Adds the devices that every machine has. Returns the one that the console needs, and one that has no
-/// place yet: its port is among those of a PCI bus, where there is one.
-pub fn add(
-    parts: Parts<'_>,
-    power: &PowerListener,
-) -> Result<(Arc<Serial>, (u16, PioDevice)), BuildError> {
+/// What the host presses.
+#[derive(Clone)]
+pub struct Buttons {
+    /// The keyboard, where there is one.
+    pub keyboard: Option<Arc<I8042>>,
+    /// The power button.
+    pub power: Arc<PowerButton>,
+}
+
+/// Devices of the default platform that somebody needs.
+pub struct Added {
+    /// The console needs it.
+    pub serial: Arc<Serial>,
+    /// It has no place yet: its port is among those of a PCI bus, where there is one.
+    pub reset: (u16, PioDevice),
+    /// Where the host presses.
+    pub buttons: Buttons,
+    /// The line by which the guest is told of events.
+    pub events: Arc<dyn Line>,
+}
+
+/// Adds the devices that every machine has.
+pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Added, BuildError> {
     let Parts {
         backend,
         bus,
         ports,
         clock,
         memory,
+        keyboard,
+        serial_limit,
         output,
         to_driver,
     } = parts;
@@ -59,9 +80,11 @@ pub fn add(
         Power::PORTS,
         Arc::new(Power::new(clock, power.clone())),
     )?;
-    let keyboard = Arc::new(Keyboard::new(power.clone()));
-    ports.insert(Keyboard::DATA, 1, keyboard.clone())?;
-    ports.insert(Keyboard::COMMAND, 1, keyboard)?;
+    let keyboard = add_keyboard(keyboard, backend, ports, power)?;
+    let events = line(backend, layout::EVENT_INTERRUPT);
+    let events: Arc<dyn Line> = Arc::new(PulsedLine::new(events));
+    let button = Arc::new(PowerButton::new(events.clone()));
+    ports.insert(layout::POWER_BUTTON, PowerButton::PORTS, button.clone())?;
     let reset = Arc::new(ResetControl::new(power.clone()));
     ports.insert(ResetControl::PORT_A, 1, reset.clone())?;
 
@@ -72,11 +95,46 @@ pub fn add(
     };
     ports.insert(layout::CMOS, Cmos::PORTS, Arc::new(Cmos::new(sizes)))?;
 
-    let line = backend.chip().line(layout::SERIAL_INTERRUPT);
-    let line = line.unwrap_or_else(|| Arc::new(Unconnected) as Arc<dyn Line>);
-    let serial = Arc::new(Serial::new(line, Box::new(output)));
+    let interrupt = line(backend, layout::SERIAL_INTERRUPT);
+    let serial = Arc::new(Serial::limited(interrupt, Box::new(output), serial_limit));
     ports.insert(layout::SERIAL, Serial::PORTS, serial.clone())?;
-    Ok((serial, (ResetControl::CONTROL, reset)))
+    Ok(Added {
+        serial,
+        reset: (ResetControl::CONTROL, reset),
+        buttons: Buttons {
+            keyboard,
+            power: button,
+        },
+        events,
+    })
+}
+
+/// Returns an interrupt line; one that leads nowhere if the backend has none of this number.
+fn line(backend: &dyn Backend, number: u32) -> Arc<dyn Line> {
+    let line = backend.chip().line(number);
+    line.unwrap_or_else(|| Arc::new(Unconnected))
+}
+
+/// Adds a keyboard with its controller, where one is wanted, else the one command of a controller's that all
+/// machines have.
+fn add_keyboard(
+    wanted: bool,
+    backend: &dyn Backend,
+    ports: &Ports,
+    power: &PowerListener,
+) -> Result<Option<Arc<I8042>>, BuildError> {
+    let add = |device: PioDevice| {
+        ports.insert(I8042::DATA, 1, device.clone())?;
+        ports.insert(I8042::COMMAND, 1, device)
+    };
+    if !wanted {
+        add(Arc::new(Keyboard::new(power.clone())))?;
+        return Ok(None);
+    }
+    let interrupt = line(backend, layout::KEYBOARD_INTERRUPT);
+    let controller = Arc::new(I8042::new(interrupt, power.clone()));
+    add(controller.clone())?;
+    Ok(Some(controller))
 }
 
 /// Lets output wait in the backend as long as the guest sends much and without interrupts: half of the

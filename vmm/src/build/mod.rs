@@ -18,15 +18,16 @@ mod vsock;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
-use umbra_boot::{Platform, Request};
+use umbra_boot::{KeyboardController, Platform, Request};
 use umbra_bus::{Bus, Ports};
 use umbra_clock::Clock;
 use umbra_cpu::{Backend, Vcpu};
-use umbra_devices::{FwCfg, Power};
+use umbra_devices::{FwCfg, I8042, Power};
 use umbra_slots::{AddressSpace, Generation, Options};
 use umbra_x86::state::CpuState;
 
 use crate::build::backend::Chosen;
+use crate::build::devices::Added;
 use crate::console::{Console, Writer};
 use crate::devices::Devices;
 use crate::error::BuildError;
@@ -37,9 +38,10 @@ use crate::plan::Plan;
 use crate::spec::Spec;
 
 pub use backend::probe;
+pub use devices::Buttons;
 pub use high::HighMemory;
 pub use vhost::Vhost;
-pub use virtio::{Control, Helper, Surroundings, check_tap, make, make_apart};
+pub use virtio::{Control, Helper, Surroundings, check_tap, make, make_apart, open_disk};
 
 /// Builds the machine.
 pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
@@ -76,11 +78,18 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         ports: &ports,
         clock,
         memory: spec.memory,
+        keyboard: spec.keyboard,
+        serial_limit: spec.serial_limit,
         output: output.clone(),
         to_driver: to_driver.clone(),
     };
     let power = devices::listener(to_driver.clone());
-    let (serial, reset) = devices::add(parts, &power)?;
+    let Added {
+        serial,
+        reset,
+        buttons,
+        events: event_line,
+    } = devices::add(parts, &power)?;
     devices::coalesce(&backend, &serial, to_driver.clone());
     devices::add_for_tests(&spec, &*backend, &bus, &ports, &power)?;
     if let Some(files) = &spec.fw_cfg {
@@ -89,7 +98,9 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         devices::add_fw_cfg(&ports, FwCfg::new(items, backend.dma()))?;
     }
     let virtio = if spec.pci {
-        pci::add(&spec, &backend, &bus, &ports, &space, &output, reset)?
+        pci::add(
+            &spec, &backend, &bus, &ports, &space, &output, reset, event_line,
+        )?
     } else {
         let (port, device) = reset;
         ports.insert(port, 1, device)?;
@@ -108,6 +119,7 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         fallback,
         serial,
         virtio,
+        buttons,
         bus,
         ports,
         space,
@@ -145,7 +157,14 @@ fn platform(spec: &Spec) -> Platform {
         serial: Some((layout::SERIAL, layout::SERIAL_INTERRUPT)),
         cmos: Some(layout::CMOS),
         virtio_mmio: virtio::places(spec),
+        keyboard: spec.keyboard.then_some(KeyboardController {
+            data: I8042::DATA,
+            command: I8042::COMMAND,
+            interrupt: layout::KEYBOARD_INTERRUPT,
+        }),
         pci: spec.pci.then(pci::place),
+        power_button: Some(layout::POWER_BUTTON),
+        event_interrupt: layout::EVENT_INTERRUPT,
         sleep_control: layout::POWER + Power::SLEEP_CONTROL,
         timer: layout::POWER + Power::TIMER,
         reset: (layout::POWER + Power::RESET, Power::RESET_VALUE),

@@ -6,7 +6,7 @@ use umbra_boot::PciRoot;
 use umbra_bus::{Bus, PioDevice, Ports};
 use umbra_cpu::Backend;
 use umbra_devices::PciHotplug;
-use umbra_irq::Unconnected;
+use umbra_irq::Line;
 use umbra_pci::{Address, ConfigPorts, Ecam, HostBridge, RootBus, Windows};
 use umbra_slots::{AddressSpace, Gpa, GpaRange};
 
@@ -23,12 +23,15 @@ pub fn place() -> PciRoot {
         ecam: layout::PCI_CONFIG,
         window: layout::PCI_WINDOW,
         hotplug: layout::PCI_HOTPLUG,
-        interrupt: layout::PCI_INTERRUPT,
     }
 }
 
 /// Adds the bus with the devices that are wanted. `reset` is the device of the port among those of the
-/// configuration registers.
+/// configuration registers, `events` the line by which the guest is told of what comes and goes.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is another part of the machine"
+)]
 pub fn add(
     spec: &Spec,
     backend: &Arc<dyn Backend>,
@@ -37,6 +40,7 @@ pub fn add(
     space: &Arc<AddressSpace>,
     output: &Output,
     reset: (u16, PioDevice),
+    events: Arc<dyn Line>,
 ) -> Result<Arc<Devices>, BuildError> {
     let (first, last) = layout::PCI_WINDOW;
     let window = GpaRange::new(Gpa(first.into()), u64::from(last - first) + 1);
@@ -54,14 +58,12 @@ pub fn add(
     let config = Arc::new(ConfigPorts::new(root.clone(), Some(reset)));
     ports.insert(ConfigPorts::FIRST, ConfigPorts::LEN, config)?;
 
-    let line = backend.chip().line(layout::PCI_INTERRUPT);
-    let line = line.unwrap_or_else(|| Arc::new(Unconnected));
     let high = HighMemory::new(spec.memory, backend.physical_bits());
     let devices = Devices::on_pci(
         backend.clone(),
         (space.clone(), high),
         root,
-        line,
+        events,
         (spec.memory, output.clone()),
     )?;
     if let Some(hotplug) = devices.hotplug() {

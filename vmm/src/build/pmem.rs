@@ -9,7 +9,7 @@ use umbra_devices::virtio::pmem::Flush;
 use umbra_slots::{FileAccess, RamRegion};
 
 use super::high::Shown;
-use super::virtio::{Helper, Made, Surroundings};
+use super::virtio::{Control, Helper, Made, Surroundings};
 use crate::error::{BuildError, PmemError};
 use crate::spec::PmemSpec;
 
@@ -51,9 +51,11 @@ fn try_make(id: &str, spec: &PmemSpec, around: &Surroundings<'_>) -> Result<Made
     let range = claim.range();
     let shown = Shown::new(around.space, claim, region)?;
     let device = Pmem::new(id, range, flush).map_err(host)?;
+    let control = device.control();
+    control.set_limits(spec.limits);
     tracing::debug!(id, %range, path = %spec.path.display(), "persistent memory");
     Ok(Made {
-        control: None,
+        control: Some(Control::Pmem(control)),
         device: Box::new(device),
         helper: Helper::memory(shown),
     })

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use umbra_block::DiskOptions;
+use umbra_block::{Disk, DiskOptions, OpenError};
 use umbra_boot::VirtioMmio;
 use umbra_bus::Bus;
 use umbra_cpu::Backend;
 use umbra_devices::virtio::net::NetOptions;
 use umbra_devices::virtio::{
     BalloonControl, Block, BlockControl, BlockOptions, ConsoleControl, MemControl, Net, NetControl,
-    Rng,
+    PmemControl, Rng,
 };
 use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_net::{Mac, Passt, Port, Stream, Tap, TapError};
@@ -111,6 +111,8 @@ pub enum Control {
     Block(BlockControl),
     /// A network interface.
     Net(NetControl),
+    /// Persistent memory.
+    Pmem(PmemControl),
     /// A device of a back end.
     VhostUser(VhostUserControl),
     /// A device that the host's kernel serves.
@@ -235,7 +237,7 @@ const SEGMENTS_APART: u16 = 126;
 pub fn make_apart(wanted: &VirtioSpec, output: Option<&Output>) -> Result<Made, BuildError> {
     let id = &wanted.id;
     Ok(match &wanted.kind {
-        VirtioKind::Rng => Made::plain(Rng::new()),
+        VirtioKind::Rng(spec) => Made::plain(Rng::new().limited(spec.limits)),
         VirtioKind::Block(disk) => {
             let segments = match output {
                 Some(_) => Block::SEGMENTS_MAX,
@@ -278,15 +280,20 @@ pub fn make_apart(wanted: &VirtioSpec, output: Option<&Output>) -> Result<Made, 
     })
 }
 
-/// Opens a disk, and makes its device.
-fn block(id: &str, spec: &DiskSpec, segments: u16) -> Result<Block, BuildError> {
+/// Opens the file of a disk.
+pub fn open_disk(spec: &DiskSpec) -> Result<Arc<dyn Disk>, OpenError> {
     let options = DiskOptions {
         format: spec.format,
         read_only: spec.read_only,
         direct: spec.direct,
         backing: spec.backing,
     };
-    let disk = umbra_block::open(&spec.path, &options).map_err(|source| BuildError::Disk {
+    umbra_block::open(&spec.path, &options)
+}
+
+/// Opens a disk, and makes its device.
+fn block(id: &str, spec: &DiskSpec, segments: u16) -> Result<Block, BuildError> {
+    let disk = open_disk(spec).map_err(|source| BuildError::Disk {
         id: id.to_owned(),
         source,
     })?;
@@ -381,12 +388,13 @@ impl Lines<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::RngSpec;
 
     #[test]
     fn the_command_line_names_devices_before_what_is_for_init() {
         let spec = Spec::new("kernel")
-            .virtio("a", VirtioKind::Rng)
-            .virtio("b", VirtioKind::Rng);
+            .virtio("a", VirtioKind::Rng(RngSpec::default()))
+            .virtio("b", VirtioKind::Rng(RngSpec::default()));
         let names =
             "virtio_mmio.device=0x1000@0xfeb00000:16 virtio_mmio.device=0x1000@0xfeb01000:17";
         let table = [

@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{OEM, OEM_REVISION, OEM_TABLE, Platform, VirtioMmio, pci};
+use super::{KeyboardController, OEM, OEM_REVISION, OEM_TABLE, Platform, VirtioMmio, events, pci};
 
 /// What the guest writes into the sleep control register to power off (SLP_TYPx).
 pub const SLEEP_TYPE_OFF: u8 = 5;
@@ -24,12 +24,16 @@ pub fn table(platform: &Platform) -> Sdt {
     if let Some(port) = platform.cmos {
         clock(port, &mut code);
     }
+    if let Some(controller) = &platform.keyboard {
+        keyboard(controller, &mut code);
+    }
     for (number, device) in (0..).zip(&platform.virtio_mmio) {
         virtio(number, device, &mut code);
     }
     if let Some(root) = &platform.pci {
         pci::add(root, &mut code);
     }
+    events::add(platform, &mut code);
     let mut table = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&code);
     table
@@ -59,6 +63,26 @@ fn clock(port: u16, code: &mut Vec<u8>) {
         Path::new("_SB_.RTC0"),
         vec![
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0B00")),
+            &Name::new(Path::new("_CRS"), &resources),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// A keyboard (PNP0303) with its controller's ports and interrupt.
+fn keyboard(controller: &KeyboardController, code: &mut Vec<u8>) {
+    let KeyboardController {
+        data,
+        command,
+        interrupt,
+    } = *controller;
+    let (data, command) = (IO::new(data, data, 1, 1), IO::new(command, command, 1, 1));
+    let interrupt = Interrupt::new(true, true, false, false, interrupt);
+    let resources = ResourceTemplate::new(vec![&data, &command, &interrupt]);
+    Device::new(
+        Path::new("_SB_.KBD0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0303")),
             &Name::new(Path::new("_CRS"), &resources),
         ],
     )

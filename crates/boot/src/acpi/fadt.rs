@@ -5,9 +5,10 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
 use super::{OEM, OEM_REVISION, OEM_TABLE, Platform};
 
-/// IA-PC boot architecture flags (5.2.9.3): no VGA, no PCIe ASPM. No flag for a keyboard
-/// controller, which can only reset here.
+/// IA-PC boot architecture flags (5.2.9.3): no VGA, no PCIe ASPM.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 4;
+/// There is a keyboard controller.
+const I8042: u16 = 1 << 1;
 /// There is no CMOS clock.
 const NO_CMOS: u16 = 1 << 5;
 
@@ -33,12 +34,17 @@ pub fn table(platform: &Platform, dsdt: u64) -> FADT {
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless)
         .flag(Flags::Wbinvd)
-        // Power and sleep buttons would be devices of the DSDT; there are none.
+        // A power button is a device of the DSDT; there is no sleep button.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     let (reset, value) = platform.reset;
     let no_cmos = if platform.cmos.is_none() { NO_CMOS } else { 0 };
-    table.iapc_boot_arch = (BOOT_ARCH | no_cmos).into();
+    let keyboard = if platform.keyboard.is_some() {
+        I8042
+    } else {
+        0
+    };
+    table.iapc_boot_arch = (BOOT_ARCH | no_cmos | keyboard).into();
     table.reset_reg = port(reset);
     table.reset_value = value;
     // Ignored on a hardware-reduced machine; there for those who look for a timer nevertheless.

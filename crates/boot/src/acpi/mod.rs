@@ -6,6 +6,7 @@
 //! for kernels that know no other.
 
 mod dsdt;
+mod events;
 mod fadt;
 mod link;
 mod madt;
@@ -39,8 +40,14 @@ pub struct Platform {
     pub cmos: Option<u16>,
     /// Virtio devices behind memory.
     pub virtio_mmio: Vec<VirtioMmio>,
+    /// A keyboard controller with a keyboard.
+    pub keyboard: Option<KeyboardController>,
     /// A PCI root bus.
     pub pci: Option<PciRoot>,
+    /// Port of a register that reads as one if the power button was pressed since the last time.
+    pub power_button: Option<u16>,
+    /// The edge-triggered interrupt that has the guest look at the registers of hot-plug and of the button.
+    pub event_interrupt: u32,
     /// Port of the sleep control register; the sleep status register is the next one.
     pub sleep_control: u16,
     /// First of the four ports of the power-management timer.
@@ -61,6 +68,17 @@ pub struct VirtioMmio {
     pub interrupt: u32,
 }
 
+/// Where an 8042 with a keyboard is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyboardController {
+    /// Data port.
+    pub data: u16,
+    /// Command and status port.
+    pub command: u16,
+    /// Interrupt, edge-triggered.
+    pub interrupt: u32,
+}
+
 /// Bus 0 of PCI segment 0, whose functions come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciRoot {
@@ -71,8 +89,6 @@ pub struct PciRoot {
     /// First of twelve ports with the registers of hot-plug, 32 bits each: functions that have come,
     /// functions that shall go, and functions that the guest has let go, bit n for device n.
     pub hotplug: u16,
-    /// The edge-triggered interrupt that has the guest look at them.
-    pub interrupt: u32,
 }
 
 /// Bytes of the RSDP, and the room that it takes before the first table.
@@ -196,12 +212,18 @@ pub mod tests {
                 len: 0x1000,
                 interrupt: 0x13,
             }],
+            keyboard: Some(KeyboardController {
+                data: 0x60,
+                command: 0x64,
+                interrupt: 1,
+            }),
             pci: Some(PciRoot {
                 ecam: 0xe000_0000,
                 window: (0xc000_0000, 0xdfff_ffff),
                 hotplug: 0x620,
-                interrupt: 9,
             }),
+            power_button: Some(0x610),
+            event_interrupt: 9,
             sleep_control: 0x600,
             timer: 0x608,
             reset: (0x602, 1),
@@ -344,6 +366,58 @@ pub mod tests {
         }
         assert_eq!((count(b"S000"), count(b"_EJ0")), (0, 31));
         assert!(count(b"ACPI0013\0") == 1 && count(b"\\/\x03_SB_PCI0PSCN") == 1);
+    }
+
+    #[test]
+    fn the_event_device_has_the_button_and_the_slots_looked_at() {
+        let dsdt = table(1, "DSDT");
+        let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|w| w == bytes);
+        // PNP0C0C as an EISA name.
+        assert!(has(b"_SB_PWRB") && has(&[0x41, 0xd0, 0x0c, 0x0c]));
+        // `If (PRSD) { Notify (\\_SB.PWRB, 0x80) }`.
+        let tell = [b"PRSD\x86\\.".as_slice(), b"_SB_PWRB", &[0x0a, 0x80]].concat();
+        assert!(has(&tell));
+        let calls = [b"\\/\x03_SB_PWRBSCAN".as_slice(), b"\\/\x03_SB_PCI0PSCN"].concat();
+        assert!(has(&calls));
+        // Consumer, edge-triggered, active-high, not shared: interrupt 9.
+        assert!(has(&[0x89, 6, 0, 0b0011, 1, 9, 0, 0, 0]));
+    }
+
+    #[test]
+    fn a_machine_without_events_has_no_event_device() {
+        let memory = crate::tests::memory(2);
+        let quiet = Platform {
+            pci: None,
+            power_button: None,
+            ..platform(1)
+        };
+        write(&memory, &quiet).unwrap();
+        let mut bytes = vec![0; 0x2000];
+        memory.read_slice(&mut bytes, GuestAddress(ACPI)).unwrap();
+        assert!(!bytes.windows(8).any(|w| w == b"ACPI0013"));
+    }
+
+    #[test]
+    fn a_keyboard_is_in_the_dsdt_and_in_the_boot_flags_or_in_neither() {
+        let (fadt, dsdt) = (table(1, "FACP"), table(1, "DSDT"));
+        assert_ne!(crate::image::le(&fadt, 109, 2) & 2, 0, "8042");
+        // PNP0303, ports 0x60 and 0x64, interrupt 1.
+        assert!(dsdt.windows(4).any(|w| w == [0x41, 0xd0, 0x03, 0x03]));
+        let ports = [
+            0x47, 1, 0x60, 0, 0x60, 0, 1, 1, 0x47, 1, 0x64, 0, 0x64, 0, 1, 1,
+        ];
+        assert!(dsdt.windows(16).any(|w| w == ports));
+
+        let without = Platform {
+            keyboard: None,
+            ..platform(1)
+        };
+        let mut bytes = Vec::new();
+        fadt::table(&without, 0).to_aml_bytes(&mut bytes);
+        assert_eq!(crate::image::le(&bytes, 109, 2) & 2, 0);
+        bytes.clear();
+        dsdt::table(&without).to_aml_bytes(&mut bytes);
+        assert!(!bytes.windows(4).any(|w| w == [0x41, 0xd0, 0x03, 0x03]));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! A PCI root bus in the tables: the MCFG (PCI Firmware 3.3, 4.1.2), the host bridge, and how functions
-//! come and go (ACPI 6.5, 6.3.3 and 5.6.9).
+//! come and go (ACPI 6.5, 6.3.3).
 //!
 //! ```text
 //!   monitor ── sets bits, pulses the interrupt ──> GED0._EVT ──> PSCN: reads UP and DOWN
@@ -13,8 +13,8 @@
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, MethodCall,
-    Name, Notify, ONE, OpRegion, OpRegionSpace, Path, ResourceTemplate, Store, ZERO,
+    FieldLockRule, FieldUpdateRule, IO, If, Local, Memory32Fixed, Method, Name, Notify, ONE,
+    OpRegion, OpRegionSpace, Path, ResourceTemplate, Store, ZERO,
 };
 use acpi_tables::mcfg::MCFG;
 
@@ -34,6 +34,9 @@ const SLOTS: std::ops::RangeInclusive<u32> = 1..=31;
 const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 
+/// The method that looks at the registers.
+pub const SCAN: &str = "\\_SB_.PCI0.PSCN";
+
 /// Makes the MCFG.
 pub fn mcfg(root: &PciRoot) -> MCFG {
     let mut table = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
@@ -41,11 +44,10 @@ pub fn mcfg(root: &PciRoot) -> MCFG {
     table
 }
 
-/// Adds the host bridge, its slots, and the events.
+/// Adds the host bridge and its slots.
 pub fn add(root: &PciRoot, code: &mut Vec<u8>) {
     reservation(root, code);
     bridge(root, code);
-    events(root, code);
 }
 
 /// Linux uses the configuration registers in memory only if a motherboard device has them.
@@ -159,22 +161,4 @@ fn scan() -> Raw {
     let mut code = Vec::new();
     Method::new(Path::new("PSCN"), 0, true, body).to_aml_bytes(&mut code);
     Raw(code)
-}
-
-/// A generic event device: its interrupt has the registers looked at.
-fn events(root: &PciRoot, code: &mut Vec<u8>) {
-    // Consumer, edge-triggered, active-high, not shared.
-    let interrupt = Interrupt::new(true, true, false, false, root.interrupt);
-    let resources = ResourceTemplate::new(vec![&interrupt]);
-    let scan = MethodCall::new(Path::new("\\_SB_.PCI0.PSCN"), vec![]);
-    Device::new(
-        Path::new("_SB_.GED0"),
-        vec![
-            &Name::new(Path::new("_HID"), &"ACPI0013"),
-            &Name::new(Path::new("_UID"), &ZERO),
-            &Name::new(Path::new("_CRS"), &resources),
-            &Method::new(Path::new("_EVT"), 1, true, vec![&scan]),
-        ],
-    )
-    .to_aml_bytes(code);
 }

@@ -18,6 +18,6 @@ pub use console::{Console, ConsoleControl, ConsoleOptions, PortOptions};
 pub use limiter::{Bucket, Limits};
 pub use mem::{Mem, MemControl, MemOptions};
 pub use net::{Net, NetControl};
-pub use pmem::Pmem;
+pub use pmem::{Pmem, PmemControl};
 pub use rng::Rng;
 pub use vsock::{Vsock, VsockOptions};

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use umbra_vmm::{PortSpec, VirtioKind, VirtioSpec};
+use umbra_vmm::{PortSpec, RngSpec, VirtioKind, VirtioSpec};
 
 use super::{console, disk, net, vsock};
 
@@ -81,7 +81,7 @@ impl Backend {
             Self::Net { net, .. } => Ok(net.device(0)),
             Self::Rng { .. } => Ok(VirtioSpec {
                 id: "rng".into(),
-                kind: VirtioKind::Rng,
+                kind: VirtioKind::Rng(RngSpec::default()),
             }),
             Self::Vsock { vsock, .. } => Ok(vsock.device()),
             Self::Console { ports, .. } => {

@@ -47,6 +47,7 @@ fn read(text: &str) -> Result<Balloon, String> {
         size: lent.unwrap_or(default.size),
         deflate_on_oom: deflate.unwrap_or(default.deflate_on_oom),
         free_page_reporting: report.unwrap_or(default.free_page_reporting),
+        ..default
     };
     Ok(Balloon { id, spec })
 }
@@ -61,6 +62,7 @@ mod tests {
             size,
             deflate_on_oom,
             free_page_reporting,
+            ..BalloonSpec::default()
         };
         let table = [
             ("", spec(0, true, true)),

@@ -18,6 +18,11 @@ pub fn read(limits: &mut Limits, prefix: &str, key: &str, value: &str) -> Result
     Ok(true)
 }
 
+/// Reads a limit of bytes that stands alone.
+pub fn bandwidth(value: &str) -> Result<Bucket, String> {
+    bucket("serial-limit", value, size::parse)
+}
+
 fn bucket(
     key: &str,
     value: &str,

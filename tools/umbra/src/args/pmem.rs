@@ -1,7 +1,8 @@
 //! Persistent memory, as `--pmem` has it.
 
-use umbra_vmm::{PmemSpec, VirtioKind, VirtioSpec};
+use umbra_vmm::{Limits, PmemSpec, VirtioKind, VirtioSpec};
 
+use super::limit;
 use super::list::{pairs, set};
 use crate::size;
 
@@ -22,21 +23,26 @@ impl Pmem {
     }
 }
 
-/// Reads `[path=]PATH[,readonly][,size=SIZE][,id=NAME]`. Two commas stand for one.
+/// Reads `[path=]PATH[,readonly][,size=SIZE][,id=NAME]` and limits. Two commas stand for one.
 pub fn parse(text: &str) -> Result<Pmem, String> {
-    let refused =
-        |why| format!("{why}; write it like /data.img,readonly; there are readonly, size=, id=");
+    let refused = |why| {
+        format!(
+            "{why}; write it like /data.img,readonly; there are readonly, size=, id=, bandwidth=, ops="
+        )
+    };
     read(pairs(text)).map_err(refused)
 }
 
 fn read(parts: Vec<(String, String)>) -> Result<Pmem, String> {
     let (mut id, mut path, mut shown, mut read_only) = (None, None, None, None);
+    let mut limits = Limits::default();
     for (key, value) in parts {
         match (&*key, &*value) {
             ("path" | "", _) => set(&mut path, "path", value)?,
             ("readonly", "") => set(&mut read_only, "readonly", ())?,
             ("size", _) => set(&mut shown, "size", size::parse(&value)?)?,
             ("id", _) => set(&mut id, "id", value)?,
+            _ if limit::read(&mut limits, "", &key, &value)? => {}
             _ => return Err(format!("{key:?} is unknown, or is not {value:?}")),
         }
     }
@@ -44,6 +50,7 @@ fn read(parts: Vec<(String, String)>) -> Result<Pmem, String> {
     let spec = PmemSpec {
         read_only: read_only.is_some(),
         size: shown,
+        limits,
         ..PmemSpec::new(path.ok_or("the path of its file is not said")?)
     };
     Ok(Pmem { id, spec })

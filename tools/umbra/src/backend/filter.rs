@@ -330,7 +330,7 @@ mod tests {
         };
         let all = attempts();
         let (_, attempt, _) = all.iter().find(|(other, ..)| *other == name).unwrap();
-        confine(&VirtioKind::Rng).unwrap();
+        confine(&VirtioKind::Rng(umbra_vmm::RngSpec::default())).unwrap();
         attempt();
     }
 

@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection};
 
 /// What a guest of ours can have a use for, where the kernel has it as a module.
-pub const WANTED: [&str; 13] = [
+pub const WANTED: [&str; 15] = [
+    "button",
+    "evdev",
     "ext4",
     "nd_pmem",
     "virtio_balloon",

@@ -20,6 +20,8 @@ const PLAIN: BalloonSpec = BalloonSpec {
     size: 0,
     deflate_on_oom: false,
     free_page_reporting: false,
+    free_page_hinting: false,
+    polling: None,
 };
 
 struct Lender {
@@ -169,6 +171,42 @@ fn free_pages_of_a_guest_that_clears_them_are_the_hosts_too(backend: &str) {
     the_host_has_what_the_guest_does_not_use(backend, "init_on_free=1");
 }
 
+fn free_pages_are_the_hosts_when_it_asks(backend: &str) {
+    let hinting = BalloonSpec {
+        free_page_hinting: true,
+        polling: Some(Duration::from_millis(200)),
+        ..PLAIN
+    };
+    let Some(guest) = Lender::boot(backend, hinting, "") else {
+        return;
+    };
+    guest.statistics(|heard| heard.free.is_some());
+    guest.fill();
+    guest.forget();
+    let used = resident();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(resident() + FILES / 4 > used, "nobody has asked yet");
+
+    // Until it is stopped the guest keeps its free pages for the run.
+    assert_eq!(guest.balloon.start_hinting(false), Ok(2));
+    let heard = || guest.balloon.hinting().unwrap().guest_cmd;
+    guest.wait("all hints", || heard() == Some(0));
+    let lent = resident();
+    assert!(lent + FILES / 2 < used, "{lent} of {used} are resident");
+    assert!(guest.balloon.counters().hinted > FILES / 2);
+    assert_eq!(guest.balloon.hinting().unwrap().host_cmd, 2);
+    guest.balloon.stop_hinting().unwrap();
+    guest.fill();
+    guest.forget();
+
+    let used = resident();
+    assert_eq!(guest.balloon.start_hinting(true), Ok(3));
+    guest.wait("the end", || guest.balloon.hinting().unwrap().host_cmd == 1);
+    assert!(resident() + FILES / 2 < used);
+    guest.fill();
+    guest.finish();
+}
+
 fn a_guest_that_runs_out_of_memory_takes_some_back(backend: &str) {
     let yielding = BalloonSpec {
         deflate_on_oom: true,
@@ -213,6 +251,7 @@ on_each_stock_backend! {
     the_guest_says_what_its_memory_is_used_for,
     free_pages_are_the_hosts_without_a_target,
     free_pages_of_a_guest_that_clears_them_are_the_hosts_too,
+    free_pages_are_the_hosts_when_it_asks,
     a_guest_that_runs_out_of_memory_takes_some_back,
     the_command_gives_a_guest_a_balloon,
 }

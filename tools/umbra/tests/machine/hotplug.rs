@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use umbra_vmm::{
     AddError, BalloonSpec, Console, ConsoleSpec, DiskSpec, Handle, Mac, Machine, MemSpec, NetHost,
-    NetSpec, Outcome, Plan, PlanError, PortEnd, PortSpec, RemoveError, Spec, VirtioKind,
+    NetSpec, Outcome, Plan, PlanError, PortEnd, PortSpec, RemoveError, RngSpec, Spec, VirtioKind,
     VirtioSpec, VsockSpec,
 };
 
@@ -98,7 +98,7 @@ fn devices(directory: &Path, prefix: &str) -> Vec<VirtioSpec> {
         end: PortEnd::File(directory.join(format!("{prefix}-{name}"))),
     };
     let mut kinds = vec![
-        VirtioKind::Rng,
+        VirtioKind::Rng(RngSpec::default()),
         VirtioKind::Block(DiskSpec::new(disk)),
         VirtioKind::Net(net),
         VirtioKind::Console(ConsoleSpec {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use umbra_irq::{Line, Msi};
 use umbra_slots::{Gpa, GpaRange};
-use umbra_vmm::{Backend, IrqchipMode, KvmSpec, Machine, Outcome, Spec};
+use umbra_vmm::{Backend, HandleError, IrqchipMode, KvmSpec, Machine, Outcome, Spec};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
@@ -21,6 +21,7 @@ const DEVICE: u64 = MAILBOX + 24;
 /// Where the device lies that is asked in each interrupt.
 const ASKED: u64 = 0xd000_0000;
 const VECTOR: u64 = 0x30;
+const NMI: u64 = 2;
 const LEVEL: u64 = 0x100;
 const PAIR: u64 = 0x200;
 const NOWHERE: u64 = 0x400;
@@ -144,6 +145,19 @@ fn messages_reach_the_guest(on: On) {
         assert!(guest.word(count(vector)) >= 33);
     }
     stop(guest, || msi.send(message(VECTOR)));
+}
+
+fn nmis_reach_the_guest(on: On) {
+    let (guest, ()) = start(on, NOWHERE, |_| ());
+    for n in 1..=50 {
+        let cpu = (n % 2 == 0).then_some(0);
+        guest.handle.inject_nmi(cpu).unwrap();
+        guest.wait(count(NMI), |count| count == n);
+    }
+    let refused = guest.handle.inject_nmi(Some(1));
+    assert_eq!(refused, Err(HandleError::NoSuchCpu { cpu: 1, last: 0 }));
+    let handle = guest.handle.clone();
+    stop(guest, || handle.inject_nmi(None).unwrap());
 }
 
 fn event() -> OwnedFd {
@@ -273,6 +287,7 @@ on_each_set_of_controllers! {
         edges_of_a_line_reach_the_guest_through_the_8259,
         a_level_line_interrupts_as_long_as_it_is_asserted,
         messages_reach_the_guest,
+        nmis_reach_the_guest,
     ]
     [
         no_interrupt_is_lost_while_the_route_of_its_event_changes,

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use umbra_slots::{Gpa, GpaRange};
-use umbra_vmm::{Backend, Outcome};
+use umbra_vmm::{Backend, HandleError, Outcome};
 
 use crate::support::backend::{backend, on_each_backend};
 use crate::support::restless::Pattern;
@@ -75,6 +75,54 @@ fn a_busy_machine_stands_still_and_goes_on_as_often_as_it_is_told(name: &str) {
     assert_eq!(guest.finish().outcome, Outcome::Stopped);
 }
 
+/// The first processor counts; the second one waits to be started.
+fn one_processor_stands_still_by_itself_and_through_a_pause_of_all(name: &str) {
+    let spec = spec(LOAD).backend(backend(name)).cpus(2);
+    let (guest, _id) = Watched::start(spec, |machine| {
+        let range = GpaRange::new(Gpa(DEVICE), 0x1000).unwrap();
+        let device = Pattern::answering_after(Duration::ZERO);
+        machine.bus().insert(range, device).unwrap()
+    });
+    let counter = counter(&guest);
+    let handle = guest.handle.clone();
+    let stands = || {
+        let stood = guest.word(counter);
+        std::thread::sleep(Duration::from_millis(5));
+        guest.word(counter) == stood
+    };
+    for _ in 0..pauses() / 10 {
+        let held = handle.pause_cpu(0).unwrap();
+        assert!(!held.already && stands());
+        let again = handle.pause_cpu(0).unwrap();
+        assert!(again.already);
+        assert_eq!(again.state, held.state, "it has not moved");
+        assert!(!handle.pause_cpu(1).unwrap().already);
+        // All stand still, and only the second one may go on.
+        let paused = handle.pause().unwrap();
+        assert_eq!((&paused.states[0], paused.already), (&held.state, false));
+        handle.resume_cpu(1).unwrap();
+        handle.resume();
+        assert!(stands());
+        assert_eq!(handle.pause_cpu(0).unwrap().state, held.state);
+
+        handle.pause().unwrap();
+        handle.resume_cpu(0).unwrap();
+        assert!(stands(), "the machine is still paused");
+        let stood = guest.word(counter);
+        handle.resume();
+        guest.wait(counter, |now| now > stood);
+    }
+    handle.resume_cpu(0).unwrap();
+    let none = HandleError::NoSuchCpu { cpu: 2, last: 1 };
+    assert_eq!(handle.pause_cpu(2).unwrap_err(), none);
+    assert_eq!(handle.resume_cpu(2).unwrap_err(), none);
+    handle.pause_cpu(0).unwrap();
+    handle.stop();
+    assert_eq!(guest.finish().outcome, Outcome::Stopped);
+    assert_eq!(handle.pause_cpu(0).unwrap_err(), HandleError::Ended);
+    assert_eq!(handle.resume_cpu(0).unwrap_err(), HandleError::Ended);
+}
+
 /// Several at a time, while the machine is stopped: all get an answer.
 fn pausing_from_several_threads_while_it_ends_leaves_nobody_waiting(name: &str) {
     for round in 0..20 {
@@ -101,6 +149,7 @@ fn pausing_from_several_threads_while_it_ends_leaves_nobody_waiting(name: &str) 
 }
 
 on_each_backend! {
+    one_processor_stands_still_by_itself_and_through_a_pause_of_all,
     a_busy_machine_stands_still_and_goes_on_as_often_as_it_is_told,
     pausing_from_several_threads_while_it_ends_leaves_nobody_waiting,
 }

@@ -6,7 +6,8 @@
 //!                  <── statistics ──     latest    <── statsq, asked for at an interval
 //!
 //!   inflateq       page numbers  ──┐  joined to ranges
-//!   reporting_vq   free buffers  ──┴────────────> DmaMemory::discard: the host has the memory, zeros are read
+//!   reporting_vq   free buffers  ──┤
+//!   free_page_vq   hints         ──┴────────────> DmaMemory::discard: the host has the memory, zeros are read
 //!   deflateq       page numbers  ──> counted: a page comes back with its first touch
 //! ```
 //!
@@ -15,28 +16,33 @@
 //! only be discarded if the poison is zero, as that is what they read as then.
 //!
 //! **Numbers of queues.** 5.5.2 numbers them 0 to 4, whichever there are. Linux, and QEMU with it, leaves no
-//! gaps: without free-page hints, which this device does not offer, reports come by queue 3 there. So with
+//! gaps: without free-page hints, reports come by queue 3 there. So with
 //! statistics agreed on both 3 and 4 take reports, and without, 2 does, too: no driver that goes by the
-//! specification uses those for anything else.
+//! specification uses those for anything else. With hints all are as the specification has them; a driver without
+//! gaps is, too, if it has agreed on statistics, as Linux does.
 //!
 //! **What is no RAM** that the guest may write is left alone: a wrong page number makes no difference to
 //! anybody. The log tells of the first one (at `debug`), and so it does of the first refusal of the host.
 //!
-//! Not here: free-page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT), which serve a migration only; MUST_TELL_HOST, as
-//! a page that is used again needs nothing of the host.
+//! **Free-page hints** (`hints`) are reports that the host asks for: it gets all that the guest does not use, once.
+//!
+//! Not here: MUST_TELL_HOST, as a page that is used again needs nothing of the host.
 
+mod hints;
 mod pages;
 mod shared;
 mod statistics;
 mod work;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use umbra_virtio::{ActivateError, Activation, Device, Features, Queue, QueueWorker, read_config};
 
 use shared::Shared;
 use work::Work;
 
+pub use hints::{HintingError, HintingStatus};
 pub use shared::{BalloonControl, BalloonCounters, TargetError};
 pub use statistics::BalloonStatistics;
 
@@ -46,6 +52,7 @@ mod feature {
 
     pub const STATS_VQ: Features = Features::bit(1);
     pub const DEFLATE_ON_OOM: Features = Features::bit(2);
+    pub const FREE_PAGE_HINT: Features = Features::bit(3);
     pub const PAGE_POISON: Features = Features::bit(4);
     pub const PAGE_REPORTING: Features = Features::bit(5);
 }
@@ -61,6 +68,10 @@ pub struct BalloonOptions {
     pub deflate_on_oom: bool,
     /// The guest may report free pages.
     pub free_page_reporting: bool,
+    /// The guest may be asked for its free pages.
+    pub free_page_hinting: bool,
+    /// How often the guest is asked for statistics from the beginning; never if there is no interval.
+    pub polling: Option<Duration>,
 }
 
 /// The device.
@@ -68,6 +79,7 @@ pub struct Balloon {
     shared: Arc<Shared>,
     deflate_on_oom: bool,
     free_page_reporting: bool,
+    free_page_hinting: bool,
     worker: Option<QueueWorker>,
 }
 
@@ -82,11 +94,14 @@ impl Balloon {
     /// # Errors
     /// If the target is larger than any guest.
     pub fn new(options: BalloonOptions) -> Result<(Self, BalloonControl), TargetError> {
-        let shared = Arc::new(Shared::new(options.name, options.target)?);
+        let hinting = options.free_page_hinting;
+        let shared = Arc::new(Shared::new(options.name, options.target, hinting)?);
+        shared.polling(|polling| polling.set_interval(options.polling));
         let balloon = Self {
             shared: shared.clone(),
             deflate_on_oom: options.deflate_on_oom,
             free_page_reporting: options.free_page_reporting,
+            free_page_hinting: options.free_page_hinting,
             worker: None,
         };
         Ok((balloon, BalloonControl(shared)))
@@ -104,18 +119,23 @@ impl Device for Balloon {
             features = features.with(feature::DEFLATE_ON_OOM);
         }
         if self.free_page_reporting {
-            features = features
-                .with(feature::PAGE_REPORTING)
-                .with(feature::PAGE_POISON);
+            features = features.with(feature::PAGE_REPORTING);
+        }
+        if self.free_page_hinting {
+            features = features.with(feature::FREE_PAGE_HINT);
+        }
+        if self.free_page_reporting || self.free_page_hinting {
+            features = features.with(feature::PAGE_POISON);
         }
         features
     }
 
     fn queue_sizes(&self) -> &[u16] {
         const SIZES: [u16; 5] = [Balloon::QUEUE_SIZE; 5];
-        match self.free_page_reporting {
-            true => &SIZES,
-            false => &SIZES[..3],
+        match (self.free_page_reporting, self.free_page_hinting) {
+            (true, _) => &SIZES,
+            (false, true) => &SIZES[..4],
+            (false, false) => &SIZES[..3],
         }
     }
 
@@ -137,6 +157,8 @@ impl Device for Balloon {
             work::role(queue.index(), activation.features) == Some(work::Role::Statistics)
         });
         let wake = statistics.map(|queue| queue.event().clone());
+        let agreed = activation.features.has(feature::FREE_PAGE_HINT);
+        self.shared.hints.lock().agreed = agreed;
         let work = Work::new(self.shared.clone(), activation.features);
         self.worker = Some(QueueWorker::start("virtio-balloon", activation, work)?);
         self.shared.begin(interrupt, wake);

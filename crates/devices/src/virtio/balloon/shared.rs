@@ -8,12 +8,15 @@ use parking_lot::Mutex;
 use umbra_slots::{Discarded, RamError};
 use umbra_virtio::{Event, Interrupt};
 
+use super::hints::{HintingError, HintingStatus, Hints};
 use super::pages::PAGE;
 use super::statistics::{BalloonStatistics, Polling};
 use crate::virtio::news::News;
 
 /// Bytes of the configuration (5.5.4).
 const CONFIG_LEN: usize = 16;
+/// Where the command for free-page hints is.
+const HINT_COMMAND: usize = 8;
 /// Where the driver writes how many pages it has lent, and what it poisons free pages with.
 const ACTUAL: usize = 4;
 const POISON: usize = 12;
@@ -28,9 +31,13 @@ pub struct TargetError {
     pub max: u64,
 }
 
-/// The state of a device. Of its locks none is taken while another one is held.
+/// The state of a device. Of its locks none is taken while another one is held, but for the configuration's under
+/// that of hints.
 pub struct Shared {
     pub name: String,
+    /// The device has free-page hints.
+    hinting: bool,
+    pub hints: Mutex<Hints>,
     config: Mutex<Config>,
     polling: Mutex<Polling>,
     active: Mutex<Option<Active>>,
@@ -45,6 +52,7 @@ struct Config {
     /// Pages that it says it has lent.
     actual: u32,
     poison: u32,
+    hint_command: u32,
     news: News,
 }
 
@@ -68,6 +76,7 @@ pub struct Counters {
     pub inflated: AtomicU64,
     pub deflated: AtomicU64,
     pub reported: AtomicU64,
+    pub hinted: AtomicU64,
     freed: AtomicU64,
     ignored: AtomicU64,
 }
@@ -79,6 +88,7 @@ impl Config {
             |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         put(0, self.num_pages);
         put(ACTUAL, self.actual);
+        put(HINT_COMMAND, self.hint_command);
         put(POISON, self.poison);
         bytes
     }
@@ -92,13 +102,15 @@ fn pages(bytes: u64) -> Result<u32, TargetError> {
 }
 
 impl Shared {
-    pub fn new(name: String, target: u64) -> Result<Self, TargetError> {
+    pub fn new(name: String, target: u64, hinting: bool) -> Result<Self, TargetError> {
         let config = Config {
             num_pages: pages(target)?,
             ..Config::default()
         };
         Ok(Self {
             name,
+            hinting,
+            hints: Mutex::default(),
             config: Mutex::new(config),
             polling: Mutex::default(),
             active: Mutex::new(None),
@@ -146,6 +158,9 @@ impl Shared {
     }
 
     pub fn reset(&self) {
+        // Held until the command is none in the configuration, too.
+        let mut hints = self.hints.lock();
+        hints.reset();
         let mut config = self.config.lock();
         // The next driver reads all of it.
         config.news.take();
@@ -155,7 +170,42 @@ impl Shared {
             ..Config::default()
         };
         drop(config);
+        drop(hints);
         self.polling.lock().reset();
+    }
+
+    /// Takes what the driver says about hints.
+    pub fn hear_hints(&self, said: u32) {
+        let mut hints = self.hints.lock();
+        let command = hints.hear(said);
+        let changed = command.map(|command| self.publish(command)).is_some();
+        drop(hints);
+        if changed {
+            self.announce();
+        }
+    }
+
+    /// Puts a command for hints into the configuration; whoever does so holds the lock of hints.
+    fn publish(&self, command: u32) {
+        let mut config = self.config.lock();
+        config.hint_command = command;
+        config.news.change();
+    }
+
+    /// Changes the command for hints, and tells the driver.
+    fn command_hints(
+        &self,
+        change: impl FnOnce(&mut Hints) -> Result<u32, HintingError>,
+    ) -> Result<u32, HintingError> {
+        if !self.hinting {
+            return Err(HintingError::Off);
+        }
+        let mut hints = self.hints.lock();
+        let command = change(&mut hints)?;
+        self.publish(command);
+        drop(hints);
+        self.announce();
+        Ok(command)
     }
 
     /// Interrupts the driver if there is one that has not heard of the configuration as it is.
@@ -221,6 +271,8 @@ pub struct BalloonCounters {
     pub deflated: u64,
     /// It has reported as free.
     pub reported: u64,
+    /// It has hinted as free when it was asked.
+    pub hinted: u64,
     /// The host has got, of what was lent and reported.
     pub freed: u64,
     /// No RAM that the guest may write.
@@ -263,6 +315,31 @@ impl BalloonControl {
         u64::from(self.0.config.lock().actual) * PAGE
     }
 
+    /// Asks the guest for all of its free pages, which the host has then until the guest uses them; returns the
+    /// number of the run. A run that is under way ends with its hints unread. With `acknowledge` the run is done when
+    /// the guest has no more; without, the guest keeps its free pages for [`stop_hinting`](Self::stop_hinting). Never
+    /// blocks for the guest.
+    ///
+    /// # Errors
+    /// If the balloon was made without hints, or no driver gives any.
+    pub fn start_hinting(&self, acknowledge: bool) -> Result<u32, HintingError> {
+        self.0.command_hints(|hints| hints.start(acknowledge))
+    }
+
+    /// Ends the run: the guest may use its free pages again. No hint is acted upon when this returns, which waits
+    /// for the one that is.
+    ///
+    /// # Errors
+    /// As [`start_hinting`](Self::start_hinting).
+    pub fn stop_hinting(&self) -> Result<(), HintingError> {
+        self.0.command_hints(Hints::stop).map(drop)
+    }
+
+    /// Says how far hints are; `None` for a balloon without.
+    pub fn hinting(&self) -> Option<HintingStatus> {
+        self.0.hinting.then(|| self.0.hints.lock().status())
+    }
+
     /// Asks the guest for statistics at an interval, counted from its last answer; 100 ms at the least. No
     /// interval is never, which is so at the beginning.
     pub fn set_polling(&self, interval: Option<Duration>) {
@@ -295,6 +372,7 @@ impl BalloonControl {
             inflated: get(&counters.inflated),
             deflated: get(&counters.deflated),
             reported: get(&counters.reported),
+            hinted: get(&counters.hinted),
             freed: get(&counters.freed),
             ignored: get(&counters.ignored),
         }

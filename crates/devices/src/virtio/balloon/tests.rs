@@ -32,6 +32,8 @@ fn options() -> BalloonOptions {
         target: 0,
         deflate_on_oom: false,
         free_page_reporting: true,
+        free_page_hinting: false,
+        polling: None,
     }
 }
 
@@ -116,6 +118,21 @@ fn features_and_queues_are_those_of_its_options() {
         .unwrap();
         (device.features(), device.queue_sizes().len())
     };
+    let hinting = |free_page_reporting| {
+        let (device, _) = Balloon::new(BalloonOptions {
+            free_page_reporting,
+            free_page_hinting: true,
+            ..options()
+        })
+        .unwrap();
+        (device.features(), device.queue_sizes().len())
+    };
+    let hints = Features::RINGS
+        .with(Features::bit(1))
+        .with(Features::bit(3));
+    assert_eq!(hinting(false), (hints.with(Features::bit(4)), 4));
+    let both = hints.with(Features::bit(4)).with(Features::bit(5));
+    assert_eq!(hinting(true), (both, 5));
     let plain = Features::RINGS.with(Features::bit(1));
     let reporting = Features::bit(4).with(Features::bit(5));
     assert_eq!(with(false, false), (plain, 3));
@@ -134,6 +151,18 @@ fn queues_have_the_numbers_of_the_specification_and_of_linux() {
         (stats, [Some(Role::Statistics), None, None]),
         (both, [Some(Role::Statistics), reporting, reporting]),
         (reports, [reporting; 3]),
+        (
+            both.with(feature::FREE_PAGE_HINT),
+            [Some(Role::Statistics), Some(Role::Hinting), reporting],
+        ),
+        (
+            stats.with(feature::FREE_PAGE_HINT),
+            [Some(Role::Statistics), Some(Role::Hinting), None],
+        ),
+        (
+            reports.with(feature::FREE_PAGE_HINT),
+            [None, Some(Role::Hinting), reporting],
+        ),
     ];
     for (features, expected) in table {
         let fixed = [0, 1, 5, u16::MAX].map(|index| role(index, features));
@@ -505,4 +534,85 @@ fn many_pages_are_done_in_turns_and_none_is_lost() {
     let done = bench.control.counters();
     assert_eq!(done.inflated, 8 * 0x4000 * 0x1000);
     assert_eq!(done.ignored, done.inflated);
+}
+
+/// Where hints come.
+const HINTS: u32 = 3;
+/// Where the device's command is.
+const COMMAND: u64 = 0x108;
+
+fn hinting() -> Bench {
+    let mut bench = Bench::new(BalloonOptions {
+        free_page_hinting: true,
+        ..options()
+    });
+    let features = feature::STATS_VQ.with(feature::FREE_PAGE_HINT);
+    bench.driver.start(features);
+    bench.driver.set_up(HINTS);
+    bench.fill();
+    bench
+}
+
+impl Bench {
+    /// Says something about hints.
+    fn say(&mut self, command: u32) {
+        self.driver.memory.put(BUFFER, &command.to_le_bytes());
+        self.send(HINTS, BUFFER, 4, 0);
+    }
+
+    fn hint(&mut self, page: u64) {
+        self.send(HINTS, page << 12, 0x2000, WRITE);
+    }
+}
+
+#[test]
+fn hinted_pages_are_the_hosts_while_a_run_is_under_way() {
+    let mut bench = hinting();
+    let first = LENT >> 12;
+    bench.hint(first);
+    assert_eq!(bench.empty(), [0; 0], "nobody has asked");
+    assert_eq!(bench.control.start_hinting(false), Ok(2));
+    assert_eq!(bench.driver.read(COMMAND), 2);
+    assert_ne!(bench.driver.read(0x60) & 2, 0, "a configuration interrupt");
+    bench.hint(first);
+    assert_eq!(bench.empty(), [0; 0], "the driver has not begun");
+    bench.say(2);
+    bench.hint(first + 2);
+    assert_eq!(bench.empty(), [first + 2, first + 3]);
+    bench.say(0);
+    let status = bench.control.hinting().unwrap();
+    assert_eq!((status.host_cmd, status.guest_cmd), (2, Some(0)));
+    bench.control.stop_hinting().unwrap();
+    assert_eq!(bench.driver.read(COMMAND), 1);
+    bench.hint(first + 6);
+    assert_eq!(bench.empty().len(), 2, "what comes late is left alone");
+    let counters = bench.control.counters();
+    assert_eq!((counters.hinted, counters.freed), (0x8000, 0x2000));
+}
+
+#[test]
+fn a_run_that_acknowledges_is_done_when_the_driver_is() {
+    let mut bench = hinting();
+    bench.control.start_hinting(true).unwrap();
+    bench.say(2);
+    bench.hint(LENT >> 12);
+    bench.driver.write(0x64, 3);
+    bench.say(0);
+    assert_eq!(bench.driver.read(COMMAND), 1);
+    assert_ne!(bench.driver.read(0x60) & 2, 0, "the driver is told");
+    assert_eq!(bench.control.start_hinting(true), Ok(3));
+    bench.driver.write(0x70, 0);
+    assert_eq!(bench.driver.read(COMMAND), 0);
+    assert_eq!(
+        bench.control.start_hinting(true),
+        Err(HintingError::NoDriver)
+    );
+}
+
+#[test]
+fn a_balloon_without_hints_says_so() {
+    let bench = Bench::started(feature::STATS_VQ);
+    assert_eq!(bench.control.hinting(), None);
+    assert_eq!(bench.control.start_hinting(true), Err(HintingError::Off));
+    assert_eq!(bench.control.stop_hinting(), Err(HintingError::Off));
 }

@@ -30,6 +30,7 @@ pub enum Role {
     Inflate,
     Deflate,
     Statistics,
+    Hinting,
     Reporting,
 }
 
@@ -39,6 +40,8 @@ pub fn role(index: u16, features: Features) -> Option<Role> {
         0 => Some(Role::Inflate),
         1 => Some(Role::Deflate),
         2 if features.has(feature::STATS_VQ) => Some(Role::Statistics),
+        3 if features.has(feature::FREE_PAGE_HINT) => Some(Role::Hinting),
+        2 if features.has(feature::FREE_PAGE_HINT) => None,
         // The specification's number, or the next one that is free.
         2..=4 if features.has(feature::PAGE_REPORTING) => Some(Role::Reporting),
         _ => None,
@@ -110,22 +113,53 @@ impl Work {
 
     /// Gives free buffers to the host; returns how many pages there were.
     fn report(&mut self, chain: &Chain<'_>, memory: &DmaMemory) -> Result<u64, Fault> {
-        let buffers = chain.buffers()?;
-        self.ranges.clear();
-        for buffer in buffers.iter().filter(|buffer| buffer.is_writable) {
-            match GpaRange::new(buffer.at, buffer.len.into()) {
-                Some(range) => self.ranges.push(range),
-                None => self.shared.ignore(buffer.len.into()),
-            }
-        }
-        join(&mut self.ranges);
-        let bytes: u64 = self.ranges.iter().map(GpaRange::len).sum();
+        let bytes = self.collect(chain)?;
         let reported = &self.shared.counters.reported;
         reported.fetch_add(bytes, Ordering::Relaxed);
         if !self.is_poisoned() {
             self.discard(memory);
         }
         Ok(1 + bytes / PAGE)
+    }
+
+    /// Hears when a run of hints begins and ends, and gives free buffers of the current one to the host; returns
+    /// how many pages there were.
+    fn hint(&mut self, chain: &Chain<'_>, memory: &DmaMemory) -> Result<u64, Fault> {
+        let mut reader = chain.reader()?;
+        let mut said = [0; 4];
+        if reader.available_bytes() >= said.len() {
+            reader.read_exact(&mut said)?;
+            self.shared.hear_hints(u32::from_le_bytes(said));
+        }
+        let bytes = self.collect(chain)?;
+        let hinted = &self.shared.counters.hinted;
+        hinted.fetch_add(bytes, Ordering::Relaxed);
+        for range in &self.ranges {
+            // Held for one range at a time: whoever ends the run waits for no more than that.
+            let mut hints = self.shared.hints.lock();
+            let taken = match self.is_poisoned() {
+                true => None,
+                false => hints.take(|| memory.discard(*range)),
+            };
+            drop(hints);
+            if let Some(result) = taken {
+                self.shared.count(result);
+            }
+        }
+        Ok(1 + bytes / PAGE)
+    }
+
+    /// Collects the buffers that the driver lets the device write; returns how many bytes they have.
+    fn collect(&mut self, chain: &Chain<'_>) -> Result<u64, Fault> {
+        self.ranges.clear();
+        for buffer in chain.buffers()?.iter().filter(|buffer| buffer.is_writable) {
+            match GpaRange::new(buffer.at, buffer.len.into()) {
+                Some(range) => self.ranges.push(range),
+                None => self.shared.ignore(buffer.len.into()),
+            }
+        }
+        join(&mut self.ranges);
+        Ok(self.ranges.iter().map(GpaRange::len).sum())
     }
 
     /// Tells whether free pages have contents that they must keep.
@@ -190,6 +224,7 @@ impl Handler for Work {
         match role(queue.index(), self.features) {
             Some(Role::Inflate) => self.take(queue, with, Self::inflate),
             Some(Role::Deflate) => self.take(queue, with, Self::deflate),
+            Some(Role::Hinting) => self.take(queue, with, Self::hint),
             Some(Role::Reporting) => self.take(queue, with, Self::report),
             Some(Role::Statistics) => self.statistics(queue, memory, interrupt),
             None => Ok(Next::Idle),

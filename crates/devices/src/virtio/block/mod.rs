@@ -1,7 +1,7 @@
 //! The block device (virtio 1.3, 5.2): a disk of the host, with one or more queues.
 //!
 //! ```text
-//!   BlockControl ── size, limits, statistics ──> Shared: disk, configuration, limiter, counters
+//!   BlockControl ── another disk, limits … ──> Shared: disk, configuration, limiter, counters
 //!                                                   ^  ^
 //!   queue 0 ── thread: pop, plan, wait for tokens ──'  │      Engine ──> disk
 //!                      completions: status, used ring  │  <── event
@@ -32,9 +32,14 @@
 //! VIRTIO_BLK_S_IOERR for the guest, one line a kind in the log, and a count. A host that takes long for a request
 //! is told of once, while the guest waits.
 //!
+//! **Another disk** may take the place of the one that is there (`exchange`): requests in flight end on the old
+//! one. The driver hears of a configuration that has changed. What it keeps of the old disk in caches is its own
+//! affair.
+//!
 //! Not here: lifetime, secure erase, zones, geometry.
 
 mod config;
+mod exchange;
 mod overdue;
 mod ranges;
 mod request;
@@ -43,17 +48,19 @@ mod work;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use umbra_block::{Disk, EngineKind, SECTOR};
+use parking_lot::{Condvar, Mutex};
+use umbra_block::{Disk, Engine, EngineKind, SECTOR};
 use umbra_virtio::{
     ActivateError, Activation, Device, Event, Features, Interrupt, Queue, Worker, read_config,
 };
 
 use super::limiter::{Limiter, Limits};
+use super::news::News;
 use config::Config;
+use exchange::{Current, Gate};
 use overdue::Overdue;
 use request::ID_LEN;
 pub use statistics::Statistics;
@@ -126,13 +133,50 @@ pub enum BlockError {
     },
 }
 
+/// Why a disk was not replaced. The old one is still there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplaceError {
+    /// A driver was told once and for all whether it may write.
+    #[error(
+        "the disk can{} be written, and the one that is there can{}; replace a disk by one of its kind",
+        not(*.read_only), not(!.read_only)
+    )]
+    ReadOnly {
+        /// The new disk is read-only.
+        read_only: bool,
+    },
+    /// Requests to the old disk do not end.
+    #[error(
+        "the host has not completed the requests to the old disk for {seconds} seconds; try again when it has"
+    )]
+    Busy {
+        /// How long they were waited for.
+        seconds: u64,
+    },
+    /// What was written to the old disk cannot be made to last.
+    #[error("the old disk cannot be flushed")]
+    Flush(#[source] io::Error),
+    /// Nothing can serve the new disk.
+    #[error("the host has not what it takes to serve the new disk")]
+    Engine(#[source] io::Error),
+}
+
+fn not(is_not: bool) -> &'static str {
+    if is_not { "not" } else { "" }
+}
+
+/// How long requests to the old disk are waited for. Tests have less of it.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 10_000 });
+
+/// How long it is waited for that all threads let the old disk go.
+const LET_GO: Duration = Duration::from_secs(1);
+
 /// The device.
 pub struct Block {
     shared: Arc<Shared>,
     sizes: Vec<u16>,
     segments: u16,
-    cache: Cache,
-    engine: EngineKind,
     /// What the driver accepted when it was activated last.
     agreed: Features,
     crew: Option<Crew>,
@@ -146,8 +190,17 @@ struct Crew {
 
 /// What queues and control have in common.
 struct Shared {
-    disk: Arc<dyn Disk>,
-    name: String,
+    current: Mutex<Current>,
+    /// A thread has let an old disk go.
+    let_go: Condvar,
+    /// Which disk it is; changes only while the gate is held and nobody inside.
+    number: AtomicU64,
+    gate: Arc<Gate>,
+    /// Whoever replaces the disk, or looks how large it is.
+    replacing: Mutex<()>,
+    read_only: bool,
+    cache: Cache,
+    engine: EngineKind,
     serial: [u8; ID_LEN],
     limiter: Limiter,
     counters: statistics::Counters,
@@ -163,7 +216,7 @@ struct Shared {
 #[derive(Clone, Copy, Debug)]
 struct Size {
     sectors: u64,
-    generation: u32,
+    news: News,
 }
 
 /// Whom to tell of changes.
@@ -205,11 +258,17 @@ impl Block {
         }
         let size = Size {
             sectors: disk.len() / SECTOR,
-            generation: 0,
+            news: News::default(),
         };
         let shared = Shared {
-            name: disk.name(),
-            disk,
+            read_only: disk.is_read_only(),
+            current: Mutex::new(Current::new(disk)),
+            let_go: Condvar::new(),
+            number: AtomicU64::new(0),
+            gate: Arc::default(),
+            replacing: Mutex::new(()),
+            cache: options.cache,
+            engine: options.engine,
             serial,
             limiter: Limiter::new(options.limits, Instant::now()),
             counters: statistics::Counters::default(),
@@ -223,8 +282,6 @@ impl Block {
             shared: Arc::new(shared),
             sizes: vec![config::QUEUE_SIZE; queues.into()],
             segments,
-            cache: options.cache,
-            engine: options.engine,
             agreed: Features::NONE,
             crew: None,
         })
@@ -238,7 +295,7 @@ impl Block {
     fn config(&self) -> Config {
         Config {
             capacity: self.shared.size.lock().sectors,
-            topology: self.shared.disk.topology(),
+            topology: self.shared.current.lock().disk.topology(),
             queues: self.sizes.len() as u16,
             segments: self.segments,
             writeback: self.shared.writeback.load(Ordering::Relaxed),
@@ -248,7 +305,7 @@ impl Block {
     /// Sets the cache up as it is before the driver says anything else (5.2.5).
     fn begin_cache(&self, agreed: Features) {
         let lasts = agreed.has(config::CONFIG_WCE) && !agreed.has(config::FLUSH);
-        let writeback = self.cache == Cache::Writeback && !lasts;
+        let writeback = self.shared.cache == Cache::Writeback && !lasts;
         self.shared.writeback.store(writeback, Ordering::Relaxed);
     }
 
@@ -257,7 +314,6 @@ impl Block {
         let work = Work::new(
             self.shared.clone(),
             queue,
-            self.engine,
             crew.halt.clone(),
             activation.clone(),
         )?;
@@ -287,11 +343,11 @@ impl Device for Block {
         if self.sizes.len() > 1 {
             features = features.with(config::MQ);
         }
-        if self.shared.disk.is_read_only() {
+        if self.shared.read_only {
             return features.with(config::RO);
         }
         features = features.with(config::DISCARD).with(config::WRITE_ZEROES);
-        match self.cache {
+        match self.shared.cache {
             Cache::Unsafe => features,
             _ => features.with(config::FLUSH).with(config::CONFIG_WCE),
         }
@@ -318,7 +374,7 @@ impl Device for Block {
     }
 
     fn config_generation(&self) -> u32 {
-        self.shared.size.lock().generation
+        self.shared.size.lock().news.generation()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -331,7 +387,7 @@ impl Device for Block {
         }
         let setting = Setting {
             features: activation.features,
-            cache: self.cache,
+            cache: self.shared.cache,
             memory: activation.memory,
             interrupt: activation.interrupt.clone(),
         };
@@ -353,6 +409,7 @@ impl Device for Block {
             crew.workers.push(worker.map_err(refused("a thread"))?);
         }
         *self.shared.active.lock() = Some(active);
+        self.shared.tell();
         self.crew = Some(crew);
         Ok(())
     }
@@ -364,12 +421,16 @@ impl Device for Block {
         };
         halt.begin();
         // One that panicked has nothing to give back.
-        workers.into_iter().filter_map(Worker::stop).collect()
+        let queues = workers.into_iter().filter_map(Worker::stop).collect();
+        self.shared.current.lock().engines.clear();
+        queues
     }
 
     fn reset(&mut self) {
         self.agreed = Features::NONE;
         self.begin_cache(Features::NONE);
+        // The next driver reads it anyway.
+        self.shared.size.lock().news.take();
     }
 }
 
@@ -383,14 +444,48 @@ impl BlockControl {
     /// # Errors
     /// If the host does not say.
     pub fn refresh_size(&self) -> io::Result<u64> {
-        let bytes = self.0.disk.refresh_len()?;
-        // Held across the notification: a deactivation waits for it.
-        let active = self.0.active.lock();
-        let changed = self.0.size.lock().set(bytes / SECTOR);
-        if let Some(active) = active.as_ref().filter(|_| changed) {
-            active.interrupt.config_changed();
-        }
+        let _replacing = self.0.replacing.lock();
+        let disk = self.0.current.lock().disk.clone();
+        let bytes = disk.refresh_len()?;
+        self.0.size.lock().set(bytes / SECTOR);
+        self.0.tell();
         Ok(bytes)
+    }
+
+    /// Puts another disk in the place of the one that is there. Requests in flight end on the old one, which is
+    /// flushed and let go. The driver is told that the configuration has changed. Blocks for some ten seconds and
+    /// what a flush takes at most; the guest's requests wait as long.
+    ///
+    /// # Errors
+    /// If it cannot be done; the old disk is still there then, and nothing was lost.
+    pub fn replace(&self, disk: Arc<dyn Disk>) -> Result<(), ReplaceError> {
+        let shared = &self.0;
+        let _replacing = shared.replacing.lock();
+        let read_only = disk.is_read_only();
+        if read_only != shared.read_only {
+            return Err(ReplaceError::ReadOnly { read_only });
+        }
+        let held = shared.gate.hold();
+        if !held.wait(PATIENCE) {
+            let seconds = PATIENCE.as_secs();
+            return Err(ReplaceError::Busy { seconds });
+        }
+        let old = shared.current.lock().disk.clone();
+        if !read_only && shared.cache != Cache::Unsafe {
+            old.flush().map_err(ReplaceError::Flush)?;
+        }
+        let threads = shared.active.lock().as_ref().map_or(0, |a| a.events.len());
+        let engines = (0..threads).map(|_| Engine::start(disk.clone(), shared.engine));
+        let engines = engines.collect::<io::Result<_>>();
+        let engines = engines.map_err(ReplaceError::Engine)?;
+        tracing::info!(old = %old.name(), new = %disk.name(), "a disk is replaced");
+        shared.exchange(disk, engines);
+        drop(held);
+        drop(old);
+        shared.wake();
+        shared.tell();
+        shared.wait_let_go();
+        Ok(())
     }
 
     /// Returns the limits.
@@ -402,9 +497,7 @@ impl BlockControl {
     /// as before stays as full as it is.
     pub fn set_limits(&self, limits: Limits) {
         self.0.limiter.replace(limits, Instant::now());
-        for event in self.0.active.lock().iter().flat_map(|a| &a.events) {
-            event.signal();
-        }
+        self.0.wake();
     }
 
     /// Returns what the device has done.
@@ -413,15 +506,69 @@ impl BlockControl {
     }
 }
 
-impl Size {
-    /// Tells whether that is another one.
-    fn set(&mut self, sectors: u64) -> bool {
-        let changed = self.sectors != sectors;
-        if changed {
-            self.sectors = sectors;
-            self.generation = self.generation.wrapping_add(1);
+impl Shared {
+    /// Makes another disk the current one. The gate is held, and nobody inside.
+    fn exchange(&self, disk: Arc<dyn Disk>, engines: Vec<Engine>) {
+        {
+            let mut size = self.size.lock();
+            size.sectors = disk.len() / SECTOR;
+            // Also if it is as large as the old one.
+            size.news.change();
         }
-        changed
+        let mut current = self.current.lock();
+        current.number += 1;
+        current.disk = disk;
+        current.behind = engines.len();
+        current.engines = engines;
+        self.number.store(current.number, Ordering::Release);
+    }
+
+    /// A thread that had the disk of this number has it no more.
+    fn lets_go(&self, number: u64) {
+        let mut current = self.current.lock();
+        if number != current.number {
+            // A thread that began in the middle of an exchange was not counted.
+            current.behind = current.behind.saturating_sub(1);
+            self.let_go.notify_all();
+        }
+    }
+
+    /// Waits until all threads have let the old disk go, but not for one that broke down.
+    fn wait_let_go(&self) {
+        let until = Instant::now() + LET_GO;
+        let mut current = self.current.lock();
+        while current.behind != 0 {
+            if self.let_go.wait_until(&mut current, until).timed_out() {
+                tracing::debug!(threads = current.behind, "an old disk is still held");
+                return;
+            }
+        }
+    }
+
+    /// Tells the driver that the configuration has changed, unless it knows, or when there is one.
+    fn tell(&self) {
+        // Held across the notification: a deactivation waits for it.
+        let active = self.active.lock();
+        if let Some(active) = active.as_ref()
+            && self.size.lock().news.take()
+        {
+            active.interrupt.config_changed();
+        }
+    }
+
+    /// Has all queues look what there is.
+    fn wake(&self) {
+        for event in self.active.lock().iter().flat_map(|a| &a.events) {
+            event.signal();
+        }
+    }
+}
+
+impl Size {
+    fn set(&mut self, sectors: u64) {
+        if std::mem::replace(&mut self.sectors, sectors) != sectors {
+            self.news.change();
+        }
     }
 }
 

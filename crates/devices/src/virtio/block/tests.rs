@@ -7,6 +7,7 @@ use std::time::Duration;
 use umbra_block::DiskOptions;
 use umbra_block::testing::MemoryDisk;
 use umbra_slots::{Flags, Gpa};
+use umbra_virtio::Transport;
 use umbra_virtio::testing::{Driver, INDIRECT, NEXT, RAM, RINGS, ROM, WRITE};
 
 use super::config::*;
@@ -517,6 +518,125 @@ fn a_disk_that_grows_tells_the_driver() {
     rig.disk.resize(512);
     rig.control.refresh_size().unwrap();
     assert_eq!(rig.run(IN, 1, &past_the_end).0, IOERR, "it has shrunk");
+}
+
+/// A disk of one byte all over.
+fn filled(byte: u8, sectors: u64) -> Arc<MemoryDisk> {
+    MemoryDisk::shared(vec![byte; (sectors * SECTOR) as usize])
+}
+
+#[test]
+fn a_disk_is_replaced_and_the_driver_told_of_its_size() {
+    let mut rig = Rig::started(BlockOptions::default(), all());
+    rig.driver.memory.put(DATA, &[0x77; 512]);
+    assert_eq!(rig.run(OUT, 3, &[(DATA, 512, 0)]).0, OK);
+    let flushes = rig.disk.flushes();
+    rig.driver.write(0x64, 3);
+    assert_eq!((rig.driver.read(0x100), rig.driver.read(0xfc)), (64, 0));
+    let new = filled(0xb2, 2 * SECTORS);
+    rig.control.replace(new.clone()).unwrap();
+    assert_eq!(rig.disk.flushes(), flushes + 1, "what was written lasts");
+    assert_eq!(rig.disk.bytes()[3 * 512], 0x77);
+    assert_eq!(rig.driver.read(0x60), 2, "a configuration interrupt");
+    assert_eq!((rig.driver.read(0x100), rig.driver.read(0xfc)), (128, 1));
+    assert_eq!(rig.run(IN, SECTORS + 1, &[(DATA, 512, WRITE)]), (OK, 513));
+    assert_eq!(rig.driver.memory.get::<512>(DATA), [0xb2; 512]);
+    // Nobody holds the old one any more: the new engine came before the request.
+    assert_eq!(Arc::strong_count(&rig.disk), 1);
+}
+
+#[test]
+fn what_is_in_flight_ends_on_the_old_disk() {
+    let mut rig = Rig::started(BlockOptions::default(), all());
+    rig.disk.hold(true);
+    rig.driver.memory.put(DATA, &[0x55; 512]);
+    rig.offer(OUT, 0, &[(DATA, 512, 0)]);
+    std::thread::sleep(Duration::from_millis(50));
+    let new = filled(0, SECTORS);
+    let (control, theirs) = (rig.control.clone(), new.clone());
+    let replaces = std::thread::spawn(move || control.replace(theirs));
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!replaces.is_finished());
+    rig.disk.hold(false);
+    replaces.join().unwrap().unwrap();
+    assert_eq!(rig.wait().0, OK);
+    assert_eq!((rig.disk.bytes()[0], new.bytes()[0]), (0x55, 0));
+    assert_eq!(rig.run(OUT, 0, &[(DATA, 512, 0)]).0, OK);
+    assert_eq!(new.bytes()[0], 0x55);
+}
+
+#[test]
+fn a_disk_that_cannot_be_replaced_stays() {
+    let mut rig = Rig::started(BlockOptions::default(), all());
+    let other = MemoryDisk::read_only(vec![1; 512]);
+    let refused = rig.control.replace(other).unwrap_err();
+    assert!(matches!(
+        refused,
+        ReplaceError::ReadOnly { read_only: true }
+    ));
+    assert!(
+        refused
+            .to_string()
+            .starts_with("the disk cannot be written")
+    );
+
+    rig.disk.hold(true);
+    rig.offer(IN, 1, &[(DATA, 512, WRITE)]);
+    std::thread::sleep(Duration::from_millis(50));
+    let refused = rig.control.replace(filled(9, 1)).unwrap_err();
+    assert!(matches!(refused, ReplaceError::Busy { .. }), "{refused}");
+    rig.disk.hold(false);
+    assert_eq!(rig.wait().0, OK);
+
+    rig.disk.fail(Some(5));
+    let refused = rig.control.replace(filled(9, 1)).unwrap_err();
+    assert!(matches!(refused, ReplaceError::Flush(_)), "{refused}");
+    rig.disk.fail(None);
+    assert_eq!(rig.run(IN, 1, &[(DATA, 512, WRITE)]), (OK, 513));
+    assert_eq!(rig.driver.memory.get::<512>(DATA)[..], pattern()[512..1024]);
+}
+
+#[test]
+fn a_driver_that_stands_still_hears_of_another_disk_when_it_goes_on() {
+    let mut rig = Rig::started(BlockOptions::default(), all());
+    rig.driver.transport.pause();
+    rig.control.replace(filled(7, 8)).unwrap();
+    assert_eq!(rig.driver.read(0x60) & 2, 0);
+    rig.driver.transport.resume();
+    assert_eq!(rig.driver.read(0x60) & 2, 2);
+    assert_eq!(rig.run(IN, 7, &[(DATA, 512, WRITE)]).0, OK);
+    assert_eq!(rig.driver.memory.get::<512>(DATA), [7; 512]);
+    assert_eq!(rig.run(IN, 8, &[(DATA, 512, WRITE)]).0, IOERR);
+}
+
+/// Whoever reads finds one disk or the other, and never both in one.
+#[test]
+fn disks_are_replaced_under_load() {
+    let mut rig = Rig::started(BlockOptions::default(), all());
+    let disks = [filled(0xaa, SECTORS), filled(0xbb, SECTORS)];
+    let over = Arc::new(AtomicBool::new(false));
+    rig.control.replace(disks[0].clone()).unwrap();
+    let (control, ends) = (rig.control.clone(), over.clone());
+    let replaces = std::thread::spawn(move || {
+        let mut rounds = 0usize;
+        while !ends.load(Ordering::SeqCst) {
+            rounds += 1;
+            control.replace(disks[rounds % 2].clone()).unwrap();
+        }
+        rounds
+    });
+    for n in 0..300 {
+        let status = rig.run(
+            IN,
+            n % 32,
+            &[(DATA, 4096, WRITE), (DATA + 4096, 4096, WRITE)],
+        );
+        assert_eq!(status, (OK, 8193));
+        let bytes = rig.driver.memory.get::<8192>(DATA);
+        assert!([0xaa, 0xbb].contains(&bytes[0]) && bytes.iter().all(|b| *b == bytes[0]));
+    }
+    over.store(true, Ordering::SeqCst);
+    assert!(replaces.join().unwrap() > 10);
 }
 
 #[test]

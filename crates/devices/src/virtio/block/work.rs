@@ -9,7 +9,7 @@
 //! ```
 //!
 //! As many requests are in flight as the queue has descriptors; a driver that offers more, by offering
-//! a chain twice, waits.
+//! a chain twice, waits. So does everything while the disk is replaced.
 
 use std::io;
 use std::sync::Arc;
@@ -20,18 +20,22 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use umbra_block::{Completion, Durability, Engine, EngineKind, Job};
+use umbra_block::{Completion, Durability, Engine, Job};
 use umbra_slots::{DmaMemory, Gpa};
 use umbra_virtio::{Alarm, Chain, Event, Fault, Notifications, Queue, QueueError};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::config::{FLUSH, QUEUE_SIZE};
+use super::exchange::Pass;
 use super::overdue::LONG;
 use super::request::{ID_LEN, Kind, Plan, Request, Rules, Status};
 use super::{Cache, Setting, Shared};
 
 /// How long requests in flight are waited for when a device stops. Tests have less of it.
 const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 10_000 });
+
+/// How long requests stay in the queue, at most, after a disk was replaced.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Tells all queues of a device to take no more.
 #[derive(Debug, Default)]
@@ -64,6 +68,8 @@ struct Flight {
     begun: Instant,
     /// Bytes that are told of if it succeeds, and if it fails.
     written: [u32; 2],
+    /// The disk is not replaced under it.
+    _pass: Pass,
 }
 
 /// A queue, and what its thread needs.
@@ -71,6 +77,9 @@ pub struct Work {
     shared: Arc<Shared>,
     queue: Queue,
     engine: Engine,
+    /// Which disk the engine is for, and what the log calls it.
+    number: u64,
+    name: String,
     halt: Arc<Halt>,
     setting: Setting,
     /// By tag.
@@ -97,13 +106,18 @@ impl Work {
     pub fn new(
         shared: Arc<Shared>,
         queue: Queue,
-        engine: EngineKind,
         halt: Arc<Halt>,
         setting: Setting,
     ) -> io::Result<Self> {
         let most = usize::from(QUEUE_SIZE.min(queue.state().size));
+        let (disk, number) = {
+            let current = shared.current.lock();
+            (current.disk.clone(), current.number)
+        };
         Ok(Self {
-            engine: Engine::start(shared.disk.clone(), engine)?,
+            name: disk.name(),
+            engine: Engine::start(disk, shared.engine)?,
+            number,
             shared,
             queue,
             halt,
@@ -122,7 +136,7 @@ impl Work {
         let fault = self.work(stop).err();
         if let Some(fault) = &fault {
             self.halt.broken.store(true, Ordering::Release);
-            fault.tell(&self.shared.name, &self.setting.interrupt);
+            fault.tell(&self.name, &self.setting.interrupt);
         }
         self.drain(fault.is_some());
         drop(alarm);
@@ -175,7 +189,7 @@ impl Work {
         let ends = self.flights.iter().flatten().map(|f| f.begun + LONG);
         let overdue = ends.clone().filter(|end| *end <= now).count();
         if overdue != 0 {
-            self.shared.overdue.tell(&self.shared.name, overdue);
+            self.shared.overdue.tell(&self.name, overdue);
             return None;
         }
         self.look_at = ends.min().unwrap_or(now + LONG);
@@ -228,7 +242,7 @@ impl Work {
         flight: &Flight,
         result: io::Result<()>,
     ) -> Result<(), QueueError> {
-        let name = &self.shared.name;
+        let name = &self.name;
         self.shared.overdue.completed(name, flight.begun);
         let [done, failed] = flight.written;
         let (status, written) = match result {
@@ -260,8 +274,33 @@ impl Work {
         Ok(())
     }
 
+    /// Takes an engine for the disk that there is now, if it is another one than before. Whoever calls has a pass,
+    /// and nothing is in flight.
+    fn renew(&mut self) -> io::Result<()> {
+        if self.number == self.shared.number.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        debug_assert!(
+            self.is_idle(),
+            "a disk is replaced when nothing is in flight"
+        );
+        let mut current = self.shared.current.lock();
+        let engine = match current.engines.pop() {
+            Some(engine) => engine,
+            // For a thread that began while the disk was replaced.
+            None => Engine::start(current.disk.clone(), self.shared.engine)?,
+        };
+        self.name = current.disk.name();
+        let old = std::mem::replace(&mut self.number, current.number);
+        drop(current);
+        // The old one goes, and its disk with it, before anybody is told.
+        self.engine = engine;
+        self.shared.lets_go(old);
+        Ok(())
+    }
+
     /// Takes requests, at most once around the ring.
-    fn take(&mut self, memory: &DmaMemory) -> Result<(), QueueError> {
+    fn take(&mut self, memory: &DmaMemory) -> Result<(), Fault> {
         let waited = matches!(self.turn, Turn::At(_));
         self.turn = Turn::Signalled;
         self.queue.expect(memory, Notifications::Unwanted)?;
@@ -270,13 +309,18 @@ impl Work {
             if self.free.is_empty() || self.halt.is_on() {
                 return Ok(());
             }
+            let Some(pass) = self.shared.gate.enter() else {
+                self.turn = Turn::At(Instant::now() + RETRY);
+                return Ok(());
+            };
+            self.renew()?;
             let Some(chain) = self.queue.pop(memory)? else {
                 if self.queue.expect(memory, Notifications::Wanted)? {
                     self.turn = Turn::Now;
                 }
                 return Ok(());
             };
-            if let Err(wait) = self.begin(&chain, memory)? {
+            if let Err(wait) = self.begin(&chain, memory, pass)? {
                 self.queue.unpop();
                 if !waited {
                     self.shared.counters.throttled();
@@ -294,11 +338,12 @@ impl Work {
         &mut self,
         chain: &Chain<'_>,
         memory: &DmaMemory,
+        pass: Pass,
     ) -> Result<Result<(), Duration>, QueueError> {
         let request = Request::read(chain, memory)?;
         let rules = Rules {
             capacity: self.shared.size.lock().sectors,
-            read_only: self.shared.disk.is_read_only(),
+            read_only: self.shared.read_only,
             features: self.setting.features,
         };
         let status = match request.plan(memory, &rules)? {
@@ -306,7 +351,7 @@ impl Work {
                 if let Err(wait) = self.shared.limiter.take(bytes, Instant::now()) {
                     return Ok(Err(wait));
                 }
-                self.submit(&request, operation, bytes);
+                self.submit(&request, (operation, bytes), pass);
                 return Ok(Ok(()));
             }
             Plan::Name(room) => {
@@ -324,7 +369,12 @@ impl Work {
         Ok(Ok(()))
     }
 
-    fn submit(&mut self, request: &Request, operation: umbra_block::Operation, bytes: u64) {
+    fn submit(
+        &mut self,
+        request: &Request,
+        (operation, bytes): (umbra_block::Operation, u64),
+        pass: Pass,
+    ) {
         let slot = self.free.pop().expect("there is one, or nothing is taken");
         self.flights[slot] = Some(Flight {
             head: request.head,
@@ -333,6 +383,7 @@ impl Work {
             bytes,
             begun: Instant::now(),
             written: [Status::Ok, Status::IoErr].map(|status| request.written(status)),
+            _pass: pass,
         });
         self.engine.submit(Job {
             tag: slot as u64,
@@ -405,21 +456,27 @@ impl Work {
             engine,
             shared,
             flights,
+            name,
+            number,
             ..
         } = self;
         if !hung {
             drop(engine);
+            shared.lets_go(number);
             return queue;
         }
         let count = flights.iter().flatten().count();
         tracing::error!(
-            disk = %shared.name, requests = count,
+            disk = name,
+            requests = count,
             "the host does not complete requests: they are given up, and the device cannot be used \
              until they have ended"
         );
         let lost = Lost::new(&shared);
         let wait = move || {
             drop(engine);
+            // Not before: the disk is not replaced under them.
+            drop(flights);
             drop(lost);
         };
         // Without a thread the engine is dropped here, which waits: better late than memory that is

@@ -14,6 +14,9 @@
 //! answered together: a pause or a reset meanwhile waits for nothing, and what was not answered is flushed
 //! once more when the device goes on. Many requests that come during one flush cost one more.
 //!
+//! With limits a flush waits for tokens: one operation, and as many bytes as the memory has, for nobody knows how
+//! many of them were written. Stores pass no limit.
+//!
 //! Not there: VIRTIO_PMEM_F_SHMEM_REGION, a place that is found by a shared memory region. Linux takes the place
 //! from the configuration.
 
@@ -22,10 +25,15 @@ mod work;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
+use parking_lot::Mutex;
 use umbra_slots::GpaRange;
-use umbra_virtio::{ActivateError, Activation, Device, Features, Queue, QueueWorker, read_config};
+use umbra_virtio::{
+    ActivateError, Activation, Device, Event, Features, Queue, QueueWorker, read_config,
+};
 
+use super::limiter::{Limiter, Limits};
 use syncer::Syncer;
 use work::Work;
 
@@ -38,7 +46,15 @@ pub type Flush = Box<dyn Fn() -> io::Result<()> + Send>;
 pub struct Pmem {
     range: GpaRange,
     syncer: Arc<Syncer>,
+    shared: Arc<Shared>,
     worker: Option<QueueWorker>,
+}
+
+/// What device and control have in common.
+struct Shared {
+    limiter: Limiter,
+    /// Has the thread look at the queue, while the device is active.
+    wake: Mutex<Option<Arc<Event>>>,
 }
 
 impl Pmem {
@@ -50,7 +66,7 @@ impl Pmem {
     /// Descriptors of its queue: Linux has one request at a time for each flush of its file system.
     const QUEUE_SIZE: u16 = 128;
 
-    /// Makes a device for the memory at `range`, which `name` is called in the log.
+    /// Makes a device for the memory at `range`, which `name` is called in the log, without limits.
     ///
     /// # Errors
     /// If the host has no thread for it.
@@ -58,8 +74,17 @@ impl Pmem {
         Ok(Self {
             range,
             syncer: Arc::new(Syncer::start(name, flush)?),
+            shared: Arc::new(Shared {
+                limiter: Limiter::new(Limits::default(), Instant::now()),
+                wake: Mutex::new(None),
+            }),
             worker: None,
         })
+    }
+
+    /// Returns what the machine keeps of it when a transport owns it.
+    pub fn control(&self) -> PmemControl {
+        PmemControl(self.shared.clone())
     }
 }
 
@@ -83,16 +108,40 @@ impl Device for Pmem {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let work = Work::new(self.syncer.clone());
+        let work = Work::new(self.syncer.clone(), self.shared.clone(), self.range.len());
+        let event = activation.queues.first().map(|queue| queue.event().clone());
         self.worker = Some(QueueWorker::start("virtio-pmem", activation, work)?);
+        *self.shared.wake.lock() = event;
         Ok(())
     }
 
     fn deactivate(&mut self) -> Vec<Queue> {
+        *self.shared.wake.lock() = None;
         self.worker
             .take()
             .map(QueueWorker::stop)
             .unwrap_or_default()
+    }
+}
+
+/// A device of persistent memory as the machine sees it, whoever owns the device. Any thread may use it; cheap to
+/// clone.
+#[derive(Clone)]
+pub struct PmemControl(Arc<Shared>);
+
+impl PmemControl {
+    /// Returns the limits of flushes.
+    pub fn limits(&self) -> Limits {
+        self.0.limiter.limits()
+    }
+
+    /// Replaces the limits. A flush that waits for the old ones is looked at again. A bucket that is the same as
+    /// before stays as full as it is.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.limiter.replace(limits, Instant::now());
+        if let Some(event) = &*self.0.wake.lock() {
+            event.signal();
+        }
     }
 }
 

@@ -213,3 +213,52 @@ fn requests_that_make_no_sense_need_a_reset() {
         );
     }
 }
+
+#[test]
+fn a_flush_costs_all_of_the_memory_and_waits_for_it() {
+    let mut bench = bench();
+    let device = Pmem::new("test", range(), Box::new(|| Ok(()))).unwrap();
+    let control = device.control();
+    bench.driver = Driver::new(Box::new(device), 16);
+    bench.start();
+    let limits = Limits {
+        bandwidth: Some(crate::virtio::Bucket {
+            size: range().len(),
+            one_time_burst: 0,
+            refill_time: Duration::from_millis(200),
+        }),
+        operations: None,
+    };
+    control.set_limits(limits);
+    assert_eq!(control.limits(), limits);
+    let begin = Instant::now();
+    for number in 0..2 {
+        bench.ask(number, 0);
+        bench.driver.wait(|d| d.used_in(0) == number + 1);
+    }
+    assert!(begin.elapsed() >= Duration::from_millis(190));
+}
+
+#[test]
+fn a_flush_that_waits_goes_when_the_limit_does() {
+    let mut bench = bench();
+    let device = Pmem::new("test", range(), Box::new(|| Ok(()))).unwrap();
+    let control = device.control();
+    bench.driver = Driver::new(Box::new(device), 16);
+    bench.start();
+    control.set_limits(Limits {
+        bandwidth: None,
+        operations: Some(crate::virtio::Bucket {
+            size: 1,
+            one_time_burst: 0,
+            refill_time: Duration::from_secs(3600),
+        }),
+    });
+    bench.ask(0, 0);
+    bench.driver.wait(|d| d.used_in(0) == 1);
+    bench.ask(1, 0);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(bench.driver.used_in(0), 1);
+    control.set_limits(Limits::default());
+    bench.driver.wait(|d| d.used_in(0) == 2);
+}

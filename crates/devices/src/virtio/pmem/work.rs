@@ -2,10 +2,12 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 use umbra_slots::DmaMemory;
 use umbra_virtio::{Chain, Fault, Handler, Interrupt, Next, Notifications, Queue, QueueError};
 
+use super::Shared;
 use super::syncer::{Flushed, Outcome, Syncer};
 
 /// The only type of a request (VIRTIO_PMEM_REQ_TYPE_FLUSH).
@@ -29,13 +31,18 @@ struct Waiting {
 /// What is done for requests.
 pub struct Work {
     syncer: Arc<Syncer>,
+    shared: Arc<Shared>,
+    /// Bytes of the memory.
+    len: u64,
     waiting: Option<Waiting>,
 }
 
 impl Work {
-    pub fn new(syncer: Arc<Syncer>) -> Self {
+    pub fn new(syncer: Arc<Syncer>, shared: Arc<Shared>, len: u64) -> Self {
         Self {
             syncer,
+            shared,
+            len,
             waiting: None,
         }
     }
@@ -61,6 +68,9 @@ impl Handler for Work {
                 true => Next::More,
                 false => Next::Idle,
             });
+        }
+        if let Err(wait) = self.shared.limiter.take(self.len, Instant::now()) {
+            return Ok(Next::Retry(wait));
         }
         // What comes meanwhile is looked at when the flush is over, which signals the queue's event.
         queue.expect(memory, Notifications::Unwanted)?;

@@ -3,15 +3,17 @@
 //!
 //! A request gets 64 KiB at most, and at least one byte (5.4.6.1): where the host has none yet, the
 //! request waits, and the driver may give up by a reset. Buffers that could only be read are no fault,
-//! and get nothing.
+//! and get nothing. With limits a request waits for the tokens of all that it gets at most.
 
 mod work;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use umbra_virtio::{ActivateError, Activation, Device, Features, Queue, QueueWorker};
 
+use super::limiter::{Limiter, Limits};
 use work::Work;
 
 /// Where random bytes come from: fills the front of what it is given, and says how much.
@@ -23,6 +25,7 @@ pub type Source = Arc<dyn Fn(&mut [u8]) -> io::Result<usize> + Send + Sync>;
 /// The device.
 pub struct Rng {
     source: Source,
+    limiter: Arc<Limiter>,
     worker: Option<QueueWorker>,
 }
 
@@ -41,8 +44,16 @@ impl Rng {
     pub fn with_source(source: Source) -> Self {
         Self {
             source,
+            limiter: Arc::new(Limiter::new(Limits::default(), Instant::now())),
             worker: None,
         }
+    }
+
+    /// Limits how much the driver gets; the buckets are full.
+    #[must_use]
+    pub fn limited(self, limits: Limits) -> Self {
+        self.limiter.replace(limits, Instant::now());
+        self
     }
 }
 
@@ -66,7 +77,7 @@ impl Device for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let work = Work::new(self.source.clone());
+        let work = Work::new(self.source.clone(), self.limiter.clone());
         self.worker = Some(QueueWorker::start("virtio-rng", activation, work)?);
         Ok(())
     }

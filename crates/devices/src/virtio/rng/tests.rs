@@ -194,3 +194,32 @@ fn a_source_that_fails_needs_a_reset() {
     driver.offer(0);
     driver.wait(|d| d.needs_reset() && d.line.is_high());
 }
+
+#[test]
+fn a_limit_delays_what_is_asked_for_and_loses_nothing() {
+    let bucket = |size| {
+        Some(crate::virtio::Bucket {
+            size,
+            one_time_burst: 0,
+            refill_time: std::time::Duration::from_millis(200),
+        })
+    };
+    let table = [(bucket(8), None), (None, bucket(1))];
+    for (bandwidth, operations) in table {
+        let limits = Limits {
+            bandwidth,
+            operations,
+        };
+        let mut driver = driver(Rng::with_source(counting()).limited(limits));
+        driver.start(Features::NONE);
+        driver.describe(0, (BUFFER, 8, WRITE, 0));
+        let begin = Instant::now();
+        for (round, first) in [(1, 1), (2, 9)] {
+            driver.offer(0);
+            driver.wait(|d| d.used_in(0) == round);
+            assert_eq!(driver.memory.get::<1>(BUFFER), [first], "{limits:?}");
+        }
+        let took = begin.elapsed();
+        assert!(took >= std::time::Duration::from_millis(190), "{took:?}");
+    }
+}

@@ -1,13 +1,15 @@
 //! Filling buffers, on the device's thread.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use umbra_slots::DmaMemory;
 use umbra_virtio::{Chain, Fault, Handler, Interrupt, Next, Queue};
 
 use super::Source;
+use crate::virtio::limiter::Limiter;
 
 /// Most bytes that one request gets.
 pub const REQUEST_MAX: usize = 0x1_0000;
@@ -24,21 +26,30 @@ pub fn host_bytes(to: &mut [u8]) -> io::Result<usize> {
 /// What is done for requests.
 pub struct Work {
     source: Source,
+    limiter: Arc<Limiter>,
+    /// How long the request that was kept last waits for tokens, or for the source.
+    wait: Duration,
     piece: Box<[u8; PIECE]>,
 }
 
 impl Work {
-    pub fn new(source: Source) -> Self {
+    pub fn new(source: Source, limiter: Arc<Limiter>) -> Self {
         Self {
             source,
+            limiter,
+            wait: PAUSE,
             piece: Box::new([0; PIECE]),
         }
     }
 
-    /// Fills a request; `None` if there is not one byte for it.
+    /// Fills a request; `None` if there is not one byte for it, or no tokens.
     fn fill(&mut self, chain: &Chain<'_>) -> Result<Option<u32>, Fault> {
         let mut writer = chain.writer()?;
         let wanted = writer.available_bytes().min(REQUEST_MAX);
+        if let Err(wait) = self.limiter.check(wanted as u64, Instant::now()) {
+            self.wait = wait;
+            return Ok(None);
+        }
         let mut done = 0;
         while done < wanted {
             let len = PIECE.min(wanted - done);
@@ -49,7 +60,12 @@ impl Work {
             writer.write_all(&self.piece[..got])?;
             done += got;
         }
-        Ok((done > 0 || wanted == 0).then_some(done as u32))
+        if done == 0 && wanted != 0 {
+            self.wait = PAUSE;
+            return Ok(None);
+        }
+        self.limiter.charge(done as u64);
+        Ok(Some(done as u32))
     }
 
     /// Takes up to `len` bytes from the source; none if it has none now.
@@ -72,6 +88,6 @@ impl Handler for Work {
         interrupt: &Interrupt,
     ) -> Result<Next, Fault> {
         let served = queue.serve(memory, interrupt, |chain| self.fill(chain))?;
-        Ok(Next::after(served, PAUSE))
+        Ok(Next::after(served, self.wait))
     }
 }

@@ -77,11 +77,16 @@ impl Shell {
     }
 
     /// Switches the machine off from inside.
-    pub fn power_off(mut self) {
+    pub fn power_off(self) {
         self.handle.console().send(b"poweroff -f\n").unwrap();
+        self.expect(&Outcome::PowerOff);
+    }
+
+    /// Waits until the machine has ended, which it has to in this way.
+    pub fn expect(mut self, outcome: &Outcome) {
         let ended = self.thread.take().unwrap().join().unwrap();
         let text = self.screen.text();
-        assert_eq!(ended.outcome, Outcome::PowerOff, "{text}");
+        assert_eq!(ended.outcome, *outcome, "{text}");
     }
 }
 
