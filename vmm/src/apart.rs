@@ -75,10 +75,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
         std::fs::write(&disk, [0; 512]).unwrap();
-        let vsock = VsockSpec {
-            cid: 3,
-            path: dir.path().join("vsock"),
-        };
+        let vsock = VsockSpec::new(3, dir.path().join("vsock"));
         let table = [
             (VirtioKind::Rng(RngSpec::default()), 4),
             (VirtioKind::Block(DiskSpec::new(&disk)), 2),
@@ -103,10 +100,7 @@ mod tests {
 
     #[test]
     fn what_is_no_device_apart_is_refused_with_its_reason() {
-        let vsock = VsockSpec {
-            cid: 1,
-            path: "v".into(),
-        };
+        let vsock = VsockSpec::new(1, "v");
         let table = [
             (
                 VirtioKind::Balloon(BalloonSpec::default()),

@@ -104,6 +104,14 @@ pub enum PlanError {
         /// The device of the host's.
         id: String,
     },
+    /// Frames do not pass by the metadata service.
+    #[error(
+        "the frames of {id:?} are moved by the host's kernel, and reach no metadata service; leave out one of both"
+    )]
+    VhostMetadata {
+        /// The device.
+        id: String,
+    },
     /// Frames of a network device are too small.
     #[error("the network device {id:?} has an MTU of {min} to 65535, not {mtu}")]
     Mtu {

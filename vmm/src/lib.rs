@@ -63,9 +63,10 @@ pub use plan::Plan;
 pub use policy::{Outcome, Paused, PausedCpu};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
-    CpuTemplate, DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec, Module,
-    NetHost, NetSpec, PmemSpec, PortEnd, PortSpec, Processor, RngSpec, Spec, VdpaSpec, Verify,
-    VhostKind, VhostUserSpec, VhostVsockSpec, VirtioKind, VirtioSpec, VsockSpec,
+    CpuTemplate, DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec,
+    Metadata, MetadataConfig, Module, NetHost, NetMetadata, NetSpec, PmemSpec, PortEnd, PortSpec,
+    Processor, RngSpec, Spec, VdpaSpec, Verify, VhostKind, VhostUserSpec, VhostVsockSpec,
+    VirtioKind, VirtioSpec, VsockSpec,
 };
 
 pub use build::{check_tap, probe};
@@ -84,6 +85,7 @@ pub use umbra_devices::virtio::net::NetStatistics;
 pub use umbra_devices::virtio::{
     BalloonControl, BlockControl, MemControl, NetControl, PmemControl,
 };
+pub use umbra_mmds::{MetadataError, Version as MetadataVersion};
 pub use umbra_net::{MacError, TapError};
 pub use umbra_vhost::{BackEndError, BackEndState};
 pub use umbra_virtio::Device;

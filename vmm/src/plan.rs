@@ -249,6 +249,11 @@ fn check_net(id: &str, net: &NetSpec) -> Result<(), PlanError> {
     {
         return Err(PlanError::VhostLimits { id: id.to_owned() });
     }
+    if let NetHost::Vhost { .. } = net.host
+        && net.metadata.is_some()
+    {
+        return Err(PlanError::VhostMetadata { id: id.to_owned() });
+    }
     if let NetHost::Tap { queues, .. } | NetHost::Vhost { queues, .. } = &net.host
         && !(1..=Net::MAX_PAIRS).contains(queues)
     {
@@ -510,12 +515,7 @@ mod tests {
 
     #[test]
     fn a_socket_device_has_a_cid_of_its_own_and_room_for_ports_in_its_path() {
-        let vsock = |cid, len| {
-            VirtioKind::Vsock(VsockSpec {
-                cid,
-                path: "x".repeat(len).into(),
-            })
-        };
+        let vsock = |cid, len| VirtioKind::Vsock(VsockSpec::new(cid, "x".repeat(len)));
         let with = |cid, len| Plan::new(Spec::new("kernel").virtio("v", vsock(cid, len)));
         assert!(with(3, 1).is_ok() && with(0xffff_fffe, 96).is_ok());
         for cid in [0, 2, 0xffff_ffff, u64::MAX] {

@@ -9,6 +9,7 @@ pub use umbra_cpu_kvm::IrqchipMode;
 pub use umbra_cpu_soft::Processor;
 pub use umbra_devices::virtio::block::Cache;
 pub use umbra_devices::virtio::{Bucket, Limits};
+pub use umbra_mmds::{Metadata, MetadataConfig};
 pub use umbra_net::Mac;
 pub use umbra_vhost::Kind as VhostKind;
 
@@ -227,6 +228,17 @@ pub struct NetSpec {
     pub receive: Limits,
     /// How much it may send.
     pub transmit: Limits,
+    /// What the guest can ask about itself by this interface, if it can.
+    pub metadata: Option<NetMetadata>,
+}
+
+/// A metadata service that is reached by an interface. Several interfaces can have the same data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetMetadata {
+    /// What it says; it can be changed at any time.
+    pub data: Metadata,
+    /// How it is asked.
+    pub config: MetadataConfig,
 }
 
 impl NetSpec {
@@ -238,6 +250,7 @@ impl NetSpec {
             mtu: None,
             receive: Limits::default(),
             transmit: Limits::default(),
+            metadata: None,
         }
     }
 }
@@ -292,6 +305,19 @@ pub struct VsockSpec {
     /// A unix socket that is made: programs connect there, and say `CONNECT PORT`. Who serves port N for the
     /// guest has a unix socket at this path with `_N` behind it.
     pub path: PathBuf,
+    /// The socket's file is still there when the device has gone.
+    pub stays: bool,
+}
+
+impl VsockSpec {
+    /// A device whose socket goes with it.
+    pub fn new(cid: u64, path: impl Into<PathBuf>) -> Self {
+        Self {
+            cid,
+            path: path.into(),
+            stays: false,
+        }
+    }
 }
 
 /// A device whose work is done by a vhost-user back end, which is there before the device.

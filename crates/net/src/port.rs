@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 /// What the receiver of a frame may be left to do (virtio 1.3, 5.1.3.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +77,12 @@ pub trait Port: Send {
     /// # Errors
     /// If the port is of no use any more.
     fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// Tells when the port has a frame, or something to do, by itself, without its descriptor being readable:
+    /// [`receive`](Self::receive) is called then. `None` if never, as far as it knows.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
 
     /// Tells whether something is left to send that was taken already: the port is polled for writing, and
     /// [`flush`](Self::flush) is called then.

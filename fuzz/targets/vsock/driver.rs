@@ -53,6 +53,7 @@ impl Driver {
             name: "fuzz".into(),
             cid: CID,
             path,
+            stays: false,
         };
         let device = Vsock::new(options).expect("the host has sockets");
         Self {

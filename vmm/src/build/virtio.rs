@@ -13,6 +13,7 @@ use umbra_devices::virtio::{
     PmemControl, Rng,
 };
 use umbra_irq::{Line, SharedLine, Unconnected};
+use umbra_mmds::MetadataPort;
 use umbra_net::{Mac, Passt, Port, Stream, Tap, TapError};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
 use umbra_vhost::{VhostKernelControl, VhostUserControl};
@@ -26,7 +27,7 @@ use crate::console::Output;
 use crate::devices::Attached;
 use crate::error::{BuildError, NetError};
 use crate::layout;
-use crate::spec::{DiskSpec, NetHost, NetSpec, Spec, VirtioKind, VirtioSpec};
+use crate::spec::{DiskSpec, NetHost, NetMetadata, NetSpec, Spec, VirtioKind, VirtioSpec};
 use crate::terminal::PortInput;
 
 /// What a device has outside, as long as it is there. Fields are dropped in their order.
@@ -318,6 +319,13 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, NetControl, Option<Passt>),
         id: id.to_owned(),
         source,
     })?;
+    let ports = match &spec.metadata {
+        None => ports,
+        Some(NetMetadata { data, config }) => {
+            let before = |port| Box::new(MetadataPort::new(port, data.clone(), *config)) as _;
+            ports.into_iter().map(before).collect()
+        }
+    };
     let options = NetOptions {
         name: id.to_owned(),
         mac,

@@ -11,6 +11,7 @@ pub fn device(id: &str, spec: &VsockSpec) -> Result<Vsock, BuildError> {
         name: id.to_owned(),
         cid: spec.cid,
         path: spec.path.clone(),
+        stays: spec.stays,
     };
     Vsock::new(options).map_err(|source| BuildError::Vsock {
         id: id.to_owned(),

@@ -1,6 +1,9 @@
 //! Network interfaces, as `--net` has them.
 
-use umbra_vmm::{Limits, Mac, MacError, NetHost, NetSpec, VirtioKind, VirtioSpec};
+use umbra_vmm::{
+    Limits, Mac, MacError, Metadata, MetadataConfig, MetadataVersion, NetHost, NetMetadata,
+    NetSpec, VirtioKind, VirtioSpec,
+};
 
 use super::limit;
 use super::list::{number, pairs, set};
@@ -23,12 +26,13 @@ impl Net {
 }
 
 /// Reads `user[,tcp=SPEC][,udp=SPEC][,passt=FILE]`, `tap=NAME[,queues=N][,vhost]` or `socket=PATH`, each with
-/// `[,mac=ADDRESS][,mtu=N][,id=NAME]` and limits (`rx-bandwidth=`, `rx-ops=`, `tx-bandwidth=`, `tx-ops=`). Two commas stand for one.
+/// `[,mac=ADDRESS][,mtu=N][,id=NAME]`, `[,metadata=FILE[,metadata-version=N]]` and limits (`rx-bandwidth=`, `rx-ops=`,
+/// `tx-bandwidth=`, `tx-ops=`). Two commas stand for one.
 pub fn parse(text: &str) -> Result<Net, String> {
     let refused = |why: String| {
         format!(
             "{why}; write it like user, tap=NAME (then queues=, vhost) or socket=PATH, then mac=, mtu=, id=, \
-             rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops="
+             metadata=, metadata-version=, rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops="
         )
     };
     read(pairs(text)).map_err(refused)
@@ -38,6 +42,7 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
     let (mut id, mut mac, mut mtu, mut queues, mut passt) = (None, None, None, None, None);
     let (mut host, mut arguments, mut vhost) = (None, Vec::new(), None);
     let (mut receive, mut transmit) = (Limits::default(), Limits::default());
+    let (mut metadata, mut version) = (None, None);
     for (key, value) in parts {
         match &*key {
             "" if value == "user" => set(&mut host, "user", NetHost::user())?,
@@ -65,6 +70,15 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
                 set(&mut mac, "mac", read)?;
             }
             "id" => set(&mut id, "id", value)?,
+            "metadata" => set(&mut metadata, "metadata", read_metadata(&value)?)?,
+            "metadata-version" => {
+                let read = match &*value {
+                    "1" => MetadataVersion::V1,
+                    "2" => MetadataVersion::V2,
+                    _ => return Err(format!("metadata-version={value}: it is 1 or 2")),
+                };
+                set(&mut version, "metadata-version", read)?;
+            }
             _ if limit::read(&mut receive, "rx-", &key, &value)? => {}
             _ if limit::read(&mut transmit, "tx-", &key, &value)? => {}
             _ => return Err(format!("{key:?} is unknown")),
@@ -95,8 +109,31 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
         mtu,
         receive,
         transmit,
+        metadata: match (metadata, version) {
+            (Some(data), version) => Some(NetMetadata {
+                data,
+                config: MetadataConfig {
+                    version: version.unwrap_or_default(),
+                    ..MetadataConfig::default()
+                },
+            }),
+            (None, None) => None,
+            (None, Some(_)) => return Err("metadata-version= is for metadata=".to_owned()),
+        },
     };
     Ok(Net { id, spec })
+}
+
+/// Reads what a guest shall find.
+fn read_metadata(path: &str) -> Result<Metadata, String> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?;
+    let value =
+        serde_json::from_str(&text).map_err(|error| format!("{path} is no JSON: {error}"))?;
+    let data = Metadata::new(MetadataConfig::LIMIT);
+    data.put(value)
+        .map_err(|error| format!("{path}: {error}"))?;
+    Ok(data)
 }
 
 #[cfg(test)]

@@ -50,10 +50,7 @@ fn read(parts: Vec<(String, String)>) -> Result<Vsock, String> {
     }
     let path = path.filter(|path: &String| !path.is_empty());
     let kind = match (path, vhost) {
-        (Some(path), None) => VirtioKind::Vsock(VsockSpec {
-            cid: cid.unwrap_or(DEFAULT_CID),
-            path: path.into(),
-        }),
+        (Some(path), None) => VirtioKind::Vsock(VsockSpec::new(cid.unwrap_or(DEFAULT_CID), path)),
         (None, Some(())) => {
             let cid = cid.ok_or("the kernel's sockets need a cid= that no other guest has")?;
             VirtioKind::VhostVsock(VhostVsockSpec { cid })
@@ -85,10 +82,7 @@ mod tests {
         for (text, id, cid, path) in table {
             let expected = VirtioSpec {
                 id: id.into(),
-                kind: VirtioKind::Vsock(VsockSpec {
-                    cid,
-                    path: path.into(),
-                }),
+                kind: VirtioKind::Vsock(VsockSpec::new(cid, path)),
             };
             assert_eq!(parse(text).unwrap().device(), expected, "{text}");
         }

@@ -108,10 +108,10 @@ fn devices(directory: &Path, prefix: &str) -> Vec<VirtioSpec> {
     if prefix != STAYS {
         // Linux takes one of each.
         kinds.push(VirtioKind::Balloon(BalloonSpec::default()));
-        kinds.push(VirtioKind::Vsock(VsockSpec {
-            cid: 3,
-            path: directory.join("vsock"),
-        }));
+        kinds.push(VirtioKind::Vsock(VsockSpec::new(
+            3,
+            directory.join("vsock"),
+        )));
         kinds.push(VirtioKind::Mem(MemSpec::new(2 * BLOCKS)));
     }
     let named = kinds.into_iter().map(|kind| VirtioSpec {

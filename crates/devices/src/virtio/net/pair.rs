@@ -188,9 +188,14 @@ impl Pair {
             ..
         } = &self.state;
         let both = [receive_throttle, transmit_throttle];
-        both.iter()
-            .filter_map(|throttle| throttle.patience(now))
-            .min()
+        let limits = both.iter().filter_map(|throttle| throttle.patience(now));
+        let due = self.due().map(|due| due.saturating_duration_since(now));
+        limits.chain(due).min()
+    }
+
+    /// When the port has something by itself, if that can be given to the driver.
+    fn due(&self) -> Option<Instant> {
+        self.port.due().filter(|_| self.listens())
     }
 
     /// Waits for something to do; `false` if it is time to stop.
@@ -254,6 +259,9 @@ impl Pair {
         state.control |= controlled;
         if patience.is_some() {
             let now = Instant::now();
+            let due = self.due().is_some_and(|due| due <= now);
+            let state = &mut self.state;
+            state.receive |= due;
             state.receive_throttle.expire(now);
             state.transmit_throttle.expire(now);
         }

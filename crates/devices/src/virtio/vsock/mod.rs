@@ -61,6 +61,8 @@ pub struct VsockOptions {
     pub cid: u64,
     /// Where programs of the host connect. Nothing is there yet.
     pub path: PathBuf,
+    /// The socket's file is not removed with the device.
+    pub stays: bool,
 }
 
 /// The device.
@@ -80,7 +82,7 @@ impl Vsock {
     pub const CIDS: std::ops::RangeInclusive<u64> = 3..=0xffff_fffe;
     const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 
-    /// Makes a device, and the socket that programs connect to. Its file is removed with the device.
+    /// Makes a device, and the socket that programs connect to. Its file is removed with the device, unless it stays.
     ///
     /// # Errors
     /// If something is at the path, or the host refuses.
@@ -88,9 +90,14 @@ impl Vsock {
     /// # Panics
     /// If the context identifier is reserved.
     pub fn new(options: VsockOptions) -> Result<Self, VsockError> {
-        let VsockOptions { name, cid, path } = options;
+        let VsockOptions {
+            name,
+            cid,
+            path,
+            stays,
+        } = options;
         assert!(Self::CIDS.contains(&cid), "CID {cid} is reserved");
-        let listener = Listener::new(&path)?;
+        let listener = Listener::new(&path, stays)?;
         let switch = Switch::new(name, cid, listener);
         let switch = switch.map_err(|source| VsockError::Host { path, source })?;
         Ok(Self {

@@ -58,7 +58,7 @@ pub enum VsockError {
 /// The most bytes that the path of the device's socket may have: the number of a port follows.
 pub const VSOCK_PATH_MAX: usize = PATH_MAX - SUFFIX_MAX;
 
-/// The socket that programs of the host connect to. Its file is removed in the end, if it still is the one.
+/// The socket that programs of the host connect to. Its file is removed in the end, if it still is the one and does not stay.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
@@ -68,7 +68,7 @@ pub struct Listener {
 
 impl Listener {
     /// Makes it.
-    pub fn new(path: &Path) -> Result<Self, VsockError> {
+    pub fn new(path: &Path, stays: bool) -> Result<Self, VsockError> {
         let len = path.as_os_str().as_bytes().len();
         let path = path.to_owned();
         if len > VSOCK_PATH_MAX {
@@ -84,9 +84,14 @@ impl Listener {
         };
         let file = identity(&path);
         // From here on it is removed if something fails.
-        let listener = Self { socket, path, file };
+        let mut listener = Self { socket, path, file };
         match listener.socket.set_nonblocking(true) {
-            Ok(()) => Ok(listener),
+            Ok(()) => {
+                if stays {
+                    listener.file = None;
+                }
+                Ok(listener)
+            }
             Err(source) => Err(VsockError::Host {
                 path: listener.path.clone(),
                 source,
@@ -190,8 +195,8 @@ mod tests {
     fn a_file_that_is_there_is_no_place_for_the_socket() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("v.sock");
-        let first = Listener::new(&path).unwrap();
-        let refused = Listener::new(&path).unwrap_err().to_string();
+        let first = Listener::new(&path, false).unwrap();
+        let refused = Listener::new(&path, false).unwrap_err().to_string();
         assert!(
             refused.contains("v.sock") && refused.contains("remove it"),
             "{refused}"
@@ -200,7 +205,7 @@ mod tests {
         assert!(!path.exists(), "it is removed in the end");
         std::fs::write(&path, "mine").unwrap();
         assert!(matches!(
-            Listener::new(&path),
+            Listener::new(&path, false),
             Err(VsockError::Exists { .. })
         ));
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
@@ -210,7 +215,7 @@ mod tests {
     fn only_the_own_file_is_removed() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("v.sock");
-        let listener = Listener::new(&path).unwrap();
+        let listener = Listener::new(&path, false).unwrap();
         // An inode that is free may be given to the next file: the old one stays.
         std::fs::rename(&path, place.path().join("moved")).unwrap();
         std::fs::write(&path, "somebody else's").unwrap();
@@ -224,10 +229,10 @@ mod tests {
         let fill = VSOCK_PATH_MAX - place.path().as_os_str().len() - 1;
         let longest = place.path().join("x".repeat(fill));
         let served = UnixListener::bind(format!("{}_{}", longest.display(), u32::MAX)).unwrap();
-        let listener = Listener::new(&longest).unwrap();
+        let listener = Listener::new(&longest, false).unwrap();
         listener.connect(u32::MAX).unwrap();
         served.accept().unwrap();
-        let refused = Listener::new(&place.path().join("x".repeat(fill + 1)));
+        let refused = Listener::new(&place.path().join("x".repeat(fill + 1)), false);
         assert!(matches!(
             refused,
             Err(VsockError::Path {
@@ -236,7 +241,7 @@ mod tests {
                 ..
             })
         ));
-        let nowhere = Listener::new(&place.path().join("no/v")).unwrap_err();
+        let nowhere = Listener::new(&place.path().join("no/v"), false).unwrap_err();
         assert!(nowhere.to_string().contains("directory"));
     }
 }

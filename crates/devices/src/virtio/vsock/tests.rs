@@ -66,6 +66,7 @@ impl Bench {
             name: "vsock0".into(),
             cid: CID,
             path: place.path().join("v"),
+            stays: false,
         };
         Self {
             driver: Driver::new(Box::new(Vsock::new(options).unwrap()), SIZE),
