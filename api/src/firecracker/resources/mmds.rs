@@ -1,0 +1,81 @@
+//! `/mmds` and `/mmds/config`: what the guest can ask about itself.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use umbra_vmm::{Metadata, MetadataConfig, MetadataVersion, NetMetadata};
+
+use crate::firecracker::fault::Fault;
+
+/// How the guest asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum MmdsVersion {
+    /// Just so; deprecated.
+    #[default]
+    V1,
+    /// With a token that it asked for before.
+    V2,
+}
+
+/// The address where none is given.
+const ADDRESS: Ipv4Addr = MetadataConfig::ADDRESS;
+
+/// How the guest reaches the metadata service.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MmdsConfig {
+    /// See there.
+    #[serde(default)]
+    pub version: MmdsVersion,
+    /// By which interfaces, at least one.
+    pub network_interfaces: Vec<String>,
+    /// At which address, of 169.254.0.0/16.
+    #[serde(default = "address")]
+    pub ipv4_address: Ipv4Addr,
+    /// Answers are always text, as EC2's.
+    #[serde(default)]
+    pub imds_compat: bool,
+}
+
+fn address() -> Ipv4Addr {
+    ADDRESS
+}
+
+impl MmdsConfig {
+    /// Checks it beside the names of the interfaces that there are.
+    pub fn check(&self, mut there: impl FnMut(&str) -> bool) -> Result<(), Fault> {
+        let wrong = |why: &str| Err(Fault::MmdsConfig(why.into()));
+        // RFC 3927: the first and the last 256 addresses are reserved.
+        let [a, b, c, _] = self.ipv4_address.octets();
+        if (a, b) != (169, 254) || c == 0 || c == 255 {
+            return wrong("The MMDS IPv4 address is not link local.");
+        }
+        if self.network_interfaces.is_empty() {
+            return wrong(
+                "The list of network interface IDs that allow forwarding MMDS requests is empty.",
+            );
+        }
+        if !self.network_interfaces.iter().all(|id| there(id)) {
+            return wrong(
+                "The list of network interface IDs provided contains at least one ID that does not correspond to \
+                 any existing network interface.",
+            );
+        }
+        Ok(())
+    }
+
+    /// The service that it asks for, with this data.
+    pub fn service(&self, data: &Metadata) -> NetMetadata {
+        NetMetadata {
+            data: data.clone(),
+            config: MetadataConfig {
+                version: match self.version {
+                    MmdsVersion::V1 => MetadataVersion::V1,
+                    MmdsVersion::V2 => MetadataVersion::V2,
+                },
+                address: self.ipv4_address,
+                imds_compat: self.imds_compat,
+            },
+        }
+    }
+}

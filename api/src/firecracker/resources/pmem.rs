@@ -1,0 +1,72 @@
+//! `/pmem/{id}`: files as memory.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use umbra_vmm::{PmemSpec, VirtioKind};
+
+use super::limits::RateLimiter;
+use crate::firecracker::fault::Fault;
+
+/// A file that the guest has as memory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pmem {
+    /// Its name.
+    pub id: String,
+    /// The file.
+    pub path_on_host: PathBuf,
+    /// It has the root file system. One device can.
+    #[serde(default)]
+    pub root_device: bool,
+    /// The guest may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Limits of its flushes.
+    #[serde(default)]
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+impl Pmem {
+    /// Checks it by itself: that its file can be opened, and has something in it.
+    pub fn check(&self) -> Result<(), Fault> {
+        let cannot = |why: String| {
+            Fault::PmemDevice(format!(
+                "Error backing file {:?}: {why}",
+                self.path_on_host.display()
+            ))
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!self.read_only)
+            .open(&self.path_on_host)
+            .map_err(|error| cannot(error.to_string()))?;
+        match file.metadata() {
+            Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {
+                Err(cannot("it has no bytes".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The device that it asks for.
+    pub fn kind(&self) -> VirtioKind {
+        VirtioKind::Pmem(PmemSpec {
+            read_only: self.read_only,
+            limits: self.rate_limiter.unwrap_or_default().limits(),
+            ..PmemSpec::new(&self.path_on_host)
+        })
+    }
+}
+
+/// A change of one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartialPmem {
+    /// Which.
+    pub id: String,
+    /// Other limits.
+    #[serde(default)]
+    pub rate_limiter: Option<RateLimiter>,
+}

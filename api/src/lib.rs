@@ -1,0 +1,16 @@
+//! The interface of a machine to other programs: HTTP and JSON on a unix socket.
+//!
+//! ```text
+//!   client ── socket ── [api thread]  server: bounded requests ── mailbox ──> [owner] Instance
+//!                            ^                                                    │ one thing at a time
+//!                            └──────────────── answer ────────────────────────────┘
+//! ```
+//! The HTTP side verifies and converts; a machine is owned by one thread, an [`Instance`](firecracker::instance::Instance),
+//! which does one thing at a time and stands on [`umbra_vmm::Handle`]. No global state, no signal handler, no end of
+//! the process: those are the command's.
+//!
+//! Start reading at [`firecracker`], then [`server`].
+#![forbid(unsafe_code)]
+
+pub mod firecracker;
+pub mod server;
