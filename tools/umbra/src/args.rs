@@ -10,7 +10,9 @@ use umbra_vmm::{
 };
 
 pub use backend::{Backend as BackendCommand, Serve};
+pub use serve::ServeArgs;
 
+use crate::serve::firecracker::Firecracker;
 use crate::size;
 use crate::status::{HELP, Status};
 use crate::trace;
@@ -27,6 +29,7 @@ mod net;
 mod pmem;
 mod port;
 mod rng;
+mod serve;
 mod vdpa;
 mod vhost_user;
 mod vsock;
@@ -52,6 +55,12 @@ pub enum Command {
     Fetch(Fetch),
     /// Tell whether KVM can be used here, and what `--backend auto` takes
     Probe(Probe),
+    /// Serve a machine's API on a unix socket: that of Firecracker
+    #[command(after_help = HELP)]
+    Serve(ServeArgs),
+    /// Be Firecracker, with its command line, API and exit codes; also under its name
+    #[command(disable_version_flag = true)]
+    Firecracker(Box<Firecracker>),
     /// Serve a virtio device to the monitor of another process (vhost-user)
     #[command(subcommand, after_help = backend::HELP)]
     Backend(BackendCommand),
@@ -101,7 +110,11 @@ impl Command {
         match self {
             Self::Run(run) => Some(&run.machine),
             Self::Demo(demo) => Some(&demo.machine),
-            Self::Fetch(_) | Self::Probe(_) | Self::Backend(_) => None,
+            Self::Fetch(_)
+            | Self::Probe(_)
+            | Self::Backend(_)
+            | Self::Serve(_)
+            | Self::Firecracker(_) => None,
         }
     }
 
@@ -178,7 +191,8 @@ pub struct MachineArgs {
     /// Add a network interface (virtio-net): user (by passt, with tcp=PORTS and udp=PORTS to forward),
     /// tap=NAME (with queues=N, and vhost to have the host's kernel move the frames: /dev/vhost-net, no limits) or
     /// socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME, and limits as a disk has
-    /// them for what the guest receives and sends: rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=; may be repeated
+    /// them for what the guest receives and sends: rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=; by metadata=FILE
+    /// the guest finds that JSON at http://169.254.169.254 (metadata-version=2: with a token); may be repeated
     #[arg(long, value_name = "KIND[,KEY=VALUE...]", value_parser = net::parse)]
     pub net: Vec<net::Net>,
     /// Connect programs of the guest and of the host (virtio-vsock): cid=N and path=PATH of a unix socket that
@@ -288,6 +302,16 @@ pub enum BackendArg {
     Kvm,
 }
 
+impl From<BackendArg> for Backend {
+    fn from(argument: BackendArg) -> Self {
+        match argument {
+            BackendArg::Auto => Self::Auto,
+            BackendArg::Soft => Self::Soft,
+            BackendArg::Kvm => Self::Kvm,
+        }
+    }
+}
+
 /// `--kvm-irqchip`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum IrqchipArg {
@@ -328,11 +352,7 @@ impl MachineArgs {
             command_line: self.cmdline.clone(),
             cpus: self.cpus,
             memory: self.memory,
-            backend: match self.backend {
-                BackendArg::Auto => Backend::Auto,
-                BackendArg::Soft => Backend::Soft,
-                BackendArg::Kvm => Backend::Kvm,
-            },
+            backend: self.backend.into(),
             kvm: KvmSpec {
                 device: self.kvm_device.clone(),
                 irqchip: match self.kvm_irqchip {

@@ -14,6 +14,7 @@ mod limits;
 mod probe;
 mod report;
 mod run;
+mod serve;
 mod size;
 mod status;
 mod trace;
@@ -25,11 +26,20 @@ use status::Status;
 
 /// Does what the process's arguments say; returns the exit status.
 pub fn main() -> ExitCode {
+    if let Some(arguments) = serve::firecracker::meant(std::env::args_os()) {
+        return serve::firecracker::main(arguments);
+    }
     let command = match args::parse() {
         Ok(command) => command,
         Err(status) => return status.into(),
     };
     let trace = command.machine().and_then(|machine| machine.trace.as_ref());
+    if let Command::Serve(arguments) = &command {
+        let served = serve::run(arguments);
+        return served
+            .unwrap_or_else(|error| report::failure(&error))
+            .into();
+    }
     let _trace = match report::observe(trace) {
         Ok(ending) => ending,
         Err(error) => return report::failure(&error).into(),
@@ -41,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Fetch(arguments) => demo::fetch(&arguments),
         Command::Probe(arguments) => Ok(probe::run(&arguments.kvm_device)),
         Command::Backend(arguments) => backend::run(&arguments),
+        Command::Serve(_) | Command::Firecracker(_) => unreachable!("served above"),
     };
     let status = result.unwrap_or_else(|error| report::failure(&error));
     if exit_port {

@@ -17,9 +17,14 @@ pub fn survive() {
 pub fn raise(devices: &[VirtioSpec]) {
     let is_vsock = |device: &VirtioSpec| matches!(device.kind, VirtioKind::Vsock(_));
     if devices.iter().any(is_vsock) {
-        let mut limit = getrlimit(Resource::Nofile);
-        limit.current = limit.maximum;
-        // Without it there are fewer connections, and the log says so.
-        let _ = setrlimit(Resource::Nofile, limit);
+        raise_all();
     }
+}
+
+/// The same for whatever comes.
+pub fn raise_all() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Without it there are fewer connections, and the log says so.
+    let _ = setrlimit(Resource::Nofile, limit);
 }

@@ -7,7 +7,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use umbra_vmm::{ApartError, BuildError, Crash, Ended, PlanError};
+use umbra_vmm::{ApartError, BuildError, Crash, Ended, Outcome, PlanError};
 
 use crate::status::Status;
 use crate::trace;
@@ -101,8 +101,17 @@ fn is_host_failure(error: &umbra_vmm::BootError) -> bool {
     matches!(error, umbra_vmm::BootError::Memory { .. })
 }
 
+/// Prints how a guest came to its end, if it crashed.
+pub fn crash_of(outcome: &Outcome) {
+    match outcome {
+        Outcome::Crash(how) => crash("the guest crashed", how),
+        Outcome::Stuck(how) => crash("the guest cannot go on", how),
+        _ => {}
+    }
+}
+
 /// Prints how a guest came to its end: why, the registers, the instruction, the last page walk.
-pub fn crash(what: &str, crash: &Crash) {
+fn crash(what: &str, crash: &Crash) {
     let mut text = format!("umbra: {what}: {}\n", crash.reason);
     text.push_str(&registers(crash));
     if !crash.code.is_empty() {

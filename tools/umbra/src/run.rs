@@ -30,11 +30,7 @@ pub fn run(spec: Spec, arguments: &MachineArgs) -> Result<Status> {
     if arguments.stats {
         report::statistics(&ended);
     }
-    match &ended.outcome {
-        Outcome::Crash(crash) => report::crash("the guest crashed", crash),
-        Outcome::Stuck(crash) => report::crash("the guest cannot go on", crash),
-        _ => {}
-    }
+    report::crash_of(&ended.outcome);
     Ok(match signal {
         Some(number) if ended.outcome == Outcome::Stopped => Status::Signal(number),
         _ => Status::from(&ended.outcome),

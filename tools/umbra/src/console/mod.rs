@@ -12,7 +12,7 @@
 mod escape;
 mod keyboard;
 mod signals;
-mod terminal;
+pub mod terminal;
 
 use anyhow::{Context, Result};
 use umbra_vmm::Handle;
@@ -21,13 +21,39 @@ use keyboard::Keyboard;
 use signals::Signals;
 use terminal::RawMode;
 
-/// Keyboard, signals and terminal of one run.
-///
-/// Dropped in the order of the fields: nobody touches the terminal when it is put back.
-pub struct Session {
+/// What a user can say to the monitor, between what is for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Escapes {
+    /// Ctrl-A x and the others, on a terminal.
+    CtrlA,
+    /// Nothing: every byte is the guest's.
+    None,
+}
+
+/// Keyboard and terminal of one run, in this order: nobody reads the terminal when it is put back.
+pub struct Terminal {
     _keyboard: Keyboard,
-    signals: Signals,
     _raw: Option<RawMode>,
+}
+
+impl Terminal {
+    /// Takes over the terminal, if standard input is one.
+    pub fn start(handle: Handle, escapes: Escapes) -> Result<Self> {
+        let raw = RawMode::enter().context("cannot put the terminal into raw mode")?;
+        terminal::tell_size(&handle);
+        let escapes = raw.is_some() && escapes == Escapes::CtrlA;
+        let keyboard = Keyboard::start(handle, escapes).context("cannot read the keyboard")?;
+        Ok(Self {
+            _keyboard: keyboard,
+            _raw: raw,
+        })
+    }
+}
+
+/// Terminal and signals of one run.
+pub struct Session {
+    terminal: Terminal,
+    signals: Signals,
 }
 
 impl Session {
@@ -35,19 +61,13 @@ impl Session {
     pub fn start(handle: Handle) -> Result<Self> {
         // Signals first: one that came between would leave the terminal raw.
         let signals = Signals::start(handle.clone()).context("cannot handle signals")?;
-        let raw = RawMode::enter().context("cannot put the terminal into raw mode")?;
-        terminal::tell_size(&handle);
-        let keyboard =
-            Keyboard::start(handle, raw.is_some()).context("cannot read the keyboard")?;
-        Ok(Self {
-            _keyboard: keyboard,
-            signals,
-            _raw: raw,
-        })
+        let terminal = Terminal::start(handle, Escapes::CtrlA)?;
+        Ok(Self { terminal, signals })
     }
 
     /// Gives everything back; returns the signal that ended the run, if one did.
     pub fn end(self) -> Option<i32> {
+        drop(self.terminal);
         self.signals.received()
     }
 }
