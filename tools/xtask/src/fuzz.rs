@@ -31,6 +31,8 @@ const TARGETS: &[(&str, u32)] = &[
     ("mem", 1024),
     ("vhost", 1024),
     ("backend", 1024),
+    ("api", 4096),
+    ("mmds", 2048),
 ];
 
 /// How long each target runs if nothing else is said.

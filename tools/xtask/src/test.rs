@@ -85,7 +85,7 @@ fn missing() -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Modules of tests, and what has to work for them: a program with arguments, and what to do if it does not.
-const NEEDED: [(&str, &str, &[&str], &str); 10] = [
+const NEEDED: [(&str, &str, &[&str], &str); 11] = [
     (
         "qemu_img",
         "sh",
@@ -145,6 +145,17 @@ const NEEDED: [(&str, &str, &[&str], &str); 10] = [
             "unshare --map-root-user --mount --pid --fork test -w /dev/fuse && grep -qw fuse /proc/filesystems",
         ],
         "no mount namespace can be made here, or there is no /dev/fuse that may be used",
+    ),
+    (
+        "firecracker_clients",
+        "sh",
+        &[
+            "-c",
+            "test -x /sbin/mke2fs && python3 -c 'import venv, ensurepip' && unshare --map-root-user --net --pid \
+             --fork test -c /dev/net/tun",
+        ],
+        "no network namespace can be made here, or there is no /dev/net/tun, no mke2fs, or no venv of Python's \
+         (apt-get install e2fsprogs python3-venv)",
     ),
     (
         "network",

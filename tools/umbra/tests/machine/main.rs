@@ -20,6 +20,7 @@ mod dirty;
 mod disk_change;
 mod drivers;
 mod faults;
+mod firecracker_clients;
 mod hot_memory;
 mod hotplug;
 mod inspect;

@@ -1,7 +1,7 @@
-//! A disk with programs of Debian's for a guest whose initramfs has only busybox: fio and curl.
+//! A disk with programs of Debian's for a guest whose initramfs has only busybox: fio, curl and socat.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -11,8 +11,8 @@ use umbra::demo::cache::Cache;
 use super::guest::lock;
 
 /// Changes when the disk is made otherwise.
-const NAME: &str = "tools-1.ext4";
-const PACKAGES: [&str; 2] = ["fio", "curl"];
+const NAME: &str = "tools-2.ext4";
+const PACKAGES: [&str; 3] = ["fio", "curl", "socat"];
 /// What the packages name that starts like a library and is none of theirs.
 const OTHERS: [&str; 6] = ["perl", "python", "pam", "newt", "slang", "installer"];
 const UNUSED: [&str; 2] = ["usr/share", "var"];
@@ -47,16 +47,21 @@ pub fn disk() -> Result<PathBuf> {
         fs::create_dir_all(files.join(name))?;
     }
     let image = work.path().join("image");
+    ext4(&image, &files, "300M")?;
+    fs::rename(&image, &disk).context("cannot keep the disk")?;
+    Ok(disk)
+}
+
+/// Makes an ext4 file system of a size, like `16M`, with the files of a directory.
+pub fn ext4(image: &Path, files: &Path, size: &str) -> Result<()> {
     let output = Command::new("/sbin/mke2fs")
         .args(["-q", "-t", "ext4", "-d"])
-        .arg(&files)
-        .arg(&image)
-        .arg("300M")
+        .args([files, image])
+        .arg(size)
         .output()
         .context("cannot start mke2fs (package e2fsprogs)")?;
     if !output.status.success() {
         bail!("mke2fs: {}", String::from_utf8_lossy(&output.stderr));
     }
-    fs::rename(&image, &disk).context("cannot keep the disk")?;
-    Ok(disk)
+    Ok(())
 }

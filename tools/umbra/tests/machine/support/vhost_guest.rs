@@ -12,6 +12,7 @@ use umbra::demo::{initramfs, modules};
 use super::back_ends::{self, Program};
 use super::guest::{Guest, lock, or_skip};
 use super::poll::drivers_guest;
+use super::tools::ext4;
 
 /// Changes when the guest is made otherwise.
 const NAME: &str = "vhost-guest-2";
@@ -86,15 +87,6 @@ pub fn disk(directory: &Path, others: &[(&str, Program)]) -> Result<PathBuf> {
         bail!("this program has no loader among its libraries");
     }
     let image = directory.join("program.ext4");
-    let output = Command::new("/sbin/mke2fs")
-        .args(["-q", "-t", "ext4", "-d"])
-        .arg(&files)
-        .arg(&image)
-        .arg("400M")
-        .output()
-        .context("cannot start mke2fs (package e2fsprogs)")?;
-    if !output.status.success() {
-        bail!("mke2fs: {}", String::from_utf8_lossy(&output.stderr));
-    }
+    ext4(&image, &files, "400M")?;
     Ok(image)
 }
