@@ -321,7 +321,19 @@ impl Config {
         Ok(())
     }
 
-    /// Remembers an interface that came while the machine runs.
+    /// Remembers what came while the machine runs.
+    pub fn remember_drive(&mut self, drive: Drive) {
+        put(&mut self.drives, drive.normalized(), |drive| {
+            &drive.drive_id
+        });
+    }
+
+    /// See [`remember_drive`](Self::remember_drive).
+    pub fn remember_pmem(&mut self, pmem: Pmem) {
+        put(&mut self.pmem, pmem, |pmem| &pmem.id);
+    }
+
+    /// See [`remember_drive`](Self::remember_drive).
     pub fn remember_net(&mut self, net: NetworkInterface) {
         put(&mut self.nets, net, |net| &net.iface_id);
     }

@@ -10,6 +10,7 @@
 
 pub mod config;
 pub mod fault;
+mod files;
 pub mod instance;
 pub mod metrics;
 pub mod policy;

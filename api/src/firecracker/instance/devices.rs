@@ -57,7 +57,8 @@ impl Instance {
         drive.check()?;
         let added = self.add(config::drive_id(&drive.drive_id), drive.kind()?);
         added.map_err(Fault::DriveConfig)?;
-        self.config.set_drive(drive)
+        self.config.remember_drive(drive);
+        Ok(())
     }
 
     pub(super) fn put_pmem(&mut self, pmem: Pmem) -> Result<(), Fault> {
@@ -72,7 +73,8 @@ impl Instance {
         pmem.check()?;
         let added = self.add(config::pmem_id(&pmem.id), pmem.kind());
         added.map_err(Fault::PmemDevice)?;
-        self.config.set_pmem(pmem)
+        self.config.remember_pmem(pmem);
+        Ok(())
     }
 
     pub(super) fn put_net(&mut self, net: NetworkInterface) -> Result<(), Fault> {

@@ -1,11 +1,11 @@
 //! `/boot-source`: what is booted.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::firecracker::fault::Fault;
+use crate::firecracker::files::{self, Use};
 
 /// The kernel's command line where none is given: that of Firecracker, which has no serial console.
 pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux \
@@ -31,11 +31,11 @@ const COMMAND_LINE_MAX: usize = 2047;
 impl BootSource {
     /// Checks that the files can be read.
     pub fn check(&self) -> Result<(), Fault> {
-        File::open(&self.kernel_image_path).map_err(|error| {
+        files::open(&self.kernel_image_path, Use::Read).map_err(|error| {
             Fault::BootSource(format!("The kernel file cannot be opened: {error}"))
         })?;
         if let Some(initrd) = &self.initrd_path {
-            File::open(initrd).map_err(|error| {
+            files::open(initrd, Use::Read).map_err(|error| {
                 Fault::BootSource(format!(
                     "The initrd file cannot be opened due to invalid path or invalid permissions: \
                      {error}"

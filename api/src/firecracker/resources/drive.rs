@@ -1,6 +1,5 @@
 //! `/drives/{drive_id}`: disks.
 
-use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +7,7 @@ use umbra_vmm::{Cache, DiskSpec, EngineKind, VhostKind, VhostUserSpec, VirtioKin
 
 use super::limits::RateLimiter;
 use crate::firecracker::fault::Fault;
+use crate::firecracker::files::{self, Use};
 
 /// What becomes of writes that the guest wants to be durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -147,18 +147,14 @@ fn serial(id: &str) -> String {
 
 /// Checks that a disk's file can be opened as it will be.
 pub fn check_file(path: &Path, read_only: bool) -> Result<(), Fault> {
-    OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .open(path)
-        .map(drop)
-        .map_err(|error| {
-            Fault::DriveConfig(format!(
-                "Unable to create the virtio block device: Virtio backend error: Error manipulating the backing \
-                 file: {error} {}",
-                path.display()
-            ))
-        })
+    let opened = files::open(path, if read_only { Use::Read } else { Use::Write });
+    opened.map(drop).map_err(|error| {
+        Fault::DriveConfig(format!(
+            "Unable to create the virtio block device: Virtio backend error: Error manipulating the backing file: \
+             {error} {}",
+            path.display()
+        ))
+    })
 }
 
 /// A change of a disk.

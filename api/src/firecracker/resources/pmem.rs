@@ -1,6 +1,5 @@
 //! `/pmem/{id}`: files as memory.
 
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +7,7 @@ use umbra_vmm::{PmemSpec, VirtioKind};
 
 use super::limits::RateLimiter;
 use crate::firecracker::fault::Fault;
+use crate::firecracker::files::{self, Use};
 
 /// A file that the guest has as memory.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -37,11 +37,13 @@ impl Pmem {
                 self.path_on_host.display()
             ))
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!self.read_only)
-            .open(&self.path_on_host)
-            .map_err(|error| cannot(error.to_string()))?;
+        let how = if self.read_only {
+            Use::Read
+        } else {
+            Use::Write
+        };
+        let file =
+            files::open(&self.path_on_host, how).map_err(|error| cannot(error.to_string()))?;
         match file.metadata() {
             Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {
                 Err(cannot("it has no bytes".into()))

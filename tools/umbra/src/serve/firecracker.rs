@@ -10,11 +10,13 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use signal_hook::consts::{SIGHUP, SIGXCPU};
 use umbra_api::firecracker::VERSION;
 use umbra_api::firecracker::config::Options;
 use umbra_api::firecracker::resources::logger::{LogLevel, LoggerConfig};
 use umbra_vmm::{Backend, Outcome};
 
+use super::signals::die_by;
 use super::{Served, Service};
 use crate::console::Escapes;
 use crate::report;
@@ -31,6 +33,10 @@ enum Exit {
     BadConfiguration = 152,
     /// The arguments are.
     ArgParsing = 153,
+    /// SIGXCPU came.
+    CpuTime = 154,
+    /// SIGHUP came.
+    Hangup = 156,
 }
 
 impl From<Exit> for ExitCode {
@@ -202,6 +208,13 @@ impl Firecracker {
         };
         match service.run() {
             Ok(Served::Nothing) => Exit::Ok,
+            Ok(Served::Signal(SIGHUP)) => Exit::Hangup,
+            Ok(Served::Signal(SIGXCPU)) => Exit::CpuTime,
+            Ok(Served::Signal(signal)) => {
+                // Firecracker has no handler for it.
+                die_by(signal);
+                Exit::Generic
+            }
             Ok(Served::Machine(ended)) => {
                 report::crash_of(&ended.outcome);
                 match ended.outcome {

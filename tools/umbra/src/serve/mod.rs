@@ -59,12 +59,14 @@ pub struct Service {
 pub enum Served {
     /// The machine has.
     Machine(Ended),
-    /// A signal came before there was one.
+    /// A signal has ended it, or came before there was one.
+    Signal(i32),
+    /// There was none.
     Nothing,
 }
 
 impl Service {
-    /// Serves until the machine has ended, or a signal comes; ends the process by that signal then.
+    /// Serves until the machine has ended, or a signal comes.
     pub fn run(self) -> Result<Served> {
         let log = Log::new(&self.options.id);
         log.change(&self.logger).map_err(BadInput)?;
@@ -101,7 +103,7 @@ impl Service {
         tracing::info!("Vmm is stopping.");
         drop(server);
         if let Some(signal) = signals.received() {
-            die_by(signal);
+            return Ok(Served::Signal(signal));
         }
         Ok(ended?.map_or(Served::Nothing, Served::Machine))
     }
@@ -121,6 +123,10 @@ fn read_json(path: &PathBuf) -> Result<serde_json::Value> {
 pub fn run(arguments: &ServeArgs) -> Result<Status> {
     match arguments.service().run()? {
         Served::Nothing => Ok(Status::Success),
+        Served::Signal(signal) => {
+            die_by(signal);
+            Ok(Status::Signal(signal))
+        }
         Served::Machine(ended) => {
             report::crash_of(&ended.outcome);
             Ok(Status::from(&ended.outcome))

@@ -1,7 +1,7 @@
 //! Signals of a process that serves a machine.
 //!
-//! SIGTERM, SIGINT and SIGQUIT end the machine in good order, and then the process by that signal, as whoever sent it
-//! expects; a second one does not wait. SIGHUP, SIGPIPE, SIGXCPU and SIGXFSZ mean what they mean to Firecracker.
+//! SIGTERM, SIGINT, SIGQUIT, SIGHUP and SIGXCPU end the machine in good order, and then the process, by that signal or
+//! with the status that Firecracker has for it; a second one does not wait.
 
 use std::io;
 use std::sync::Arc;
