@@ -19,13 +19,14 @@ const FIN: u8 = 1;
 const SYN: u8 = 2;
 const PSH_ACK: u8 = 0x18;
 
-const REQUESTS: [&str; 6] = [
+const REQUESTS: [&str; 7] = [
     "GET / HTTP/1.1\r\n\r\n",
     "GET /a/b HTTP/1.1\r\nAccept: application/json\r\n\r\n",
     "PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n",
     "GET /a HTTP/1.0\r\nX-metadata-token: 00\r\n\r\n",
     "GET /long HTTP/1.1\r\n\r\n",
     "POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+    "PUT / HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n",
 ];
 
 /// A port that counts what goes by it.
