@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::data::{Found, Metadata, MetadataConfig, Version};
+use crate::data::{Metadata, MetadataConfig, Version};
 use crate::http::{Request, Response};
 use crate::token::TTL_MAX;
 
@@ -73,7 +73,7 @@ fn get(
             Some(_) => {}
         }
     }
-    let Found::Value(value) = data.find(path) else {
+    let Some(value) = data.at(path) else {
         return Response::text(404, format!("Resource not found: {path}."));
     };
     let accept = request.header("Accept").unwrap_or_default();
