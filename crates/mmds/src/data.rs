@@ -24,7 +24,7 @@ pub enum Version {
 pub struct MetadataConfig {
     /// Whether a guest needs a token.
     pub version: Version,
-    /// At which address.
+    /// At which address of the link ([`is_valid`](Self::is_valid)).
     pub address: Ipv4Addr,
     /// Answers are always text, whatever the guest says it takes (as EC2's).
     pub imds_compat: bool,
@@ -35,6 +35,12 @@ impl MetadataConfig {
     pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
     /// Bytes of the data, as JSON, where nothing else is said.
     pub const LIMIT: usize = 51200;
+
+    /// Tells whether the address is one that hosts of a link may have (RFC 3927, 2.1): 169.254.1.0 to 169.254.254.255.
+    /// Frames to any other one are not for a service on the guest's own link.
+    pub const fn is_valid(&self) -> bool {
+        matches!(self.address.octets(), [169, 254, 1..=254, _])
+    }
 }
 
 impl Default for MetadataConfig {
