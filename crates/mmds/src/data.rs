@@ -22,9 +22,9 @@ pub enum Version {
 /// How a guest reaches the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MetadataConfig {
-    /// See there.
+    /// Whether a guest needs a token.
     pub version: Version,
-    /// At which address.
+    /// At which address of the link ([`is_valid`](Self::is_valid)).
     pub address: Ipv4Addr,
     /// Answers are always text, whatever the guest says it takes (as EC2's).
     pub imds_compat: bool,
@@ -35,6 +35,12 @@ impl MetadataConfig {
     pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
     /// Bytes of the data, as JSON, where nothing else is said.
     pub const LIMIT: usize = 51200;
+
+    /// Tells whether the address is one that hosts of a link may have (RFC 3927, 2.1): 169.254.1.0 to 169.254.254.255.
+    /// Frames to any other one are not for a service on the guest's own link.
+    pub const fn is_valid(&self) -> bool {
+        matches!(self.address.octets(), [169, 254, 1..=254, _])
+    }
 }
 
 impl Default for MetadataConfig {
@@ -78,8 +84,8 @@ pub struct Metadata(Arc<Inner>);
 
 struct Inner {
     limit: usize,
-    /// `None` until something was put.
-    data: Mutex<Option<Map<String, Value>>>,
+    /// An object; `None` until something was put.
+    data: Mutex<Option<Value>>,
     tokens: Tokens,
 }
 
@@ -98,15 +104,6 @@ impl PartialEq for Metadata {
 }
 
 impl Eq for Metadata {}
-
-/// What a guest finds at a path.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Found {
-    /// A value.
-    Value(Value),
-    /// Nothing.
-    Nothing,
-}
 
 impl Metadata {
     /// Makes one without data, of which there may be so many bytes as JSON.
@@ -146,43 +143,23 @@ impl Metadata {
 
     /// Returns the data; an empty object if there is none.
     pub fn get(&self) -> Value {
-        Value::Object(self.0.data.lock().clone().unwrap_or_default())
+        let data = self.0.data.lock().clone();
+        data.unwrap_or_else(|| Value::Object(Map::new()))
     }
 
-    /// Finds what is at a path of names, `/` between them; nothing before it is the whole.
-    pub(crate) fn find(&self, path: &str) -> Found {
-        let data = self.0.data.lock();
-        let Some(data) = &*data else {
-            return Found::Nothing;
-        };
-        let mut names = path.split('/').filter(|name| !name.is_empty());
-        let Some(first) = names.next() else {
-            return Found::Value(Value::Object(data.clone()));
-        };
-        let below = |value: &'_ Value, name: &str| -> Option<Value> {
-            match value {
-                Value::Object(map) => map.get(name).cloned(),
-                Value::Array(list) => name
-                    .parse()
-                    .ok()
-                    .and_then(|at: usize| list.get(at).cloned()),
-                _ => None,
-            }
-        };
-        let found = names.try_fold(data.get(first).cloned(), |value, name| {
-            value.map(|value| below(&value, name))
-        });
-        match found.flatten() {
-            Some(value) => Found::Value(value),
-            None => Found::Nothing,
-        }
+    /// Returns what is at a path of names and indices, `/` between them, as a guest asks for it: a JSON pointer
+    /// (RFC 6901) in which empty names are passed over, so that `/` is the whole. `None` if there is nothing, or no data.
+    pub fn at(&self, path: &str) -> Option<Value> {
+        let names = path.split('/').filter(|name| !name.is_empty());
+        let pointer: String = names.flat_map(|name| ["/", name]).collect();
+        self.0.data.lock().as_ref()?.pointer(&pointer).cloned()
     }
 
     pub(crate) fn tokens(&self) -> &Tokens {
         &self.0.tokens
     }
 
-    fn check(&self, object: &Map<String, Value>) -> Result<(), MetadataError> {
+    fn check(&self, object: &Value) -> Result<(), MetadataError> {
         let len = serde_json::to_string(object).map_or(usize::MAX, |text| text.len());
         match len <= self.0.limit {
             true => Ok(()),
@@ -194,9 +171,9 @@ impl Metadata {
     }
 }
 
-fn object(value: Value) -> Result<Map<String, Value>, MetadataError> {
+fn object(value: Value) -> Result<Value, MetadataError> {
     let what = match value {
-        Value::Object(map) => return Ok(map),
+        Value::Object(_) => return Ok(value),
         Value::Null => "null",
         Value::Bool(_) => "true or false",
         Value::Number(_) => "a number",
@@ -207,26 +184,21 @@ fn object(value: Value) -> Result<Map<String, Value>, MetadataError> {
 }
 
 /// RFC 7396. As deep as the patch, whose depth `serde_json` bounds when it reads one.
-fn merge(target: &mut Map<String, Value>, patch: Map<String, Value>) {
+fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(target) = target else {
+        return;
+    };
     for (name, value) in patch {
         match value {
-            Value::Null => {
-                target.remove(&name);
-            }
-            Value::Object(patch) => {
-                let old = target
-                    .entry(name)
-                    .or_insert_with(|| Value::Object(Map::new()));
-                if !old.is_object() {
-                    *old = Value::Object(Map::new());
-                }
-                if let Value::Object(old) = old {
-                    merge(old, patch);
-                }
-            }
-            value => {
-                target.insert(name, value);
-            }
+            Value::Null => drop(target.remove(&name)),
+            value => merge(target.entry(name).or_insert(Value::Null), value),
         }
     }
 }
@@ -304,18 +276,24 @@ mod tests {
     #[test]
     fn paths_lead_into_objects_and_lists() {
         let data = Metadata::new(1000);
-        assert_eq!(data.find("/"), Found::Nothing);
-        data.put(json!({"a": {"b": ["x", {"c": 1}]}})).unwrap();
+        assert_eq!(data.at("/"), None);
+        let value = json!({"a": {"b": ["x", {"c": 1}]}, "d/e": 2, "f~": 3, "g": null});
+        data.put(value.clone()).unwrap();
         for (path, found) in [
-            ("/", Some(json!({"a": {"b": ["x", {"c": 1}]}}))),
+            ("/", Some(value)),
             ("/a/b/0", Some(json!("x"))),
             ("//a///b/1/c/", Some(json!(1))),
+            ("/d~1e", Some(json!(2))),
+            ("/f~0", Some(json!(3))),
+            ("/g", Some(json!(null))),
             ("/a/b/2", None),
+            ("/a/b/01", None),
+            ("/a/b/+1", None),
+            ("/a/b/99999999999999999999", None),
             ("/a/b/0/c", None),
             ("/b", None),
         ] {
-            let found = found.map_or(Found::Nothing, Found::Value);
-            assert_eq!(data.find(path), found, "{path}");
+            assert_eq!(data.at(path), found, "{path}");
         }
     }
 }

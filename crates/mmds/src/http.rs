@@ -30,7 +30,7 @@ pub enum Parsed {
 }
 
 impl Request {
-    /// Reads what came. A body, which none of the service's operations has, is passed over if it is there already.
+    /// Reads what came, [`REQUEST_MAX`] bytes at most. A body, which none of the service's operations has, is passed over if it is there already.
     pub fn parse(bytes: &[u8]) -> Parsed {
         let mut headers = [httparse::EMPTY_HEADER; LINES];
         let mut request = httparse::Request::new(&mut headers);
@@ -66,7 +66,7 @@ impl Request {
         }
         let body = match request.header("Content-Length").map(str::parse::<usize>) {
             None => 0,
-            Some(Ok(len)) if head + len <= REQUEST_MAX => len,
+            Some(Ok(len)) if len <= REQUEST_MAX.saturating_sub(head) => len,
             Some(_) => return Parsed::Bad,
         };
         match head + body <= bytes.len() {
@@ -173,6 +173,7 @@ mod tests {
             &b"\0\0\0\0\r\n\r\n"[..],
             b"GET / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n",
             b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n",
             b"GET / HTTP/1.1\r\nA: \xff\r\n\r\n",
             &[b'x'; REQUEST_MAX],
         ] {

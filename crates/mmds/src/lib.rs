@@ -10,8 +10,8 @@
 //! own link, 169.254.169.254: [`MetadataPort`] is a [`Port`](umbra_net::Port) before another one, and takes out of the
 //! guest's frames what is for that address. Nothing of it leaves the process.
 //!
-//! Several queues of an interface have a port each, with a TCP of its own: Linux sends a connection's frames by one
-//! queue, and answers go back by the same.
+//! Several queues of an interface have a port each, with one service behind them: Linux changes queues within a
+//! connection.
 //!
 //! The guest is hostile: connections, their buffers and their time are bounded (see [`MetadataPort`]), and a request
 //! is 4 KiB at most.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::data::{Found, Metadata, MetadataConfig, Version};
+use crate::data::{Metadata, MetadataConfig, Version};
 use crate::http::{Request, Response};
 use crate::token::TTL_MAX;
 
@@ -30,6 +30,8 @@ pub fn answer(
     match request.method.as_str() {
         "GET" => get(data, config, request, &path, now),
         "PUT" => put(data, request, &path, now),
+        // Nobody waits for its body.
+        "HEAD" => Response::text(405, "").with("Allow", "GET, PUT"),
         _ => Response::text(405, "Not allowed HTTP method.").with("Allow", "GET, PUT"),
     }
 }
@@ -73,7 +75,7 @@ fn get(
             Some(_) => {}
         }
     }
-    let Found::Value(value) = data.find(path) else {
+    let Some(value) = data.at(path) else {
         return Response::text(404, format!("Resource not found: {path}."));
     };
     let accept = request.header("Accept").unwrap_or_default();
@@ -110,15 +112,15 @@ fn text(value: &Value) -> Option<String> {
 }
 
 fn put(data: &Metadata, request: &Request, path: &str, now: Instant) -> Response {
-    if path != TOKENS {
-        return Response::text(404, format!("Resource not found: {path}."));
-    }
     // A proxy has passed it on, which is what tokens are against.
     if request.header("X-Forwarded-For").is_some() {
         return Response::text(
             400,
             "Invalid header. Reason: Unsupported header name. Key: X-Forwarded-For",
         );
+    }
+    if path != TOKENS {
+        return Response::text(404, format!("Resource not found: {path}."));
     }
     let found = TTL
         .iter()
@@ -295,11 +297,38 @@ mod tests {
                 400,
                 "X-Forwarded-For",
             ),
+            (
+                "/latest",
+                "x-forwarded-for: 10.0.0.1",
+                400,
+                "X-Forwarded-For",
+            ),
         ] {
             let (got, body) = ask(&data, config, &format!("PUT {path} HTTP/1.1\r\n{more}"));
             assert_eq!(got, status, "{more}: {body}");
             assert!(body.contains(says), "{more}: {body}");
         }
-        assert_eq!(ask(&data, config, "POST / HTTP/1.1").0, 405);
+    }
+
+    #[test]
+    fn verbs_that_are_not_known_are_told_which_are() {
+        for (verb, body) in [
+            ("POST", "Not allowed HTTP method."),
+            ("DELETE", "Not allowed HTTP method."),
+            ("HEAD", ""),
+        ] {
+            let text = format!("{verb} / HTTP/1.1\r\n\r\n");
+            let Parsed::Whole(request, _) = Request::parse(text.as_bytes()) else {
+                panic!("{verb}");
+            };
+            let response = answer(
+                &data(),
+                &MetadataConfig::default(),
+                &request,
+                Instant::now(),
+            );
+            let expected = Response::text(405, body).with("Allow", "GET, PUT");
+            assert_eq!(response, expected, "{verb}");
+        }
     }
 }

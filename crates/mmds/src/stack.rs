@@ -189,11 +189,11 @@ impl Stack {
         self.link.outgoing.pop_front()
     }
 
-    /// Returns when there is something to do, or to give.
-    pub fn due(&self, now: Instant) -> Option<Instant> {
+    /// Returns when there is something to do, or to give; what waits already has done so since the beginning.
+    pub fn due(&self) -> Option<Instant> {
         match self.link.outgoing.is_empty() {
             true => self.next,
-            false => Some(now),
+            false => Some(self.begin),
         }
     }
 

@@ -79,7 +79,8 @@ pub trait Port: Send {
     fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<usize>>;
 
     /// Tells when the port has a frame, or something to do, by itself, without its descriptor being readable:
-    /// [`receive`](Self::receive) is called then. `None` if never, as far as it knows.
+    /// [`receive`](Self::receive) is called then. What waits already is due at a time that has passed. `None` if
+    /// never, as far as it knows.
     fn due(&self) -> Option<Instant> {
         None
     }

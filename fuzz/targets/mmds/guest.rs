@@ -19,13 +19,14 @@ const FIN: u8 = 1;
 const SYN: u8 = 2;
 const PSH_ACK: u8 = 0x18;
 
-const REQUESTS: [&str; 6] = [
+const REQUESTS: [&str; 7] = [
     "GET / HTTP/1.1\r\n\r\n",
     "GET /a/b HTTP/1.1\r\nAccept: application/json\r\n\r\n",
     "PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n",
     "GET /a HTTP/1.0\r\nX-metadata-token: 00\r\n\r\n",
     "GET /long HTTP/1.1\r\n\r\n",
     "POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+    "PUT / HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n",
 ];
 
 /// A port that counts what goes by it.
@@ -67,7 +68,10 @@ struct Tcp {
 
 /// The guest.
 pub struct Guest {
-    port: MetadataPort,
+    /// Of two queues.
+    ports: Vec<MetadataPort>,
+    /// By which one it speaks.
+    queue: usize,
     passed: Arc<AtomicUsize>,
     connections: [Tcp; CONNECTIONS],
     room: Vec<u8>,
@@ -81,14 +85,17 @@ impl Guest {
         let value = serde_json::from_str(&text).expect("this is JSON");
         data.put(value).expect("there is room");
         let passed = Arc::new(AtomicUsize::new(0));
-        let file = File::open("/dev/null").expect("every host has it");
-        let behind = Behind(file, passed.clone());
+        let behind = || -> Box<dyn Port> {
+            let file = File::open("/dev/null").expect("every host has it");
+            Box::new(Behind(file, passed.clone()))
+        };
         let config = MetadataConfig {
             version: Version::V1,
             ..MetadataConfig::default()
         };
         Self {
-            port: MetadataPort::new(Box::new(behind), data, config),
+            ports: MetadataPort::before(vec![behind(), behind()], data, config),
+            queue: 0,
             passed,
             connections: [Tcp::default(); CONNECTIONS],
             room: vec![0; FRAME_MAX],
@@ -96,6 +103,7 @@ impl Guest {
     }
 
     pub fn step(&mut self, source: &mut Source<'_>) {
+        self.queue = source.below(self.ports.len());
         let number = source.below(CONNECTIONS);
         match source.below(8) {
             0 => {
@@ -200,11 +208,12 @@ impl Guest {
     fn send(&mut self, frame: &[u8]) -> Vec<Vec<u8>> {
         let whole = [&[0; Header::LEN][..], frame].concat();
         let before = self.passed.load(Ordering::Relaxed);
-        let sent = self.port.send(&whole);
+        let port = &mut self.ports[self.queue];
+        let sent = port.send(&whole);
         assert!(matches!(sent, Ok(Sent::Done)));
         assert!(self.passed.load(Ordering::Relaxed) - before <= 1);
         let mut answers = Vec::new();
-        while let Ok(Some(len)) = self.port.receive(&mut self.room) {
+        while let Ok(Some(len)) = port.receive(&mut self.room) {
             answers.push(self.room[Header::LEN..len].to_vec());
             assert!(answers.len() < ANSWERS, "it does not end");
         }

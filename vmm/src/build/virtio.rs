@@ -322,8 +322,8 @@ fn network(id: &str, spec: &NetSpec) -> Result<(Net, NetControl, Option<Passt>),
     let ports = match &spec.metadata {
         None => ports,
         Some(NetMetadata { data, config }) => {
-            let before = |port| Box::new(MetadataPort::new(port, data.clone(), *config)) as _;
-            ports.into_iter().map(before).collect()
+            let ports = MetadataPort::before(ports, data.clone(), *config);
+            ports.into_iter().map(|port| Box::new(port) as _).collect()
         }
     };
     let options = NetOptions {

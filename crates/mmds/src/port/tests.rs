@@ -106,7 +106,10 @@ impl Device for Wire {
 
 /// A guest and its port.
 struct Guest {
-    port: MetadataPort,
+    /// Of two queues.
+    ports: Vec<MetadataPort>,
+    /// By which one it speaks.
+    queue: usize,
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
     waiting: Arc<Mutex<VecDeque<Vec<u8>>>>,
     interface: Interface,
@@ -124,12 +127,18 @@ impl Guest {
             version,
             ..MetadataConfig::default()
         };
-        let (sent, waiting) = (Arc::default(), Arc::default());
-        let behind = Behind {
-            file: File::open("/dev/null").unwrap(),
-            sent: Arc::clone(&sent),
-            waiting: Arc::clone(&waiting),
+        let (sent, waiting) = (
+            Arc::<Mutex<Vec<_>>>::default(),
+            Arc::<Mutex<VecDeque<_>>>::default(),
+        );
+        let behind = || -> Box<dyn Port> {
+            Box::new(Behind {
+                file: File::open("/dev/null").unwrap(),
+                sent: Arc::clone(&sent),
+                waiting: Arc::clone(&waiting),
+            })
         };
+        let ports = MetadataPort::before(vec![behind(), behind()], data.clone(), config);
         let mut wire = Wire::default();
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, Time::ZERO);
         interface.update_ip_addrs(|all| all.push(IpCidr::new(GUEST.into(), 24)).unwrap());
@@ -138,7 +147,8 @@ impl Guest {
             .add_default_ipv4_route(MetadataConfig::ADDRESS)
             .unwrap();
         Self {
-            port: MetadataPort::new(Box::new(behind), data.clone(), config),
+            ports,
+            queue: 0,
             sent,
             waiting,
             interface,
@@ -150,16 +160,20 @@ impl Guest {
         }
     }
 
+    fn port(&mut self) -> &mut MetadataPort {
+        &mut self.ports[self.queue]
+    }
+
     fn send(&mut self, frame: &[u8]) {
         let whole = [&[0; Header::LEN][..], frame].concat();
-        assert!(matches!(self.port.send(&whole), Ok(Sent::Done)));
+        assert!(matches!(self.port().send(&whole), Ok(Sent::Done)));
     }
 
     /// Every frame that comes now, without its virtio header.
     fn receive(&mut self) -> Vec<Vec<u8>> {
         let mut room = vec![0xaa; FRAME_MAX];
         let mut all = Vec::new();
-        while let Some(len) = self.port.receive(&mut room).unwrap() {
+        while let Some(len) = self.port().receive(&mut room).unwrap() {
             assert_eq!(room[..Header::LEN], [0; Header::LEN]);
             all.push(room[Header::LEN..len].to_vec());
         }
@@ -271,9 +285,10 @@ fn arp(target: Ipv4Addr) -> Vec<u8> {
 #[test]
 fn the_service_has_an_address_and_others_have_theirs() {
     let mut guest = Guest::new(&data(), Version::V1);
-    assert_eq!(guest.port.due(), None);
+    assert_eq!(guest.port().due(), None);
+    let before = Instant::now();
     guest.send(&arp(MetadataConfig::ADDRESS));
-    assert!(guest.port.due().is_some());
+    assert!(guest.port().due().is_some_and(|due| due <= before));
     let replies = guest.receive();
     assert_eq!(replies.len(), 1);
     assert_eq!(replies[0][..6], GUEST_MAC);
@@ -338,6 +353,46 @@ fn a_token_is_asked_for_and_used_by_one_connection() {
 }
 
 #[test]
+fn a_connection_goes_on_by_another_queue() {
+    let mut guest = Guest::new(&data(), Version::V1);
+    let handle = guest.connect();
+    guest.queue = 1;
+    guest.say(handle, "GET /name HTTP/1.1\r\n\r\n");
+    let first = guest.hear(handle, |text| text.ends_with("violet"));
+    assert!(first.ends_with("violet"), "{first}");
+    // Only the queue by which it speaks has something for it, and to wait for.
+    assert_eq!(guest.ports[0].due(), None);
+    assert!(guest.ports[1].due().is_some());
+    guest.queue = 0;
+    guest.say(handle, "GET /long HTTP/1.0\r\n\r\n");
+    let second = guest.hear(handle, |_| false);
+    assert!(second.ends_with(&"0123456789".repeat(4000)));
+}
+
+#[test]
+fn a_queue_that_was_left_gives_what_is_not_the_services() {
+    let mut guest = Guest::new(&data(), Version::V1);
+    guest.send(&arp(MetadataConfig::ADDRESS));
+    guest.queue = 1;
+    guest.send(&arp(MetadataConfig::ADDRESS));
+    guest.waiting.lock().push_back(vec![0; Header::LEN + 60]);
+    guest.queue = 0;
+    assert_eq!(guest.receive(), [vec![0; 60]]);
+    guest.queue = 1;
+    assert_eq!(guest.receive().len(), 2);
+}
+
+#[test]
+#[should_panic(expected = "224.0.0.1 is not link local")]
+fn an_address_of_no_link_is_refused() {
+    let config = MetadataConfig {
+        address: Ipv4Addr::new(224, 0, 0, 1),
+        ..MetadataConfig::default()
+    };
+    let _ = MetadataPort::before(Vec::new(), data(), config);
+}
+
+#[test]
 fn connections_are_few_and_the_oldest_makes_room() {
     let mut guest = Guest::new(&data(), Version::V1);
     let handles: Vec<_> = (0..3 * CONNECTIONS).map(|_| guest.connect()).collect();
@@ -355,17 +410,15 @@ fn a_connection_in_which_nothing_happens_ends() {
     use crate::stack::{IDLE, Stack};
     let mut guest = Guest::new(&data(), Version::V1);
     let handle = guest.connect();
-    let due = guest
-        .port
-        .stack
-        .due(Instant::now())
-        .expect("its end is due");
-    assert!(due <= Instant::now() + IDLE);
-    let stack: &mut Stack = &mut guest.port.stack;
-    stack.work(due + IDLE);
-    // What it may have said at its end.
-    while stack.give().is_some() {}
-    assert_eq!(stack.due(due + IDLE), None);
+    let due = guest.port().due().expect("its end is due");
+    assert!(Instant::now() < due && due <= Instant::now() + IDLE);
+    {
+        let stack: &mut Stack = &mut guest.port().service.lock().stack;
+        stack.work(due + IDLE);
+        // What it may have said at its end.
+        while stack.give().is_some() {}
+        assert_eq!(stack.due(), None);
+    }
     guest.say(handle, "GET /name HTTP/1.0\r\n\r\n");
     assert_eq!(guest.hear(handle, |_| false), "");
 }
@@ -420,6 +473,7 @@ proptest! {
                 let at = at.index(frame.len());
                 frame[at] = value;
             }
+            guest.queue = usize::from(value & 1);
             let before = guest.sent.lock().len();
             let other = classify(&frame, MetadataConfig::ADDRESS) == Frame::Other;
             guest.send(&frame);

@@ -258,10 +258,11 @@ impl Pair {
         state.transmit |= transmitted;
         state.control |= controlled;
         if patience.is_some() {
+            // In this order: what is due now has been by then.
+            let due = self.due();
             let now = Instant::now();
-            let due = self.due().is_some_and(|due| due <= now);
             let state = &mut self.state;
-            state.receive |= due;
+            state.receive |= due.is_some_and(|due| due <= now);
             state.receive_throttle.expire(now);
             state.transmit_throttle.expire(now);
         }

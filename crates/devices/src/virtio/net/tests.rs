@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use umbra_net::{FRAME_MAX, Header, Sent, Stream};
@@ -659,6 +659,77 @@ fn who_waits_for_a_limit_does_nothing_meanwhile() {
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(worked.load(Ordering::Relaxed), before);
     assert_eq!((bench.driver.used_in(RX), bench.driver.used_in(TX)), (1, 1));
+}
+
+/// A port whose frames come back after a while, with no descriptor that says so.
+struct Echo {
+    after: Duration,
+    back: Option<(Instant, Vec<u8>)>,
+    never: Event,
+}
+
+impl Port for Echo {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.never.as_fd()
+    }
+
+    fn can_offload(&self) -> bool {
+        false
+    }
+
+    fn set_offloads(&mut self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn enable(&mut self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, frame: &[u8]) -> io::Result<Sent> {
+        self.back = Some((Instant::now() + self.after, frame.to_vec()));
+        Ok(Sent::Done)
+    }
+
+    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        let back = self.back.take_if(|(due, _)| *due <= Instant::now());
+        Ok(back.map(|(_, back)| {
+            frame[..back.len()].copy_from_slice(&back);
+            back.len()
+        }))
+    }
+
+    fn due(&self) -> Option<Instant> {
+        // As late as it can be said.
+        let (due, _) = self.back.as_ref()?;
+        Some((*due).max(Instant::now()))
+    }
+}
+
+#[test]
+fn a_port_is_asked_when_it_has_something_by_itself() {
+    for after in [Duration::ZERO, Duration::from_millis(30)] {
+        let port = Echo {
+            after,
+            back: None,
+            never: Event::new().unwrap(),
+        };
+        let (net, control) = Net::new(vec![Box::new(port)], options(None)).unwrap();
+        let mut bench = Bench {
+            driver: Driver::new(Box::new(net), 8),
+            control,
+            host: UnixStream::pair().unwrap().0,
+        };
+        bench.driver.start(Features::NONE);
+        bench.make_room(0, 0x100);
+        bench.make_room(1, 0x100);
+        for n in 0..2 {
+            // Nothing else wakes the pair meanwhile.
+            std::thread::sleep(Duration::from_millis(50));
+            bench.send(2 * n, b"again");
+            bench.driver.wait(|d| d.used_in(RX) == n + 1);
+            assert_eq!(bench.used_element(RX, n), (u32::from(n), 12 + 5));
+        }
+    }
 }
 
 /// A port that says what it was told.
