@@ -254,6 +254,8 @@ impl Guest {
         let handle = self.connect();
         self.say(handle, &format!("{head}\r\nConnection: close\r\n\r\n"));
         let text = self.hear(handle, |_| false);
+        self.socket(handle).close();
+        self.turn();
         self.sockets.remove(handle);
         let (_, body) = text
             .split_once("\r\n\r\n")
@@ -403,6 +405,18 @@ fn connections_are_few_and_the_oldest_makes_room() {
     // The first one is spoken to, and does not answer any more.
     guest.say(handles[0], "GET /name HTTP/1.0\r\n\r\n");
     assert_eq!(guest.hear(handles[0], |_| false), "");
+}
+
+#[test]
+fn connections_that_are_over_make_room_before_one_that_is_not() {
+    let mut guest = Guest::new(&data(), Version::V1);
+    let stays = guest.connect();
+    for _ in 0..3 * CONNECTIONS {
+        assert_eq!(guest.ask("GET /name HTTP/1.1"), "violet");
+    }
+    guest.say(stays, "GET /name HTTP/1.0\r\n\r\n");
+    let text = guest.hear(stays, |_| false);
+    assert!(text.ends_with("violet"), "{text}");
 }
 
 #[test]
