@@ -1,5 +1,6 @@
 //! What can go wrong before a machine runs, and while it does. Each prints as one line.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use umbra_block::OpenError;
@@ -111,6 +112,16 @@ pub enum PlanError {
     VhostMetadata {
         /// The device.
         id: String,
+    },
+    /// The metadata service would be at an address that no host of a link has.
+    #[error(
+        "the metadata service of {id:?} cannot be at {address}: give it one of 169.254.1.0 to 169.254.254.255"
+    )]
+    MetadataAddress {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        address: Ipv4Addr,
     },
     /// Frames of a network device are too small.
     #[error("the network device {id:?} has an MTU of {min} to 65535, not {mtu}")]

@@ -10,8 +10,8 @@ use umbra_vhost::TAG_MAX;
 use crate::error::PlanError;
 use crate::layout;
 use crate::spec::{
-    Backend, BalloonSpec, ConsoleSpec, Limits, MemSpec, NetHost, NetSpec, PmemSpec, PortEnd, Spec,
-    Verify, VhostKind, VhostUserSpec, VirtioKind, VirtioSpec, VsockSpec,
+    Backend, BalloonSpec, ConsoleSpec, Limits, MemSpec, NetHost, NetMetadata, NetSpec, PmemSpec,
+    PortEnd, Spec, Verify, VhostKind, VhostUserSpec, VirtioKind, VirtioSpec, VsockSpec,
 };
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
@@ -254,6 +254,14 @@ fn check_net(id: &str, net: &NetSpec) -> Result<(), PlanError> {
     {
         return Err(PlanError::VhostMetadata { id: id.to_owned() });
     }
+    if let Some(NetMetadata { config, .. }) = &net.metadata
+        && !config.is_valid()
+    {
+        return Err(PlanError::MetadataAddress {
+            id: id.to_owned(),
+            address: config.address,
+        });
+    }
     if let NetHost::Tap { queues, .. } | NetHost::Vhost { queues, .. } = &net.host
         && !(1..=Net::MAX_PAIRS).contains(queues)
     {
@@ -353,7 +361,9 @@ fn check_pmem(id: &str, pmem: &PmemSpec) -> Result<(), PlanError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Bucket, PortSpec, RngSpec, VdpaSpec, VhostVsockSpec};
+    use crate::spec::{
+        Bucket, Metadata, MetadataConfig, PortSpec, RngSpec, VdpaSpec, VhostVsockSpec,
+    };
 
     #[test]
     fn the_default_machine_can_be_planned() {
@@ -511,6 +521,47 @@ mod tests {
         assert!(Plan::new(alone).is_ok());
         let refused = PlanError::VdpaBalloon { id: "d".into() };
         assert_eq!(Plan::new(both).err(), Some(refused));
+    }
+
+    #[test]
+    fn metadata_is_at_an_address_of_the_link_and_not_with_vhost() {
+        let plan = |host: NetHost, address: [u8; 4]| {
+            let config = MetadataConfig {
+                address: address.into(),
+                ..MetadataConfig::default()
+            };
+            let metadata = NetMetadata {
+                data: Metadata::new(MetadataConfig::LIMIT),
+                config,
+            };
+            let net = NetSpec {
+                metadata: Some(metadata),
+                ..NetSpec::new(host)
+            };
+            Plan::new(Spec::new("kernel").virtio("n", VirtioKind::Net(net))).map(drop)
+        };
+        for address in [[169, 254, 169, 254], [169, 254, 1, 0], [169, 254, 254, 255]] {
+            assert_eq!(plan(NetHost::user(), address), Ok(()));
+        }
+        for address in [
+            [169, 254, 0, 1],
+            [169, 254, 255, 1],
+            [10, 0, 0, 1],
+            [224, 0, 0, 1],
+            [0; 4],
+        ] {
+            let refused = PlanError::MetadataAddress {
+                id: "n".into(),
+                address: address.into(),
+            };
+            assert_eq!(plan(NetHost::user(), address), Err(refused));
+        }
+        let vhost = NetHost::Vhost {
+            name: "t0".into(),
+            queues: 1,
+        };
+        let refused = PlanError::VhostMetadata { id: "n".into() };
+        assert_eq!(plan(vhost, [169, 254, 169, 254]), Err(refused));
     }
 
     #[test]

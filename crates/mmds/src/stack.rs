@@ -2,7 +2,7 @@
 //!
 //! | bound | |
 //! |---|---|
-//! | connections | [`CONNECTIONS`]; for one more the one goes in which nothing has happened for longest |
+//! | connections | [`CONNECTIONS`]; for one more goes one that is over, or in which nothing has happened for longest |
 //! | what a connection holds | a request, an answer, and two buffers of 12 KiB together |
 //! | how long nothing may happen in one | [`IDLE`] |
 //! | packets that wait | [`PACKETS`] each way; more are dropped, as networks may |
@@ -225,12 +225,16 @@ impl Stack {
         self.listener = listen(&mut self.sockets, self.config);
     }
 
+    /// Ends a connection: one in which the guest has everything and no more will come, or else the one in which nothing
+    /// has happened for longest.
     fn make_room(&mut self) {
-        let oldest = self
-            .connections
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, other)| other.used);
+        use tcp::State::{FinWait2, TimeWait};
+        let is_open = |connection: &Connection| {
+            let socket = self.sockets.get::<tcp::Socket>(connection.socket);
+            !matches!(socket.state(), FinWait2 | TimeWait)
+        };
+        let all = self.connections.iter().enumerate();
+        let oldest = all.min_by_key(|(_, other)| (is_open(other), other.used));
         if let Some((at, _)) = oldest {
             let connection = self.connections.swap_remove(at);
             // Without a word: its packets find nobody.

@@ -192,7 +192,8 @@ pub struct MachineArgs {
     /// tap=NAME (with queues=N, and vhost to have the host's kernel move the frames: /dev/vhost-net, no limits) or
     /// socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME, and limits as a disk has
     /// them for what the guest receives and sends: rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=; by metadata=FILE
-    /// the guest finds that JSON at http://169.254.169.254 (metadata-version=2: with a token); may be repeated
+    /// the guest finds that JSON at http://169.254.169.254 (metadata-version=2: with a token; metadata-address=ADDRESS:
+    /// elsewhere; metadata-text: always as text, as on EC2); may be repeated
     #[arg(long, value_name = "KIND[,KEY=VALUE...]", value_parser = net::parse)]
     pub net: Vec<net::Net>,
     /// Connect programs of the guest and of the host (virtio-vsock): cid=N and path=PATH of a unix socket that

@@ -254,6 +254,8 @@ impl Guest {
         let handle = self.connect();
         self.say(handle, &format!("{head}\r\nConnection: close\r\n\r\n"));
         let text = self.hear(handle, |_| false);
+        self.socket(handle).close();
+        self.turn();
         self.sockets.remove(handle);
         let (_, body) = text
             .split_once("\r\n\r\n")
@@ -324,6 +326,35 @@ fn checksums_that_are_left_to_the_receiver_are_no_reason_to_be_silent() {
     let mut guest = Guest::new(&data(), Version::V1);
     guest.partial = true;
     assert_eq!(guest.ask("GET /name HTTP/1.1"), "violet");
+}
+
+#[test]
+fn a_request_comes_in_one_packet_larger_than_the_link_has() {
+    let mut guest = Guest::new(&data(), Version::V1);
+    let handle = guest.connect();
+    let filling = "x".repeat(3000);
+    guest.say(
+        handle,
+        &format!("GET /name HTTP/1.0\r\nFilling: {filling}\r\n\r\n"),
+    );
+    let time = Time::from_micros(guest.begin.elapsed().as_micros() as i64);
+    guest
+        .interface
+        .poll(time, &mut guest.wire, &mut guest.sockets);
+    let packets = std::mem::take(&mut guest.wire.outgoing);
+    assert!(packets.len() > 1);
+    // Segmentation is left to the receiver: one header, and what all carry behind theirs of 40 bytes.
+    let mut packet = packets[0][..40].to_vec();
+    packet.extend(packets.iter().flat_map(|packet| &packet[40..]));
+    let len = packet.len() as u16;
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
+    let ethernet = [&MAC[..], &GUEST_MAC, &TYPE_IP].concat();
+    guest.send(&[ethernet, packet].concat());
+    for frame in guest.receive() {
+        guest.wire.incoming.push_back(frame[ETHERNET..].to_vec());
+    }
+    let text = guest.hear(handle, |_| false);
+    assert!(text.ends_with("violet"), "{text}");
 }
 
 #[test]
@@ -403,6 +434,18 @@ fn connections_are_few_and_the_oldest_makes_room() {
     // The first one is spoken to, and does not answer any more.
     guest.say(handles[0], "GET /name HTTP/1.0\r\n\r\n");
     assert_eq!(guest.hear(handles[0], |_| false), "");
+}
+
+#[test]
+fn connections_that_are_over_make_room_before_one_that_is_not() {
+    let mut guest = Guest::new(&data(), Version::V1);
+    let stays = guest.connect();
+    for _ in 0..3 * CONNECTIONS {
+        assert_eq!(guest.ask("GET /name HTTP/1.1"), "violet");
+    }
+    guest.say(stays, "GET /name HTTP/1.0\r\n\r\n");
+    let text = guest.hear(stays, |_| false);
+    assert!(text.ends_with("violet"), "{text}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Network interfaces, as `--net` has them.
 
+use std::net::Ipv4Addr;
+
 use umbra_vmm::{
     Limits, Mac, MacError, Metadata, MetadataConfig, MetadataVersion, NetHost, NetMetadata,
     NetSpec, VirtioKind, VirtioSpec,
@@ -26,13 +28,13 @@ impl Net {
 }
 
 /// Reads `user[,tcp=SPEC][,udp=SPEC][,passt=FILE]`, `tap=NAME[,queues=N][,vhost]` or `socket=PATH`, each with
-/// `[,mac=ADDRESS][,mtu=N][,id=NAME]`, `[,metadata=FILE[,metadata-version=N]]` and limits (`rx-bandwidth=`, `rx-ops=`,
-/// `tx-bandwidth=`, `tx-ops=`). Two commas stand for one.
+/// `[,mac=ADDRESS][,mtu=N][,id=NAME]`, `[,metadata=FILE[,metadata-version=N][,metadata-address=ADDRESS][,metadata-text]]`
+/// and limits (`rx-bandwidth=`, `rx-ops=`, `tx-bandwidth=`, `tx-ops=`). Two commas stand for one.
 pub fn parse(text: &str) -> Result<Net, String> {
     let refused = |why: String| {
         format!(
             "{why}; write it like user, tap=NAME (then queues=, vhost) or socket=PATH, then mac=, mtu=, id=, \
-             metadata=, metadata-version=, rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops="
+             metadata= (then metadata-version=, metadata-address=, metadata-text), rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops="
         )
     };
     read(pairs(text)).map_err(refused)
@@ -42,7 +44,7 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
     let (mut id, mut mac, mut mtu, mut queues, mut passt) = (None, None, None, None, None);
     let (mut host, mut arguments, mut vhost) = (None, Vec::new(), None);
     let (mut receive, mut transmit) = (Limits::default(), Limits::default());
-    let (mut metadata, mut version) = (None, None);
+    let mut metadata = MetadataArgument::default();
     for (key, value) in parts {
         match &*key {
             "" if value == "user" => set(&mut host, "user", NetHost::user())?,
@@ -70,15 +72,7 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
                 set(&mut mac, "mac", read)?;
             }
             "id" => set(&mut id, "id", value)?,
-            "metadata" => set(&mut metadata, "metadata", read_metadata(&value)?)?,
-            "metadata-version" => {
-                let read = match &*value {
-                    "1" => MetadataVersion::V1,
-                    "2" => MetadataVersion::V2,
-                    _ => return Err(format!("metadata-version={value}: it is 1 or 2")),
-                };
-                set(&mut version, "metadata-version", read)?;
-            }
+            _ if metadata.read(&key, &value)? => {}
             _ if limit::read(&mut receive, "rx-", &key, &value)? => {}
             _ if limit::read(&mut transmit, "tx-", &key, &value)? => {}
             _ => return Err(format!("{key:?} is unknown")),
@@ -109,19 +103,63 @@ fn read(parts: Vec<(String, String)>) -> Result<Net, String> {
         mtu,
         receive,
         transmit,
-        metadata: match (metadata, version) {
-            (Some(data), version) => Some(NetMetadata {
-                data,
-                config: MetadataConfig {
-                    version: version.unwrap_or_default(),
-                    ..MetadataConfig::default()
-                },
-            }),
-            (None, None) => None,
-            (None, Some(_)) => return Err("metadata-version= is for metadata=".to_owned()),
-        },
+        metadata: metadata.service()?,
     };
     Ok(Net { id, spec })
+}
+
+/// What is said of the metadata service.
+#[derive(Default)]
+struct MetadataArgument {
+    data: Option<Metadata>,
+    version: Option<MetadataVersion>,
+    address: Option<Ipv4Addr>,
+    text: Option<()>,
+}
+
+impl MetadataArgument {
+    /// Takes a part that is about it; tells whether it was.
+    fn read(&mut self, key: &str, value: &str) -> Result<bool, String> {
+        match key {
+            "metadata" => set(&mut self.data, key, read_metadata(value)?)?,
+            "metadata-version" => {
+                let read = match value {
+                    "1" => MetadataVersion::V1,
+                    "2" => MetadataVersion::V2,
+                    _ => return Err(format!("metadata-version={value}: it is 1 or 2")),
+                };
+                set(&mut self.version, key, read)?;
+            }
+            "metadata-address" => {
+                let read = value.parse();
+                let read =
+                    read.map_err(|_| format!("{key}={value}: it is like 169.254.169.254"))?;
+                set(&mut self.address, key, read)?;
+            }
+            "metadata-text" if value.is_empty() => set(&mut self.text, key, ())?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn service(self) -> Result<Option<NetMetadata>, String> {
+        let said = self.version.is_some() || self.address.is_some() || self.text.is_some();
+        let Some(data) = self.data else {
+            return match said {
+                true => Err(
+                    "metadata-version=, metadata-address= and metadata-text are for metadata="
+                        .to_owned(),
+                ),
+                false => Ok(None),
+            };
+        };
+        let config = MetadataConfig {
+            version: self.version.unwrap_or_default(),
+            address: self.address.unwrap_or(MetadataConfig::ADDRESS),
+            imds_compat: self.text.is_some(),
+        };
+        Ok(Some(NetMetadata { data, config }))
+    }
 }
 
 /// Reads what a guest shall find.
@@ -203,6 +241,39 @@ mod tests {
     }
 
     #[test]
+    fn metadata_is_read_from_its_file() {
+        let place = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = place.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let good = file("good", r#"{"a": 1}"#);
+        let read = parse(&format!("user,metadata={good}")).unwrap();
+        let service = read.spec.metadata.unwrap();
+        assert_eq!(service.config, MetadataConfig::default());
+        assert_eq!(service.data.get(), serde_json::json!({"a": 1}));
+        let read = parse(&format!(
+            "user,metadata={good},metadata-version=2,metadata-address=169.254.7.7,metadata-text"
+        ));
+        let expected = MetadataConfig {
+            version: MetadataVersion::V2,
+            address: Ipv4Addr::new(169, 254, 7, 7),
+            imds_compat: true,
+        };
+        assert_eq!(read.unwrap().spec.metadata.unwrap().config, expected);
+        let large = format!(r#"{{"a": "{}"}}"#, "x".repeat(MetadataConfig::LIMIT));
+        for (name, text, why) in [
+            ("list", "[]", "this is an array"),
+            ("half", "{", "is no JSON"),
+            ("large", &large, "more than 51200"),
+        ] {
+            let refused = parse(&format!("user,metadata={}", file(name, text))).unwrap_err();
+            assert!(refused.contains(why), "{name}: {refused}");
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_with_its_reason() {
         let table = [
             ("", "\"\" is no kind"),
@@ -223,6 +294,12 @@ mod tests {
             ("tap=t0,x", "\"x\" is unknown"),
             ("user,ops=5", "\"ops\" is unknown"),
             ("user,tx-bandwidth=0", "limits nothing"),
+            ("user,metadata=/none", "cannot read /none"),
+            ("user,metadata-version=2", "are for metadata="),
+            ("user,metadata-text", "are for metadata="),
+            ("user,metadata-text=yes", "\"metadata-text\" is unknown"),
+            ("user,metadata-version=3", "it is 1 or 2"),
+            ("user,metadata-address=here", "it is like 169.254"),
         ];
         for (text, why) in table {
             let refused = parse(text).unwrap_err();

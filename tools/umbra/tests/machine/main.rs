@@ -28,6 +28,7 @@ mod interrupts;
 mod kernel_vhost;
 mod limits;
 mod live;
+mod metadata;
 mod network;
 mod no_kvm;
 mod pause;
