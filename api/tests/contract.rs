@@ -347,3 +347,30 @@ fn metadata_beyond_its_limit_is_413() {
         serde_json::Value::Null
     );
 }
+
+#[test]
+fn a_start_that_failed_leaves_nothing_in_the_way_of_the_next_one() {
+    let rig = Rig::new();
+    say(
+        &rig,
+        "/boot-source",
+        r#"{"kernel_image_path": "PLACE/kernel"}"#,
+    );
+    say(
+        &rig,
+        "/vsock",
+        r#"{"guest_cid": 3, "uds_path": "PLACE/v.sock"}"#,
+    );
+    // More than the processor has addresses for.
+    say(&rig, "/hotplug/memory", r#"{"total_size_mib": 4294967296}"#);
+    let failed = rig.ask("PUT", "/actions", START);
+    assert_eq!(
+        (failed.status, failed.json()["code"].as_str()),
+        (400, Some("start")),
+        "{failed:?}"
+    );
+    say(&rig, "/hotplug/memory", r#"{"total_size_mib": 256}"#);
+    let started = rig.ask("PUT", "/actions", START);
+    assert_eq!(started.status, 204, "{started:?}");
+    assert!(rig.path("v.sock").exists());
+}

@@ -188,6 +188,11 @@ impl Config {
         &self.serial
     }
 
+    /// Returns the unix socket of the socket device, if there is one.
+    pub fn vsock_path(&self) -> Option<&Path> {
+        self.vsock.as_ref().map(|vsock| vsock.uds_path.as_path())
+    }
+
     /// Finds a disk.
     pub fn drive_mut(&mut self, id: &str) -> Option<&mut Drive> {
         self.drives.iter_mut().find(|drive| drive.drive_id == id)

@@ -330,7 +330,12 @@ impl Instance {
             ))
         })?;
         let plan = Plan::new(spec).map_err(|error| failed(&error))?;
-        let machine = Machine::build(plan, console).map_err(|error| failed(&error))?;
+        let socket = self.config.vsock_path().filter(|path| !path.exists());
+        let machine = Machine::build(plan, console).map_err(|error| {
+            // It stays with a machine that runs; this one can be started again.
+            let _ = socket.map(std::fs::remove_file);
+            failed(&error)
+        })?;
         if let Some(reason) = machine.fallback() {
             tracing::info!("{reason}; the software processor is used");
         }

@@ -45,9 +45,7 @@ impl MmdsConfig {
     /// Checks it beside the names of the interfaces that there are.
     pub fn check(&self, mut there: impl FnMut(&str) -> bool) -> Result<(), Fault> {
         let wrong = |why: &str| Err(Fault::MmdsConfig(why.into()));
-        // RFC 3927: the first and the last 256 addresses are reserved.
-        let [a, b, c, _] = self.ipv4_address.octets();
-        if (a, b) != (169, 254) || c == 0 || c == 255 {
+        if !self.config().is_valid() {
             return wrong("The MMDS IPv4 address is not link local.");
         }
         if self.network_interfaces.is_empty() {
@@ -64,18 +62,22 @@ impl MmdsConfig {
         Ok(())
     }
 
+    fn config(&self) -> MetadataConfig {
+        MetadataConfig {
+            version: match self.version {
+                MmdsVersion::V1 => MetadataVersion::V1,
+                MmdsVersion::V2 => MetadataVersion::V2,
+            },
+            address: self.ipv4_address,
+            imds_compat: self.imds_compat,
+        }
+    }
+
     /// The service that it asks for, with this data.
     pub fn service(&self, data: &Metadata) -> NetMetadata {
         NetMetadata {
             data: data.clone(),
-            config: MetadataConfig {
-                version: match self.version {
-                    MmdsVersion::V1 => MetadataVersion::V1,
-                    MmdsVersion::V2 => MetadataVersion::V2,
-                },
-                address: self.ipv4_address,
-                imds_compat: self.imds_compat,
-            },
+            config: self.config(),
         }
     }
 }
