@@ -257,7 +257,12 @@ impl Session {
 
     /// Tells whether it works, or would if nothing held it.
     pub fn is_active(&self) -> bool {
-        (self.active || self.held.is_some()) && !self.interrupt.is_reset_needed()
+        (self.active || self.held.is_some()) && !self.needs_reset()
+    }
+
+    /// Tells whether the device cannot go on until it is reset.
+    pub fn needs_reset(&self) -> bool {
+        self.interrupt.is_reset_needed()
     }
 
     /// Makes the device stand still, now or when it is started.

@@ -8,6 +8,9 @@ pub trait Transport: Send + Sync {
     /// Tells whether a driver has started the device, and it needs no reset. One that stands still counts.
     fn is_active(&self) -> bool;
 
+    /// Tells whether the device has said that it cannot go on until its driver resets it (DEVICE_NEEDS_RESET).
+    fn needs_reset(&self) -> bool;
+
     /// Makes the device stand still: when this returns it neither touches guest memory nor notifies
     /// the driver. No processor may run, for what a driver writes now is not followed. Waits for work
     /// in progress, which is short.

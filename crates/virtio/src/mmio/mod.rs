@@ -154,6 +154,10 @@ impl Transport for MmioTransport {
         self.state.lock().session.is_active()
     }
 
+    fn needs_reset(&self) -> bool {
+        self.state.lock().session.needs_reset()
+    }
+
     fn pause(&self) {
         self.state.lock().session.hold(Hold::Machine);
     }
