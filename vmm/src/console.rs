@@ -21,16 +21,18 @@ const QUEUE: usize = 64 << 10;
 /// How long an ended machine waits for the writer to take the rest.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where the guest's console goes.
+/// Where the guest's console goes. A copy goes to the same place.
+#[derive(Clone)]
 pub struct Console {
-    output: Box<dyn Write + Send>,
+    /// One machine writes at a time, or one life of it.
+    output: Arc<Mutex<Box<dyn Write + Send>>>,
 }
 
 impl Console {
     /// A console that writes to `output`, on a thread of its own.
     pub fn to(output: impl Write + Send + 'static) -> Self {
         Self {
-            output: Box::new(output),
+            output: Arc::new(Mutex::new(Box::new(output))),
         }
     }
 
@@ -130,7 +132,7 @@ impl Writer {
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("console".into())
-            .spawn(move || write_all(&theirs, console.output))
+            .spawn(move || write_all(&theirs, &mut **console.output.lock()))
             .map_err(|source| BuildError::Thread {
                 what: "the console",
                 source,
@@ -193,7 +195,7 @@ impl Drop for Finish<'_> {
     }
 }
 
-fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
+fn write_all(shared: &Shared, output: &mut dyn Write) {
     let _finish = Finish(shared);
     let mut batch = Vec::new();
     loop {

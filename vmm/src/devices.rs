@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use umbra_block::OpenError;
-use umbra_cpu::Backend;
+use umbra_cpu::{Backend, Statistics};
 use umbra_devices::PciHotplug;
 use umbra_devices::virtio::MemControl;
 use umbra_irq::Line;
@@ -41,7 +41,9 @@ use umbra_virtio::{PciTransport, Transport};
 use crate::build::{self, Control, Helper, HighMemory, Surroundings, Vhost};
 use crate::console::Output;
 use crate::error::{AddError, BuildError, DiskError, RemoveError};
+use crate::journal::{Journal, News};
 use crate::layout;
+use crate::look::Look;
 use crate::plan;
 use crate::spec::{PortEnd, VirtioKind, VirtioSpec};
 use crate::terminal::PortInput;
@@ -72,16 +74,30 @@ pub struct VirtioInfo {
     pub pci_device: Option<u8>,
     /// A driver has started it.
     pub in_use: bool,
+    /// It cannot go on until its driver resets it (DEVICE_NEEDS_RESET).
+    pub needs_reset: bool,
     /// How its back end is, if it has one.
     pub back_end: Option<BackEndState>,
+    /// What it has counted, named, for people and programs to read.
+    pub counters: Statistics,
 }
 
 /// What the devices' thread and everybody else share.
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     /// One has gone.
     gone: Condvar,
+    journal: Arc<Journal>,
+}
+
+impl Shared {
+    fn new(journal: Arc<Journal>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            gone: Condvar::new(),
+            journal,
+        })
+    }
 }
 
 #[derive(Default)]
@@ -148,8 +164,9 @@ impl Devices {
         backend: Arc<dyn Backend>,
         space: Arc<AddressSpace>,
         devices: Vec<Attached>,
+        journal: Arc<Journal>,
     ) -> Arc<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Shared::new(journal);
         shared.state.lock().devices = devices;
         Arc::new(Self {
             backend,
@@ -168,8 +185,9 @@ impl Devices {
         root: Arc<RootBus>,
         line: Arc<dyn Line>,
         (memory, output): (u64, Output),
+        journal: Arc<Journal>,
     ) -> Result<Arc<Self>, BuildError> {
-        let shared = Arc::new(Shared::default());
+        let shared = Shared::new(journal);
         let (leavers, theirs) = channel();
         let for_thread = shared.clone();
         let thread = thread::Builder::new()
@@ -218,13 +236,53 @@ impl Devices {
             kind: device.spec.kind.name(),
             pci_device: device.address.map(Address::device),
             in_use: device.transport.is_active(),
-            back_end: match &device.control {
-                Some(Control::VhostUser(control)) => Some(control.state()),
-                Some(Control::VhostKernel(control)) => Some(control.state()),
-                _ => None,
-            },
+            needs_reset: device.transport.needs_reset(),
+            back_end: device.control.as_ref().and_then(Control::back_end),
+            counters: device
+                .control
+                .as_ref()
+                .map_or_else(Vec::new, Control::counters),
         };
         self.shared.state.lock().devices.iter().map(info).collect()
+    }
+
+    /// Returns what the devices are now: what has been changed about them since they were made is in it.
+    pub fn specs(&self) -> Vec<VirtioSpec> {
+        let spec = |device: &Attached| VirtioSpec {
+            id: device.spec.id.clone(),
+            kind: match &device.control {
+                Some(control) => control.now(&device.spec.kind),
+                None => device.spec.kind.clone(),
+            },
+        };
+        self.shared.state.lock().devices.iter().map(spec).collect()
+    }
+
+    /// Says which device is behind a window of the map, if one of these is.
+    pub fn owner(&self, start: u64) -> Option<String> {
+        let state = self.shared.state.lock();
+        let bar = |address: Address| {
+            let mut register = [0; 4];
+            let pci = self.pci.as_ref()?;
+            pci.root
+                .read_config(address, PciTransport::BAR_REGISTER, &mut register);
+            Some(u64::from(u32::from_le_bytes(register) & !0xf))
+        };
+        let found = state.devices.iter().enumerate().find(|(number, device)| {
+            let at = match device.address {
+                Some(address) => bar(address),
+                None => Some(layout::virtio_address(*number).into()),
+            };
+            at == Some(start)
+        });
+        found.map(|(_, device)| device.spec.id.clone())
+    }
+
+    /// Looks what they have done by themselves, if it is time.
+    pub fn look(&self, look: &mut Look, journal: &Journal) {
+        if look.begin(Instant::now(), journal) {
+            look.at(&self.shared.state.lock().devices, journal);
+        }
     }
 
     /// Returns where input goes if a device has the machine's console.
@@ -280,6 +338,11 @@ impl Devices {
         if let Some(device) = devices.find(|device| device.spec.id == id) {
             device.spec.kind = VirtioKind::Block(spec);
         }
+        drop(state);
+        self.shared.journal.note(News::DiskReplaced {
+            id: id.to_owned(),
+            path: path.display().to_string(),
+        });
         Ok(())
     }
 
@@ -318,6 +381,11 @@ impl Devices {
         let address = self.put(pci, spec)?;
         // A guest that has not heard yet that it shall let go who was here before must not hear it now.
         pci.hotplug.forget(address.device());
+        // First: what the guest does with it is news that follows.
+        self.shared.journal.note(News::DeviceAdded {
+            id: spec.id.clone(),
+            kind: spec.kind.name().to_owned(),
+        });
         pci.hotplug.tell_of(address.device());
         Ok(())
     }
@@ -325,11 +393,13 @@ impl Devices {
     /// Makes a device, and puts it where nobody is.
     fn put(&self, pci: &Pci, spec: &VirtioSpec) -> Result<Address, AddError> {
         let _changes = self.changes.lock();
+        let mut spec = spec.clone();
+        spec.settle();
         let id = &spec.id;
         let address = {
             let state = self.shared.state.lock();
             let there = state.devices.iter().map(|device| &device.spec);
-            let all = there.chain([spec]);
+            let all = there.chain([&spec]);
             plan::check_virtio(all, pci.memory, layout::PCI_MAX)?;
             if state.leaving.contains(id) {
                 return Err(AddError::Leaving { id: id.clone() });
@@ -343,7 +413,7 @@ impl Devices {
             output: &pci.output,
             vhost: &pci.vhost,
         };
-        let made = build::make(spec, &around)?;
+        let made = build::make(&spec, &around)?;
         let memory = DmaSpace::new(self.space.clone(), self.backend.dma());
         let (msi, doorbells) = (self.backend.msi(), self.backend.doorbells());
         let transport = PciTransport::new(made.device, memory, msi, doorbells)
@@ -361,9 +431,9 @@ impl Devices {
         state.last = address.device();
         state.missed &= !(1 << address.device());
         let kind = spec.kind.name();
-        tracing::debug!(id, kind, %address, "a virtio device");
+        tracing::debug!(id = spec.id, kind, %address, "a virtio device");
         state.devices.push(Attached {
-            spec: spec.clone(),
+            spec,
             transport,
             address: Some(address),
             control: made.control,
@@ -379,6 +449,8 @@ impl Devices {
             if let Some(Control::Mem(memory)) = &state.devices[at].control {
                 nothing_to_lose(id, memory)?;
             }
+            let id = id.to_owned();
+            self.shared.journal.note(News::DeviceRemovalAsked { id });
             pci.hotplug.ask_for(address.device());
         }
         Ok(())
@@ -529,6 +601,7 @@ fn see_off(leavers: &Receiver<Leaver>, shared: &Shared) {
         device.transport.shut_down();
         let id = device.spec.id.clone();
         drop(device);
+        shared.journal.note(News::DeviceRemoved { id: id.clone() });
         shared.state.lock().leaving.remove(&id);
         shared.gone.notify_all();
     }

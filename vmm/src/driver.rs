@@ -1,7 +1,7 @@
 //! The driver: one mailbox, one owner of the machine's state.
 //!
 //! It runs on the thread that called [`Machine::run`](crate::Machine::run) and sleeps until an
-//! event comes or the backend's timer is due. When the machine ends it first closes the console, for a
+//! event comes or the backend's timer is due, and looks now and then what devices have done by themselves. When the machine ends it first closes the console, for a
 //! processor may be waiting there, then kicks every processor, then waits for their threads.
 
 use std::sync::Arc;
@@ -14,6 +14,8 @@ use umbra_x86::state::CpuState;
 
 use crate::devices::Devices;
 use crate::error::RunError;
+use crate::journal::{Journal, News};
+use crate::look::Look;
 use crate::policy::{Action, Event, Holds, Outcome, Paused, PausedCpu, State, decide};
 use crate::vcpu::VcpuThread;
 
@@ -38,30 +40,47 @@ pub struct Driver<'a> {
     pub backend: &'a dyn Backend,
     pub processors: &'a [VcpuThread],
     pub virtio: &'a Devices,
+    pub journal: &'a Journal,
 }
 
 impl Driver<'_> {
     /// Runs the machine until it has ended: calls `kick` once, and returns how it ended.
     pub fn run(&self, kick: impl FnOnce()) -> Result<Outcome, RunError> {
         let mut state = State::Running(Holds::new());
+        let mut look = Look::new(Instant::now());
         loop {
-            let event = self.next();
+            let event = self.next(&mut look);
             let (next, action) = decide(state, event);
             match action {
                 Action::Wait => {}
                 Action::Pause(reply, already) => {
                     let states = self.hold();
+                    if !already {
+                        self.journal.note(News::Paused);
+                    }
                     // Somebody who no longer waits resumes nothing either: that is their affair.
                     let _ = reply.send(Paused { states, already });
                 }
-                Action::Resume(holds) => self.go_on(&holds),
+                Action::Resume(holds) => {
+                    self.journal.note(News::Resumed);
+                    self.go_on(&holds);
+                }
                 Action::PauseCpu(cpu, reply, already) => {
                     // One that has ended gives no answer; the machine ends, too.
                     if let Some(state) = self.hold_one(cpu) {
+                        if !already {
+                            self.journal.note(News::CpuPaused { cpu });
+                        }
                         let _ = reply.send(PausedCpu { state, already });
                     }
                 }
+                Action::Count(reply) => {
+                    self.processors.iter().for_each(VcpuThread::ask);
+                    let counts = self.processors.iter().map(VcpuThread::wait_told);
+                    let _ = reply.send(counts.collect());
+                }
                 Action::ResumeCpu(cpu) => {
+                    self.journal.note(News::CpuResumed { cpu });
                     self.processors
                         .get(cpu)
                         .into_iter()
@@ -111,26 +130,18 @@ impl Driver<'_> {
         }
     }
 
-    /// Waits for the next event; lets the timer tick meanwhile.
-    fn next(&self) -> Event {
+    /// Waits for the next event; lets the timer tick, and looks at the devices, meanwhile.
+    fn next(&self, look: &mut Look) -> Event {
         loop {
+            self.virtio.look(look, self.journal);
             let next = self.timer.as_ref().and_then(|timer| timer.next_event());
             let due = next.map(|at| self.clock.instant_at(at));
             let ports = self.backend.coalesced_ports().filter(|p| p.is_active());
             let nudge = ports.map(|_| Instant::now() + NUDGE);
-            let due = due.into_iter().chain(nudge).min();
-            let received = match due {
-                Some(due) => {
-                    let wait = due.saturating_duration_since(Instant::now());
-                    // A zero wait would not look at the mailbox under a fast timer.
-                    self.events.recv_timeout(wait.max(Duration::from_micros(1)))
-                }
-                None => self
-                    .events
-                    .recv()
-                    .map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match received {
+            let due = due.into_iter().chain(nudge).fold(look.due(), Instant::min);
+            let wait = due.saturating_duration_since(Instant::now());
+            // A zero wait would not look at the mailbox under a fast timer.
+            match self.events.recv_timeout(wait.max(Duration::from_micros(1))) {
                 Ok(Event::Timer) => {}
                 Ok(event) => return event,
                 Err(RecvTimeoutError::Timeout) => {

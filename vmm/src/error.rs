@@ -267,6 +267,15 @@ pub enum PlanError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
+    /// A device of the embedder's own cannot be made.
+    #[error("virtio device {id}: it cannot be made")]
+    Own {
+        /// Its name.
+        id: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A device is the guest's memory, or shows it to others, and so has to be where that is.
     #[error("{kind} {id:?} needs its machine's memory, and cannot be apart from it")]
     Apart {
@@ -637,6 +646,15 @@ pub enum PmemError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
+    /// It was to begin again after a reset, and could not be built.
+    #[error("the machine was reset and cannot begin again")]
+    Again(#[source] Box<crate::Error>),
+    /// Somebody waits for a machine that was never started.
+    #[error("the machine was not started; call `Vm::start` before `Vm::wait`, or `Vm::run`")]
+    NotStarted,
+    /// The thread that drives the machine panicked: a bug.
+    #[error("the machine's thread panicked; this is a bug of the monitor")]
+    DriverPanicked,
     /// A processor failed.
     #[error("processor {id} failed")]
     Cpu {

@@ -1,34 +1,144 @@
 //! What other threads may do with a machine that runs.
+//!
+//! A [`Handle`] is of a machine, and not of one of its lives: while it is reset and begins again ([`Vm`](crate::Vm)),
+//! who wants something waits until it has. What the machine has is in its *seat*, which is empty when it has ended: a
+//! handle that somebody keeps holds no memory, descriptor or thread.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use umbra_bus::{Bus, BusError, MmioDevice, Ports};
 use umbra_cpu::Backend;
 use umbra_devices::virtio::{BalloonControl, BlockControl, MemControl, NetControl, PmemControl};
 use umbra_devices::{KeyError, Serial};
-use umbra_irq::Msi;
+use umbra_irq::{Line, Msi};
+use umbra_slots::{AddressSpace, GpaRange, IoId};
 
 use crate::build::{Buttons, Control};
 use crate::devices::{Devices, VirtioInfo};
 use crate::error::{AddError, DiskError, RemoveError};
+use crate::inspect::{Bumps, Inspection};
+use crate::journal::{Events, Journal, News};
 use crate::policy::{Event, Outcome, Paused, PausedCpu};
 use crate::spec::VirtioSpec;
 use crate::terminal::PortInput;
 
-/// Ends a machine from outside, holds it still, looks into it. Cheap to clone.
+/// What there is of a machine in one of its lives.
+pub(crate) struct Parts {
+    pub events: Sender<Event>,
+    pub input: Input,
+    pub backend: Arc<dyn Backend>,
+    pub devices: Arc<Devices>,
+    pub buttons: Buttons,
+    pub serial: Arc<Serial>,
+    pub bus: Arc<Bus>,
+    pub ports: Arc<Ports>,
+    pub space: Arc<AddressSpace>,
+    pub bumps: Arc<Bumps>,
+    /// Number of processors.
+    pub cpus: usize,
+}
+
+/// Where a machine is.
+#[derive(Default)]
+enum Place {
+    /// It is being built, for the first time or again.
+    #[default]
+    Coming,
+    There(Arc<Parts>),
+    Gone,
+}
+
+/// Where a machine sits, in all of its lives.
+#[derive(Default)]
+pub(crate) struct Seat {
+    state: Mutex<SeatState>,
+    changed: Condvar,
+    pub journal: Arc<Journal>,
+}
+
+#[derive(Default)]
+struct SeatState {
+    place: Place,
+    /// How often the machine has begun.
+    boots: u64,
+    /// Somebody outside wants it to begin again.
+    reset: bool,
+    /// Somebody wants it to end.
+    stop: bool,
+}
+
+impl Seat {
+    /// Takes a machine that was built; returns whether somebody has asked meanwhile that it ends.
+    pub fn take(&self, parts: Parts) -> bool {
+        let mut state = self.state.lock();
+        state.place = Place::There(Arc::new(parts));
+        self.changed.notify_all();
+        state.stop
+    }
+
+    /// Notes that the machine begins.
+    pub fn begin(&self, backend: &str) {
+        let boot = {
+            let mut state = self.state.lock();
+            state.boots += 1;
+            state.boots
+        };
+        let backend = backend.to_owned();
+        self.journal.note(News::Started { boot, backend });
+    }
+
+    /// Lets go of a machine that has ended; another one comes if `again`.
+    pub fn leave(&self, again: bool) {
+        let old = {
+            let mut state = self.state.lock();
+            let next = match again {
+                true => Place::Coming,
+                false => Place::Gone,
+            };
+            std::mem::replace(&mut state.place, next)
+        };
+        self.changed.notify_all();
+        // Not under the lock: it may be the last one who has it.
+        drop(old);
+    }
+
+    /// Tells whether somebody outside has asked for a reset, and forgets it.
+    pub fn take_reset(&self) -> bool {
+        std::mem::take(&mut self.state.lock().reset)
+    }
+
+    /// Returns what there is, and waits while it is being built.
+    fn parts(&self) -> Option<Arc<Parts>> {
+        let mut state = self.state.lock();
+        loop {
+            match &state.place {
+                Place::There(parts) => return Some(parts.clone()),
+                Place::Gone => return None,
+                Place::Coming => self.changed.wait(&mut state),
+            }
+        }
+    }
+
+    /// Waits until a machine that ends has left.
+    fn wait_left(&self, parts: &Arc<Parts>) {
+        let is_it = |place: &Place| matches!(place, Place::There(now) if Arc::ptr_eq(now, parts));
+        let mut state = self.state.lock();
+        while is_it(&state.place) {
+            self.changed.wait(&mut state);
+        }
+    }
+}
+
+/// Ends a machine from outside, holds it still, changes it, looks into it. Cheap to clone. Where the machine is reset
+/// and begins again, whatever is asked of it waits until it has.
 #[derive(Clone)]
 pub struct Handle {
-    pub(crate) events: Sender<Event>,
-    pub(crate) input: ConsoleInput,
-    pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) devices: Arc<Devices>,
-    pub(crate) buttons: Buttons,
-    pub(crate) serial: Arc<Serial>,
-    /// Number of processors.
-    pub(crate) cpus: usize,
+    pub(crate) seat: Arc<Seat>,
 }
 
 /// Why a machine did not do what was asked of it.
@@ -63,8 +173,19 @@ impl Handle {
     /// Makes the machine end with [`Outcome::Stopped`], unless it is ending already. Never blocks;
     /// before [`Machine::run`](crate::Machine::run) it makes that end at once.
     pub fn stop(&self) {
-        // A machine that has ended hears nothing more.
-        let _ = self.events.send(Event::End(Outcome::Stopped));
+        let parts = {
+            let mut state = self.seat.state.lock();
+            state.stop = true;
+            match &state.place {
+                Place::There(parts) => Some(parts.clone()),
+                // One that is being built is told when it is there.
+                Place::Coming | Place::Gone => None,
+            }
+        };
+        if let Some(parts) = parts {
+            // A machine that has ended hears nothing more.
+            let _ = parts.events.send(Event::End(Outcome::Stopped));
+        }
     }
 
     /// Makes all processors stand still, and returns their registers. Blocks until they do, which
@@ -74,9 +195,7 @@ impl Handle {
     /// If the machine is ending.
     pub fn pause(&self) -> Result<Paused, HandleError> {
         let (reply, answer) = channel();
-        self.events
-            .send(Event::Pause(reply))
-            .map_err(|_| HandleError::Ended)?;
+        self.tell(Event::Pause(reply))?;
         answer.recv().map_err(|_| HandleError::Ended)
     }
 
@@ -90,9 +209,7 @@ impl Handle {
     pub fn pause_cpu(&self, cpu: usize) -> Result<PausedCpu, HandleError> {
         self.expect_cpu(cpu)?;
         let (reply, answer) = channel();
-        self.events
-            .send(Event::PauseCpu(cpu, reply))
-            .map_err(|_| HandleError::Ended)?;
+        self.tell(Event::PauseCpu(cpu, reply))?;
         answer.recv().map_err(|_| HandleError::Ended)
     }
 
@@ -103,12 +220,20 @@ impl Handle {
     /// If the machine has ended, or has no such processor.
     pub fn resume_cpu(&self, cpu: usize) -> Result<(), HandleError> {
         self.expect_cpu(cpu)?;
-        let told = self.events.send(Event::ResumeCpu(cpu));
+        self.tell(Event::ResumeCpu(cpu))
+    }
+
+    fn parts(&self) -> Result<Arc<Parts>, HandleError> {
+        self.seat.parts().ok_or(HandleError::Ended)
+    }
+
+    fn tell(&self, event: Event) -> Result<(), HandleError> {
+        let told = self.parts()?.events.send(event);
         told.map_err(|_| HandleError::Ended)
     }
 
     fn expect_cpu(&self, cpu: usize) -> Result<(), HandleError> {
-        match self.cpus.saturating_sub(1) {
+        match self.parts()?.cpus.saturating_sub(1) {
             last if cpu > last => Err(HandleError::NoSuchCpu { cpu, last }),
             _ => Ok(()),
         }
@@ -117,7 +242,7 @@ impl Handle {
     /// Lets the processors go on that are not held by themselves; nothing if they do. Never blocks.
     pub fn resume(&self) {
         // A machine that has ended hears nothing more.
-        let _ = self.events.send(Event::Resume);
+        let _ = self.tell(Event::Resume);
     }
 
     /// Presses Ctrl, Alt and Delete on the machine's keyboard, and lets them go. What that means is the guest's
@@ -128,7 +253,8 @@ impl Handle {
     /// If the machine has ended, has no keyboard ([`Spec::keyboard`](crate::Spec::keyboard)), or one that takes no
     /// keys now.
     pub fn press_ctrl_alt_del(&self) -> Result<(), HandleError> {
-        let keyboard = self.buttons.keyboard.as_ref();
+        let parts = self.parts()?;
+        let keyboard = parts.buttons.keyboard.as_ref();
         let keyboard = keyboard.ok_or(HandleError::NoKeyboard)?;
         self.expect_alive()?;
         Ok(keyboard.press_ctrl_alt_del()?)
@@ -142,7 +268,7 @@ impl Handle {
     /// If the machine has ended.
     pub fn press_power_button(&self) -> Result<(), HandleError> {
         self.expect_alive()?;
-        self.buttons.power.press();
+        self.parts()?.buttons.power.press();
         Ok(())
     }
 
@@ -157,10 +283,10 @@ impl Handle {
                 self.expect_cpu(cpu)?;
                 cpu..cpu + 1
             }
-            None => 0..self.cpus,
+            None => 0..self.cpus()?,
         };
         self.expect_alive()?;
-        let msi = self.backend.msi();
+        let msi = self.parts()?.backend.msi();
         targets.for_each(|cpu| msi.send(nmi(cpu)));
         Ok(())
     }
@@ -168,8 +294,7 @@ impl Handle {
     /// Fails if nobody hears any more what the machine is told.
     fn expect_alive(&self) -> Result<(), HandleError> {
         // The driver looks at the time, which it may always do.
-        let told = self.events.send(Event::Timer);
-        told.map_err(|_| HandleError::Ended)
+        self.tell(Event::Timer)
     }
 
     /// Describes the page tables of a processor, guest and shadow side by side, for people; only what
@@ -182,9 +307,10 @@ impl Handle {
         cpu: usize,
         address: Option<u64>,
     ) -> Result<Vec<String>, HandleError> {
+        let parts = self.parts()?;
         let paused = self.pause()?;
         let state = paused.states.get(cpu);
-        let lines = state.map(|state| self.backend.describe_tables(state, address));
+        let lines = state.map(|state| parts.backend.describe_tables(state, address));
         if !paused.already {
             self.resume();
         }
@@ -193,13 +319,14 @@ impl Handle {
             last: paused.states.len().saturating_sub(1),
         })?;
         lines.ok_or(HandleError::NoTables {
-            backend: self.backend.name(),
+            backend: parts.backend.name(),
         })
     }
 
     /// Lists the virtio devices, in the order in which they came; none when the machine has ended.
     pub fn devices(&self) -> Vec<VirtioInfo> {
-        self.devices.list()
+        let parts = self.seat.parts();
+        parts.map_or_else(Vec::new, |parts| parts.devices.list())
     }
 
     /// Adds a virtio device to a machine that has a PCI bus ([`Spec::pci`](crate::Spec::pci)), and tells
@@ -208,7 +335,7 @@ impl Handle {
     /// # Errors
     /// If it cannot be made, or there is no place for it. Nothing has changed then.
     pub fn add_device(&self, spec: &VirtioSpec) -> Result<(), AddError> {
-        self.devices.add(spec)
+        self.parts().map_err(|_| AddError::Ended)?.devices.add(spec)
     }
 
     /// Asks the guest to let a virtio device go; it goes when the guest has done so. Does not block: see
@@ -218,7 +345,7 @@ impl Handle {
     /// If there is no such device, or it cannot be removed. Memory that comes and goes cannot while the guest has
     /// some of it.
     pub fn remove_device(&self, id: &str) -> Result<(), RemoveError> {
-        self.devices.ask_for(id)
+        self.removable(id)?.devices.ask_for(id)
     }
 
     /// Takes a virtio device away from a guest that does not let it go. To the guest it is as if it had
@@ -228,19 +355,20 @@ impl Handle {
     /// # Errors
     /// If there is no such device, or it cannot be removed.
     pub fn remove_device_at_once(&self, id: &str) -> Result<(), RemoveError> {
-        self.devices.take(id)
+        self.removable(id)?.devices.take(id)
     }
 
     /// Waits until a device has gone, and what it had of the host is given back: its name and its disk can
     /// be used again. `false` if that takes longer than `patience`.
     pub fn wait_removed(&self, id: &str, patience: Duration) -> bool {
-        self.devices.wait_gone(id, patience)
+        let parts = self.seat.parts();
+        parts.is_none_or(|parts| parts.devices.wait_gone(id, patience))
     }
 
     /// Returns what changes the balloon of this name, and says what the guest tells of its memory. `None` if
     /// there is no such balloon. It may be kept; a machine that has ended does nothing more about it.
     pub fn balloon(&self, id: &str) -> Option<BalloonControl> {
-        match self.devices.control(id)? {
+        match self.seat.parts()?.devices.control(id)? {
             Control::Balloon(control) => Some(control),
             _ => None,
         }
@@ -249,7 +377,7 @@ impl Handle {
     /// Returns what changes how much memory the guest takes of the device of this name, and says how much it
     /// has. `None` if there is no such device of memory. It may be kept, as a balloon's.
     pub fn memory(&self, id: &str) -> Option<MemControl> {
-        match self.devices.control(id)? {
+        match self.seat.parts()?.devices.control(id)? {
             Control::Mem(control) => Some(control),
             _ => None,
         }
@@ -258,7 +386,7 @@ impl Handle {
     /// Returns what has the disk of this name looked at again when its file has another size, changes its limits,
     /// and says what it has done. `None` if there is no such disk. It may be kept, as a balloon's.
     pub fn disk(&self, id: &str) -> Option<BlockControl> {
-        match self.devices.control(id)? {
+        match self.seat.parts()?.devices.control(id)? {
             Control::Block(control) => Some(control),
             _ => None,
         }
@@ -274,13 +402,14 @@ impl Handle {
     /// If it cannot be done; the old file is still there then.
     pub fn replace_disk(&self, id: &str, path: &Path) -> Result<(), DiskError> {
         self.expect_alive().map_err(|_| DiskError::Ended)?;
-        self.devices.replace_disk(id, path)
+        let parts = self.parts().map_err(|_| DiskError::Ended)?;
+        parts.devices.replace_disk(id, path)
     }
 
     /// Returns what plugs and pulls the cable of the network interface of this name, changes its limits, and says
     /// what it has done. `None` if there is no such interface. It may be kept, as a balloon's.
     pub fn network(&self, id: &str) -> Option<NetControl> {
-        match self.devices.control(id)? {
+        match self.seat.parts()?.devices.control(id)? {
             Control::Net(control) => Some(control),
             _ => None,
         }
@@ -289,7 +418,7 @@ impl Handle {
     /// Returns what changes the limits of the persistent memory of this name. `None` if there is no such memory. It
     /// may be kept, as a balloon's.
     pub fn pmem(&self, id: &str) -> Option<PmemControl> {
-        match self.devices.control(id)? {
+        match self.seat.parts()?.devices.control(id)? {
             Control::Pmem(control) => Some(control),
             _ => None,
         }
@@ -298,18 +427,100 @@ impl Handle {
     /// Returns how many bytes of the serial port's output were dropped because they were over its limit
     /// ([`Spec::serial_limit`](crate::Spec::serial_limit)).
     pub fn serial_dropped(&self) -> u64 {
-        self.serial.dropped()
+        self.seat.parts().map_or(0, |parts| parts.serial.dropped())
     }
 
     /// Says how large the terminal is that shows the machine's console. The guest hears of it where a virtio
     /// console has that ([`PortEnd::Console`](crate::PortEnd::Console)); a serial port has no size.
     pub fn resize_console(&self, columns: u16, rows: u16) {
-        self.devices.resize_console(columns, rows);
+        if let Some(parts) = self.seat.parts() {
+            parts.devices.resize_console(columns, rows);
+        }
     }
 
     /// Returns the guest's console input.
     pub fn console(&self) -> ConsoleInput {
-        self.input.clone()
+        ConsoleInput {
+            seat: self.seat.clone(),
+        }
+    }
+
+    /// Resets the machine: its processors leave at once, it is built again from what it is now (with the devices that
+    /// came and went since), and begins. What the guest had in memory is lost. Only of a machine that a
+    /// [`Vm`](crate::Vm) runs; any other ends with [`Outcome::Reset`], as if its guest had asked. Never blocks.
+    ///
+    /// # Errors
+    /// If the machine has ended.
+    pub fn reset(&self) -> Result<(), HandleError> {
+        let parts = self.parts()?;
+        self.seat.state.lock().reset = true;
+        let told = parts.events.send(Event::End(Outcome::Reset));
+        told.map_err(|_| HandleError::Ended)
+    }
+
+    /// Returns the number of processors.
+    ///
+    /// # Errors
+    /// If the machine has ended.
+    pub fn cpus(&self) -> Result<usize, HandleError> {
+        Ok(self.parts()?.cpus)
+    }
+
+    /// Returns how often the guest has begun; each restart counts.
+    pub fn boots(&self) -> u64 {
+        self.seat.state.lock().boots
+    }
+
+    /// Follows what happens to the machine: everything since the entry that was `seen` last (0 for all that is kept),
+    /// or what happens from now on. See [`News`].
+    ///
+    /// # Errors
+    /// If the host gives no descriptor.
+    pub fn events(&self, seen: Option<u64>) -> io::Result<Events> {
+        self.seat.journal.follow(seen)
+    }
+
+    /// Looks into the machine: the guest-physical map and how it came to be, counters of processors, MMU and devices.
+    /// Processors leave the guest once for it, for microseconds; blocks until they have.
+    ///
+    /// # Errors
+    /// If the machine has ended.
+    pub fn inspect(&self) -> Result<Inspection, HandleError> {
+        let parts = self.parts()?;
+        let (reply, answer) = channel();
+        let told = parts.events.send(Event::Count(reply));
+        told.map_err(|_| HandleError::Ended)?;
+        let cpus = answer.recv().map_err(|_| HandleError::Ended)?;
+        Ok(Inspection::of(&parts, cpus))
+    }
+
+    /// Shows a device of one's own at a range of guest-physical addresses, where nothing is. It takes effect for every
+    /// processor at once: the map has another generation. A machine that is reset has it no more; what belongs to every
+    /// life of a machine is told to its [`Builder`](crate::Builder).
+    ///
+    /// # Errors
+    /// If something is there already, or the machine has ended ([`MapError::Ended`]).
+    pub fn map_device(&self, range: GpaRange, device: MmioDevice) -> Result<IoId, MapError> {
+        let parts = self.parts().map_err(|_| MapError::Ended)?;
+        Ok(parts.bus.insert(range, device)?)
+    }
+
+    /// Takes such a device away. When this returns no processor is inside it, and none will be. `false` if there is no
+    /// such device. Blocks as long as its longest access.
+    pub fn unmap_device(&self, id: IoId) -> bool {
+        let removed = self.seat.parts().and_then(|parts| parts.bus.remove(id));
+        removed.map(|removed| drop(removed.wait())).is_some()
+    }
+
+    /// Returns an interrupt line, by the number that the guest's tables have for it; `None` if there is no such line,
+    /// or the machine has ended. Who else drives it is for the caller to know (`docs/devices.md`).
+    pub fn line(&self, number: u32) -> Option<Arc<dyn Line>> {
+        self.seat.parts()?.backend.chip().line(number)
+    }
+
+    fn removable(&self, id: &str) -> Result<Arc<Parts>, RemoveError> {
+        let gone = || RemoveError::NoSuchDevice { id: id.to_owned() };
+        self.seat.parts().ok_or_else(gone)
     }
 }
 
@@ -321,6 +532,17 @@ fn nmi(cpu: usize) -> Msi {
         address: 0xfee0_0000 | (cpu as u64 & 0xff) << 12,
         data: DELIVER_NMI,
     }
+}
+
+/// Why a device of one's own is not shown.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The machine has ended.
+    #[error("the machine has ended")]
+    Ended,
+    /// There is no room.
+    #[error(transparent)]
+    Bus(#[from] BusError),
 }
 
 /// The machine has ended: nobody reads its console any more.
@@ -353,15 +575,15 @@ impl Sink {
     }
 }
 
-/// Sends input to the guest's console. Cheap to clone.
+/// The console's input in one life of a machine.
 #[derive(Clone)]
-pub struct ConsoleInput {
+pub(crate) struct Input {
     sink: Sink,
     gate: Arc<(Mutex<Gate>, Condvar)>,
 }
 
-impl ConsoleInput {
-    pub(crate) fn new(sink: Sink) -> Self {
+impl Input {
+    pub fn new(sink: Sink) -> Self {
         let gate = Arc::new((Mutex::new(Gate::default()), Condvar::new()));
         let theirs = Arc::clone(&gate);
         // Called under the port's lock: the gate's lock comes after it, and is never held while
@@ -377,12 +599,8 @@ impl ConsoleInput {
         Self { sink, gate }
     }
 
-    /// Sends all of `bytes`; blocks while the guest does not read.
-    ///
-    /// # Errors
-    ///
-    /// If the machine ends before the guest has taken everything.
-    pub fn send(&self, mut bytes: &[u8]) -> Result<(), ConsoleClosed> {
+    /// Sends all of them; blocks while the guest does not read. Leaves in `bytes` what was not taken when it ends.
+    fn send(&self, bytes: &mut &[u8]) -> Result<(), ConsoleClosed> {
         let (gate, changed) = &*self.gate;
         loop {
             let room = {
@@ -392,7 +610,7 @@ impl ConsoleInput {
                 }
                 gate.room
             };
-            bytes = &bytes[self.sink.input(bytes)..];
+            *bytes = &bytes[self.sink.input(bytes)..];
             if bytes.is_empty() {
                 return Ok(());
             }
@@ -403,14 +621,41 @@ impl ConsoleInput {
         }
     }
 
-    /// Sends as many of `bytes` as there is room for, and returns how many. Never blocks.
-    #[must_use = "bytes that were not taken have to be sent again"]
-    pub fn try_send(&self, bytes: &[u8]) -> usize {
-        self.sink.input(bytes)
-    }
-
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.gate.0.lock().closed = true;
         self.gate.1.notify_all();
+    }
+}
+
+/// Sends input to the guest's console. Cheap to clone.
+#[derive(Clone)]
+pub struct ConsoleInput {
+    seat: Arc<Seat>,
+}
+
+impl ConsoleInput {
+    /// Sends all of `bytes`; blocks while the guest does not read. Where the machine begins again the rest is for its
+    /// next life.
+    ///
+    /// # Errors
+    ///
+    /// If the machine ends before the guest has taken everything.
+    pub fn send(&self, mut bytes: &[u8]) -> Result<(), ConsoleClosed> {
+        loop {
+            let parts = self.seat.parts().ok_or(ConsoleClosed)?;
+            if parts.input.send(&mut bytes).is_ok() {
+                return Ok(());
+            }
+            // It is on its way out; wait until it has left.
+            self.seat.wait_left(&parts);
+        }
+    }
+
+    /// Sends as many of `bytes` as there is room for, and returns how many: none when the machine has ended. Never
+    /// blocks for the guest.
+    #[must_use = "bytes that were not taken have to be sent again"]
+    pub fn try_send(&self, bytes: &[u8]) -> usize {
+        let parts = self.seat.parts();
+        parts.map_or(0, |parts| parts.input.sink.input(bytes))
     }
 }

@@ -37,14 +37,19 @@ mod devices;
 mod driver;
 mod error;
 mod handle;
+mod inspect;
 mod io;
+mod journal;
 mod layout;
+mod look;
 mod machine;
+mod own;
 mod plan;
 mod policy;
 mod spec;
 mod terminal;
 mod vcpu;
+mod vm;
 
 #[cfg(test)]
 mod tests;
@@ -57,17 +62,21 @@ pub use error::{
     AddError, BuildError, DiskError, MemError, NetError, PlanError, PmemError, PortError,
     RemoveError, RunError,
 };
-pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError};
+pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError, MapError};
+pub use inspect::{Bump, CpuCounters, DeviceReport, Inspection, MapEntry};
+pub use journal::{Entry, Events, News, Taken};
 pub use machine::Machine;
+pub use own::{BackendParts, OwnDevice};
 pub use plan::Plan;
 pub use policy::{Outcome, Paused, PausedCpu};
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
     CpuTemplate, DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec,
-    Metadata, MetadataConfig, Module, NetHost, NetMetadata, NetSpec, PmemSpec, PortEnd, PortSpec,
-    Processor, RngSpec, Spec, VdpaSpec, Verify, VhostKind, VhostUserSpec, VhostVsockSpec,
+    Metadata, MetadataConfig, Module, NetHost, NetMetadata, NetSpec, OnReset, PmemSpec, PortEnd,
+    PortSpec, Processor, RngSpec, Spec, VdpaSpec, Verify, VhostKind, VhostUserSpec, VhostVsockSpec,
     VirtioKind, VirtioSpec, VsockSpec,
 };
+pub use vm::{Builder, Error, Vm};
 
 pub use build::{check_tap, probe};
 pub use umbra_block::OpenError;

@@ -10,15 +10,17 @@ use umbra_cpu::{Backend, Vcpu};
 use umbra_devices::Serial;
 use umbra_slots::AddressSpace;
 
-use crate::build::{self, Buttons};
+use crate::build;
 use crate::console::{Console, Writer};
 use crate::devices::Devices;
 use crate::driver::{Driver, Ended};
 use crate::error::{BuildError, RunError};
-use crate::handle::{ConsoleInput, Handle};
+use crate::handle::{Handle, Input, Seat};
 use crate::io::MachineIo;
+use crate::own::Own;
 use crate::plan::Plan;
 use crate::policy::Event;
+use crate::spec::{Spec, VirtioSpec};
 use crate::vcpu::VcpuThread;
 
 /// A machine that is built and has not run.
@@ -32,13 +34,14 @@ pub struct Machine {
     pub(crate) fallback: Option<String>,
     pub(crate) serial: Arc<Serial>,
     pub(crate) virtio: Arc<Devices>,
-    pub(crate) buttons: Buttons,
     pub(crate) bus: Arc<Bus>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) clock: Clock,
     pub(crate) writer: Writer,
-    pub(crate) input: ConsoleInput,
+    pub(crate) input: Input,
+    pub(crate) spec: Spec,
+    pub(crate) seated: Seated,
     pub(crate) to_driver: Sender<Event>,
     pub(crate) events: Receiver<Event>,
 }
@@ -50,20 +53,31 @@ impl Machine {
     ///
     /// If a file is wrong or the host refuses something; nothing is left behind then.
     pub fn build(plan: Plan, console: Console) -> Result<Self, BuildError> {
-        build::machine(plan, console)
+        Self::assemble(plan, console, &Own::default(), Arc::default())
+    }
+
+    /// Builds a machine with parts that are no part of its plan, and gives it its seat.
+    pub(crate) fn assemble(
+        plan: Plan,
+        console: Console,
+        own: &Own,
+        seat: Arc<Seat>,
+    ) -> Result<Self, BuildError> {
+        build::machine(plan, console, own, seat)
     }
 
     /// Returns what other threads may do with the machine.
     pub fn handle(&self) -> Handle {
-        Handle {
-            events: self.to_driver.clone(),
-            input: self.input.clone(),
-            backend: self.backend.clone(),
-            devices: self.virtio.clone(),
-            buttons: self.buttons.clone(),
-            serial: self.serial.clone(),
-            cpus: self.vcpus.len(),
-        }
+        Handle { seat: self.seat() }
+    }
+
+    /// Returns what was asked for, with the addresses that were chosen.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    pub(crate) fn seat(&self) -> Arc<Seat> {
+        self.seated.seat.clone()
     }
 
     /// Returns how the kernel is entered.
@@ -104,9 +118,15 @@ impl Machine {
     ///
     /// If a processor fails or a thread cannot be started. A guest that crashes is no error.
     pub fn run(self) -> Result<Ended, RunError> {
+        self.live().result
+    }
+
+    /// Runs the guest as [`run`](Self::run) does, and tells which devices it had in the end.
+    pub(crate) fn live(self) -> Life {
         let Self {
             vcpus,
             backend,
+            seated,
             serial,
             virtio,
             bus,
@@ -119,6 +139,8 @@ impl Machine {
             events,
             ..
         } = self;
+        let seat = &seated.seat;
+        seat.begin(backend.name());
         let io = MachineIo {
             space: space.clone(),
             bus: bus.clone(),
@@ -148,6 +170,7 @@ impl Machine {
                 backend: &*backend,
                 processors: &threads,
                 virtio: &virtio,
+                journal: &seat.journal,
             }
             .run(end),
             Err(error) => {
@@ -159,6 +182,7 @@ impl Machine {
         for (id, thread) in threads.into_iter().enumerate() {
             add(&mut statistics, &format!("vcpu {id}"), thread.join());
         }
+        let devices = virtio.specs();
         virtio.shut_down();
         add(&mut statistics, backend.name(), backend.statistics());
         let machine = vec![
@@ -169,10 +193,35 @@ impl Machine {
             ("console bytes over the limit", serial.dropped()),
         ];
         add(&mut statistics, "machine", machine);
-        Ok(Ended {
-            outcome: result?,
-            statistics,
-        })
+        Life {
+            result: result.map(|outcome| Ended {
+                outcome,
+                statistics,
+            }),
+            devices,
+            seated,
+        }
+    }
+}
+
+/// A life of a machine, when it is over.
+pub(crate) struct Life {
+    pub result: Result<Ended, RunError>,
+    /// The devices that it had in the end.
+    pub devices: Vec<VirtioSpec>,
+    pub seated: Seated,
+}
+
+/// A machine's seat, which it leaves when it goes.
+pub(crate) struct Seated {
+    pub seat: Arc<Seat>,
+    /// Another life follows.
+    pub again: bool,
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        self.seat.leave(self.again);
     }
 }
 

@@ -125,7 +125,7 @@ pub fn check_virtio<'a>(
             return Err(PlanError::SameId { id: id.clone() });
         }
         match &device.kind {
-            VirtioKind::Rng(_) | VirtioKind::Block(_) => {}
+            VirtioKind::Rng(_) | VirtioKind::Block(_) | VirtioKind::Own(_) => {}
             VirtioKind::Net(net) => check_net(id, net)?,
             VirtioKind::Pmem(pmem) => check_pmem(id, pmem)?,
             VirtioKind::Mem(mem) => check_mem(id, mem)?,

@@ -17,9 +17,10 @@
 //! because nobody stopped it yet has powered off.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::mpsc::Sender;
 
-use umbra_cpu::Crash;
+use umbra_cpu::{Crash, Statistics};
 use umbra_x86::state::CpuState;
 
 use crate::error::RunError;
@@ -44,6 +45,20 @@ pub enum Outcome {
     Stopped,
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("power off"),
+            Self::Reset => f.write_str("reset"),
+            Self::Exit(value) => write!(f, "exit port {value:#x}"),
+            Self::Crash(_) => f.write_str("triple fault"),
+            Self::Stuck(_) => f.write_str("stuck: the backend cannot execute the guest"),
+            Self::GuestPanic => f.write_str("guest panic"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
 /// What the driver hears.
 #[derive(Debug)]
 pub enum Event {
@@ -64,6 +79,8 @@ pub enum Event {
     PauseCpu(usize, Sender<PausedCpu>),
     /// Somebody lets one processor go on.
     ResumeCpu(usize),
+    /// Somebody wants to know what the processors have counted; else as [`Event::Pause`].
+    Count(Sender<Vec<Statistics>>),
 }
 
 /// A machine that stands still.
@@ -114,6 +131,8 @@ pub enum Action {
     PauseCpu(usize, Sender<PausedCpu>, bool),
     /// Let one processor go on.
     ResumeCpu(usize),
+    /// Ask every processor what it has counted, and answer.
+    Count(Sender<Vec<Statistics>>),
 }
 
 /// Decides what `event` means in `state`.
@@ -154,6 +173,9 @@ pub fn decide(state: State, event: Event) -> (State, Action) {
         (State::Paused(mut holds), Event::ResumeCpu(cpu)) => {
             holds.remove(&cpu);
             (State::Paused(holds), Action::Wait)
+        }
+        (state @ (State::Running(_) | State::Paused(_)), Event::Count(reply)) => {
+            (state, Action::Count(reply))
         }
         (state, _) => (state, Action::Wait),
     }
@@ -288,6 +310,7 @@ mod tests {
                 Action::ResumeCpu(cpu) => {
                     assert!(self.still.remove(&cpu), "it goes on twice");
                 }
+                Action::Count(reply) => reply.send(vec![Vec::new(); CPUS]).unwrap(),
             }
         }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::own::OwnDevice;
 pub use umbra_block::{BackingFiles, EngineKind, Format};
 use umbra_cpu::template::{Template, TemplateError};
 pub use umbra_cpu_kvm::IrqchipMode;
@@ -144,6 +145,8 @@ pub enum VirtioKind {
     Pmem(PmemSpec),
     /// Memory that comes and goes.
     Mem(MemSpec),
+    /// One of the embedder's own.
+    Own(OwnDevice),
 }
 
 impl VirtioKind {
@@ -161,6 +164,7 @@ impl VirtioKind {
             Self::Console(_) => "console",
             Self::Pmem(_) => "pmem",
             Self::Mem(_) => "mem",
+            Self::Own(_) => "own",
         }
     }
 }
@@ -482,6 +486,25 @@ pub struct VirtioSpec {
     pub kind: VirtioKind,
 }
 
+impl VirtioSpec {
+    /// Chooses an address where none was said.
+    pub(crate) fn settle(&mut self) {
+        if let VirtioKind::Net(net) = &mut self.kind {
+            net.mac.get_or_insert_with(Mac::random);
+        }
+    }
+}
+
+/// What becomes of a machine when its guest resets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReset {
+    /// It ends with [`Outcome::Reset`](crate::Outcome::Reset).
+    #[default]
+    End,
+    /// It begins again.
+    Restart,
+}
+
 /// A machine as it is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
@@ -538,6 +561,8 @@ pub struct Spec {
     pub test_device: bool,
     /// The firmware configuration device (QEMU's `fw_cfg`), with these items of the user's.
     pub fw_cfg: Option<Vec<ConfigFile>>,
+    /// What becomes of the machine when the guest resets it ([`Vm`](crate::Vm)).
+    pub on_reset: OnReset,
 }
 
 impl Spec {
@@ -570,7 +595,14 @@ impl Spec {
             debug_exit: None,
             test_device: false,
             fw_cfg: None,
+            on_reset: OnReset::End,
         }
+    }
+
+    /// Chooses addresses where none were said, so that they are the same after a reset.
+    pub(crate) fn settle(mut self) -> Self {
+        self.virtio.iter_mut().for_each(VirtioSpec::settle);
+        self
     }
 
     /// Sets the initial RAM disk.

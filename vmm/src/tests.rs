@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::*;
 
 mod doorbell;
+mod lives;
 mod map;
 mod state;
 

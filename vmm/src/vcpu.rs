@@ -5,6 +5,7 @@
 //!   hold: wanted, kick ─────────────────> run() returns Kicked; wanted: notes the registers,
 //!   wait_held <───────────────────────────  says so, and sleeps
 //!   go_on: not wanted, notify ──────────> run() again
+//!   count: asked, kick ─────────────────> run() returns Kicked; asked: notes its counters, runs on
 //!   leave: told, kick, notify ──────────> ends, held or not
 //! ```
 
@@ -14,7 +15,7 @@ use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
-use umbra_cpu::{Exit, Io, Kick, Statistics, SystemEvent, Vcpu};
+use umbra_cpu::{Exit, Kick, Statistics, SystemEvent, Vcpu};
 use umbra_x86::state::CpuState;
 
 use crate::error::RunError;
@@ -33,15 +34,21 @@ struct Stand {
     wanted: bool,
     /// The registers, while the thread stands still.
     held: Option<CpuState>,
+    /// Somebody wants to know what the processor has counted.
+    asked: bool,
+    /// What it had, when it was asked last.
+    counts: Statistics,
     /// The thread has ended, or is about to.
     gone: bool,
 }
 
 impl Brake {
     /// Sleeps as long as the processor is to stand still.
-    fn pass(&self, vcpu: &dyn Vcpu, leave: &AtomicBool) {
+    fn pass(&self, vcpu: &dyn Vcpu, io: &VcpuIo, leave: &AtomicBool) {
         let mut stand = self.stand.lock();
+        self.tell(&mut stand, vcpu, io);
         while stand.wanted && !leave.load(Ordering::Acquire) {
+            self.tell(&mut stand, vcpu, io);
             if stand.held.is_none() {
                 stand.held = Some(vcpu.state());
                 self.changed.notify_all();
@@ -49,6 +56,14 @@ impl Brake {
             self.changed.wait(&mut stand);
         }
         stand.held = None;
+    }
+
+    /// Notes the counters if somebody asks for them.
+    fn tell(&self, stand: &mut Stand, vcpu: &dyn Vcpu, io: &VcpuIo) {
+        if std::mem::take(&mut stand.asked) {
+            stand.counts = counts(vcpu, io);
+            self.changed.notify_all();
+        }
     }
 
     fn set(&self, change: impl FnOnce(&mut Stand)) {
@@ -91,11 +106,7 @@ impl VcpuThread {
                 stop.set(|stand| stand.gone = true);
                 last_words.say(event);
                 tracing::debug!(id, state = ?vcpu.state(), "processor left");
-                let (hits, stale) = io.counts();
-                let mut statistics = vcpu.statistics();
-                statistics.push(("device accesses without a lookup", hits));
-                statistics.push(("remembered devices that were stale", stale));
-                statistics
+                counts(&*vcpu, &io)
             })
             .map_err(|source| RunError::Thread { id, source })?;
         Ok(Self {
@@ -131,6 +142,23 @@ impl VcpuThread {
         stand.held.clone()
     }
 
+    /// Asks the processor what it has counted. Never blocks.
+    pub fn ask(&self) {
+        self.brake.set(|stand| stand.asked = true);
+        self.kick.kick();
+    }
+
+    /// Blocks until the processor has told what it was asked; what it told before if it has ended.
+    pub fn wait_told(&self) -> Statistics {
+        let mut stand = self.brake.stand.lock();
+        while stand.asked && !stand.gone && !self.thread.is_finished() {
+            // The limit is for a thread that panics.
+            let limit = std::time::Duration::from_millis(100);
+            self.brake.changed.wait_for(&mut stand, limit);
+        }
+        stand.counts.clone()
+    }
+
     /// Lets the processor go on.
     pub fn go_on(&self) {
         self.brake.set(|stand| stand.wanted = false);
@@ -144,10 +172,10 @@ impl VcpuThread {
 }
 
 /// Runs until the processor is told to leave, or cannot go on.
-fn run(id: u32, vcpu: &mut dyn Vcpu, io: &dyn Io, leave: &AtomicBool, brake: &Brake) -> Event {
+fn run(id: u32, vcpu: &mut dyn Vcpu, io: &VcpuIo, leave: &AtomicBool, brake: &Brake) -> Event {
     while !leave.load(Ordering::Acquire) {
         match vcpu.run(io) {
-            Ok(Exit::Kicked) => brake.pass(vcpu, leave),
+            Ok(Exit::Kicked) => brake.pass(vcpu, io, leave),
             Ok(Exit::Shutdown(crash)) => return Event::End(Outcome::Crash(crash)),
             Ok(Exit::Stuck(crash)) => return Event::End(Outcome::Stuck(crash)),
             Ok(Exit::System(event)) => return Event::End(system(event)),
@@ -155,6 +183,15 @@ fn run(id: u32, vcpu: &mut dyn Vcpu, io: &dyn Io, leave: &AtomicBool, brake: &Br
         }
     }
     Event::Left
+}
+
+/// What a processor has counted, and its surroundings for it.
+fn counts(vcpu: &dyn Vcpu, io: &VcpuIo) -> Statistics {
+    let (hits, stale) = io.counts();
+    let mut counts = vcpu.statistics();
+    counts.push(("device accesses without a lookup", hits));
+    counts.push(("remembered devices that were stale", stale));
+    counts
 }
 
 /// What a request to the backend itself means for the machine.

@@ -10,6 +10,7 @@ use umbra_cpu_soft::{Audit, MmuConfig, SoftBackend, SoftConfig, model};
 use umbra_slots::AddressSpace;
 
 use crate::error::BuildError;
+use crate::own::{BackendParts, Own};
 use crate::spec::{Backend, CpuModel, CpuTemplate, Spec, Verify};
 
 /// Reads the CPU template, if one is wanted.
@@ -28,8 +29,29 @@ pub struct Chosen {
     pub fallback: Option<String>,
 }
 
+/// Makes the embedder's own backend if there is one, or else what the specification asks for.
+pub fn choose(
+    spec: &Spec,
+    own: &Own,
+    space: &Arc<AddressSpace>,
+    clock: Clock,
+) -> Result<Chosen, BuildError> {
+    let Some(make_own) = &own.backend else {
+        return make(spec, space, clock);
+    };
+    let backend = make_own(BackendParts {
+        space: space.clone(),
+        clock,
+        cpus: spec.cpus,
+    })?;
+    Ok(Chosen {
+        backend,
+        fallback: None,
+    })
+}
+
 /// Makes the backend that the specification asks for.
-pub fn make(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Result<Chosen, BuildError> {
+fn make(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Result<Chosen, BuildError> {
     let chosen = |backend| Chosen {
         backend,
         fallback: None,

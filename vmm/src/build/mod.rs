@@ -31,10 +31,13 @@ use crate::build::devices::Added;
 use crate::console::{Console, Writer};
 use crate::devices::Devices;
 use crate::error::BuildError;
-use crate::handle::{ConsoleInput, Sink};
+use crate::handle::{Input, Parts, Seat, Sink};
+use crate::inspect::Bumps;
 use crate::layout;
-use crate::machine::Machine;
+use crate::machine::{Machine, Seated};
+use crate::own::Own;
 use crate::plan::Plan;
+use crate::policy::{Event, Outcome};
 use crate::spec::Spec;
 
 pub use backend::probe;
@@ -44,8 +47,13 @@ pub use vhost::Vhost;
 pub use virtio::{Control, Helper, Surroundings, check_tap, make, make_apart, open_disk};
 
 /// Builds the machine.
-pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
-    let spec = plan.spec;
+pub fn machine(
+    plan: Plan,
+    console: Console,
+    own: &Own,
+    seat: Arc<Seat>,
+) -> Result<Machine, BuildError> {
+    let spec = plan.spec.settle();
     // Files first: what the user most likely got wrong costs nothing yet.
     let mut images = images::open(&spec)?;
     if spec.virtio_on_command_line {
@@ -57,8 +65,9 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         first_generation: Generation(spec.first_generation),
         ..Options::default()
     });
+    let bumps = Bumps::of(&space);
     memory::add(&space, spec.memory)?;
-    let Chosen { backend, fallback } = backend::make(&spec, &space, clock)?;
+    let Chosen { backend, fallback } = backend::choose(&spec, own, &space, clock)?;
     let platform = platform(&spec);
     let request = Request {
         kernel: images.kernel,
@@ -99,19 +108,50 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
     }
     let virtio = if spec.pci {
         pci::add(
-            &spec, &backend, &bus, &ports, &space, &output, reset, event_line,
+            &spec,
+            &backend,
+            &bus,
+            &ports,
+            &space,
+            &output,
+            reset,
+            event_line,
+            seat.journal.clone(),
         )?
     } else {
         let (port, device) = reset;
         ports.insert(port, 1, device)?;
         let attached = virtio::add(&spec, &backend, &bus, &space, &output)?;
-        Devices::fixed(backend.clone(), space.clone(), attached)
+        Devices::fixed(
+            backend.clone(),
+            space.clone(),
+            attached,
+            seat.journal.clone(),
+        )
     };
-    let input = ConsoleInput::new(match virtio.console_input() {
+    let input = Input::new(match virtio.console_input() {
         Some(port) => Sink::Port(port),
         None => Sink::Serial(serial.clone()),
     });
+    own.add(&bus, &ports)?;
     let vcpus = processors(&*backend, spec.cpus, &loaded.state)?;
+    let parts = Parts {
+        events: to_driver.clone(),
+        input: input.clone(),
+        backend: backend.clone(),
+        devices: virtio.clone(),
+        buttons,
+        serial: serial.clone(),
+        bus: bus.clone(),
+        ports: ports.clone(),
+        space: space.clone(),
+        bumps,
+        cpus: vcpus.len(),
+    };
+    if seat.take(parts) {
+        // Somebody asked while it was built: it ends as soon as it begins.
+        let _ = to_driver.send(Event::End(Outcome::Stopped));
+    }
     Ok(Machine {
         vcpus,
         protocol: loaded.protocol,
@@ -119,13 +159,14 @@ pub fn machine(plan: Plan, console: Console) -> Result<Machine, BuildError> {
         fallback,
         serial,
         virtio,
-        buttons,
         bus,
         ports,
         space,
         clock,
         writer,
         input,
+        spec,
+        seated: Seated { seat, again: false },
         to_driver,
         events,
     })

@@ -14,6 +14,7 @@ use super::high::HighMemory;
 use crate::console::Output;
 use crate::devices::Devices;
 use crate::error::{AddError, BuildError};
+use crate::journal::Journal;
 use crate::layout;
 use crate::spec::Spec;
 
@@ -41,6 +42,7 @@ pub fn add(
     output: &Output,
     reset: (u16, PioDevice),
     events: Arc<dyn Line>,
+    journal: Arc<Journal>,
 ) -> Result<Arc<Devices>, BuildError> {
     let (first, last) = layout::PCI_WINDOW;
     let window = GpaRange::new(Gpa(first.into()), u64::from(last - first) + 1);
@@ -65,6 +67,7 @@ pub fn add(
         root,
         events,
         (spec.memory, output.clone()),
+        journal,
     )?;
     if let Some(hotplug) = devices.hotplug() {
         ports.insert(layout::PCI_HOTPLUG, PciHotplug::PORTS, hotplug.clone())?;

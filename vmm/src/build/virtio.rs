@@ -6,8 +6,9 @@ use std::sync::Arc;
 use umbra_block::{Disk, DiskOptions, OpenError};
 use umbra_boot::VirtioMmio;
 use umbra_bus::Bus;
-use umbra_cpu::Backend;
-use umbra_devices::virtio::net::NetOptions;
+use umbra_cpu::{Backend, Statistics};
+use umbra_devices::virtio::block::Statistics as DiskStatistics;
+use umbra_devices::virtio::net::{NetOptions, NetStatistics};
 use umbra_devices::virtio::{
     BalloonControl, Block, BlockControl, BlockOptions, ConsoleControl, MemControl, Net, NetControl,
     PmemControl, Rng,
@@ -16,7 +17,7 @@ use umbra_irq::{Line, SharedLine, Unconnected};
 use umbra_mmds::MetadataPort;
 use umbra_net::{Mac, Passt, Port, Stream, Tap, TapError};
 use umbra_slots::{AddressSpace, DmaSpace, Gpa, GpaRange};
-use umbra_vhost::{VhostKernelControl, VhostUserControl};
+use umbra_vhost::{BackEndState, VhostKernelControl, VhostUserControl};
 use umbra_virtio::{Device, MmioTransport};
 
 use super::high::{HighMemory, Shown};
@@ -91,8 +92,12 @@ pub struct Made {
 impl Made {
     /// One that has nothing outside.
     pub fn plain(device: impl Device + 'static) -> Self {
+        Self::boxed(Box::new(device))
+    }
+
+    fn boxed(device: Box<dyn Device>) -> Self {
         Self {
-            device: Box::new(device),
+            device,
             control: None,
             helper: Helper::default(),
         }
@@ -118,6 +123,109 @@ pub enum Control {
     VhostUser(VhostUserControl),
     /// A device that the host's kernel serves.
     VhostKernel(VhostKernelControl),
+}
+
+impl Control {
+    /// Tells how its back end is, if it has one.
+    pub fn back_end(&self) -> Option<BackEndState> {
+        match self {
+            Self::VhostUser(control) => Some(control.state()),
+            Self::VhostKernel(control) => Some(control.state()),
+            _ => None,
+        }
+    }
+
+    /// Returns how often a limit has held something back.
+    pub fn throttled(&self) -> u64 {
+        match self {
+            Self::Block(disk) => disk.statistics().throttled,
+            Self::Net(net) => {
+                let counts = net.statistics();
+                counts.throttled_in.wrapping_add(counts.throttled_out)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Returns what the device has counted.
+    pub fn counters(&self) -> Statistics {
+        match self {
+            Self::Block(disk) => block_counters(&disk.statistics()),
+            Self::Net(net) => net_counters(&net.statistics()),
+            Self::Balloon(balloon) => {
+                let counts = balloon.counters();
+                vec![
+                    ("target_bytes", balloon.target()),
+                    ("actual_bytes", balloon.actual()),
+                    ("inflated_bytes", counts.inflated),
+                    ("deflated_bytes", counts.deflated),
+                    ("reported_bytes", counts.reported),
+                    ("hinted_bytes", counts.hinted),
+                    ("freed_bytes", counts.freed),
+                    ("ignored_bytes", counts.ignored),
+                ]
+            }
+            Self::Mem(memory) => vec![
+                ("requested_bytes", memory.requested()),
+                ("plugged_bytes", memory.plugged()),
+            ],
+            Self::VhostUser(_) | Self::VhostKernel(_) => {
+                let state = self.back_end();
+                let state = state.map(|state| (u64::from(state.connected), state.losses));
+                let (connected, losses) = state.unwrap_or_default();
+                vec![
+                    ("back_end_connected", connected),
+                    ("back_end_losses", losses),
+                ]
+            }
+            Self::Console(..) | Self::Pmem(_) => Vec::new(),
+        }
+    }
+
+    /// Returns what a device that was made as `kind` is now.
+    pub fn now(&self, kind: &VirtioKind) -> VirtioKind {
+        let mut kind = kind.clone();
+        match (self, &mut kind) {
+            (Self::Block(disk), VirtioKind::Block(spec)) => spec.limits = disk.limits(),
+            (Self::Net(net), VirtioKind::Net(spec)) => {
+                spec.receive = net.receive_limits();
+                spec.transmit = net.transmit_limits();
+            }
+            (Self::Pmem(pmem), VirtioKind::Pmem(spec)) => spec.limits = pmem.limits(),
+            (Self::Balloon(balloon), VirtioKind::Balloon(spec)) => spec.size = balloon.target(),
+            (Self::Mem(memory), VirtioKind::Mem(spec)) => spec.size = memory.requested(),
+            _ => {}
+        }
+        kind
+    }
+}
+
+fn block_counters(counts: &DiskStatistics) -> Statistics {
+    vec![
+        ("reads", counts.reads),
+        ("read_bytes", counts.read_bytes),
+        ("writes", counts.writes),
+        ("written_bytes", counts.written_bytes),
+        ("flushes", counts.flushes),
+        ("discards", counts.discards),
+        ("zero_writes", counts.zero_writes),
+        ("refused", counts.refused),
+        ("errors", counts.errors),
+        ("throttled", counts.throttled),
+    ]
+}
+
+fn net_counters(counts: &NetStatistics) -> Statistics {
+    vec![
+        ("received_frames", counts.received_frames),
+        ("received_bytes", counts.received_bytes),
+        ("sent_frames", counts.sent_frames),
+        ("sent_bytes", counts.sent_bytes),
+        ("dropped_in", counts.dropped_in),
+        ("dropped_out", counts.dropped_out),
+        ("throttled_in", counts.throttled_in),
+        ("throttled_out", counts.throttled_out),
+    ]
 }
 
 /// Says where the devices behind memory will be.
@@ -259,6 +367,7 @@ pub fn make_apart(wanted: &VirtioSpec, output: Option<&Output>) -> Result<Made, 
             }
         }
         VirtioKind::Vsock(spec) => Made::plain(vsock::device(id, spec)?),
+        VirtioKind::Own(own) => Made::boxed(own.make(id)?),
         VirtioKind::Console(spec) => {
             let (device, control, input) = console::make(id, spec, output)?;
             Made {
