@@ -4,7 +4,6 @@ use umbra_virtio::Features;
 
 /// Which device a back end is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Kind {
     /// A disk (virtio 1.3, 5.2).
     Block,
