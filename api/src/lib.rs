@@ -14,3 +14,4 @@
 
 pub mod firecracker;
 pub mod server;
+mod strict;
