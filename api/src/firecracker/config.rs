@@ -22,6 +22,7 @@ use super::resources::pmem::Pmem;
 use super::resources::serial::SerialDevice;
 use super::resources::vm::FullVmConfiguration;
 use super::resources::vsock::Vsock;
+use crate::strict;
 
 /// What devices without a name of their own are called.
 pub const VSOCK_ID: &str = "vsock";
@@ -119,7 +120,7 @@ impl ConfigFile {
     /// # Errors
     /// If it is not what it has to be.
     pub fn parse(text: &str) -> Result<Self, Fault> {
-        serde_json::from_str(text).map_err(|error| Fault::Json(error.to_string()))
+        strict::from_str(text).map_err(|error| Fault::Json(error.to_string()))
     }
 }
 
@@ -426,5 +427,5 @@ fn read_template(path: &Path) -> Result<CpuTemplate, Fault> {
             path.display()
         ))
     })?;
-    cpu_config::parse(&text).map_err(|error| Fault::Json(chain(&error)))
+    cpu_config::parse(&text)
 }

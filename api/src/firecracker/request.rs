@@ -3,7 +3,6 @@
 //! What is possible is a table, [`OPERATIONS`]: a verb and a path, where `{id}` is a name. Whoever looks for an
 //! operation finds it there, and nowhere else.
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use umbra_vmm::CpuTemplate;
@@ -25,6 +24,7 @@ use super::resources::serial::SerialDevice;
 use super::resources::snapshot::{SnapshotCreateParams, SnapshotLoadParams};
 use super::resources::vm::{ActionType, InstanceActionInfo, Vm, WantedState};
 use super::resources::vsock::Vsock;
+use crate::strict;
 
 /// What somebody wants of a machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -206,10 +206,7 @@ pub const OPERATIONS: &[Operation] = &[
         machine_config(patch)
     }),
     put("/cpu-config", |parts| {
-        let template = cpu_config::parse(parts.body);
-        plain(Action::PutCpuConfig(
-            template.map_err(|error| Fault::Json(super::fault::chain(&error)))?,
-        ))
+        plain(Action::PutCpuConfig(cpu_config::parse(parts.body)?))
     }),
     put("/drives/{id}", |parts| {
         named(parts, |drive: &Drive| &drive.drive_id, Action::PutDrive)
@@ -382,7 +379,7 @@ fn check_id(id: &str) -> Result<(), Fault> {
     if id.is_empty() {
         return Err(Fault::EmptyId);
     }
-    match id.chars().all(|c| c == '_' || c.is_alphanumeric()) {
+    match id.chars().all(|c| c == '_' || c.is_ascii_alphanumeric()) {
         true => Ok(()),
         false => Err(Fault::InvalidId),
     }
@@ -415,8 +412,8 @@ fn machine_config(patch: PatchMachineConfiguration) -> Result<(Action, bool), Fa
     Ok((Action::ChangeMachineConfig(patch), patch.is_deprecated()))
 }
 
-fn json<'a, T: Deserialize<'a>>(body: &'a str) -> Result<T, Fault> {
-    serde_json::from_str(body).map_err(|error| Fault::Json(error.to_string()))
+fn json<T: DeserializeOwned>(body: &str) -> Result<T, Fault> {
+    strict::from_str(body).map_err(|error| Fault::Json(error.to_string()))
 }
 
 #[cfg(test)]

@@ -1,0 +1,147 @@
+//! JSON that is what it has to be, and not only something that could be meant.
+//!
+//! Derived readers of structures take arrays, too, field by field: `[1, 128]` would be two processors' worth of a
+//! machine, and `[]` an object in which everything is left out. Derived readers of plain enumerations take `{"Word":
+//! null}` for `"Word"`. No document says so, and no client does it on purpose.
+
+use serde::de::value::{MapDeserializer, SeqDeserializer};
+use serde::de::{
+    DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Unexpected, Visitor,
+};
+use serde::forward_to_deserialize_any;
+use serde_json::{Error, Value};
+
+/// Reads a value: structures from objects, plain enumerations from strings.
+///
+/// # Errors
+/// If it is something else.
+pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
+    // This one says in which line the mistake is, and finds names that are there twice.
+    let value = serde_json::from_str(text)?;
+    T::deserialize(Strict(serde_json::from_str(text)?))?;
+    Ok(value)
+}
+
+/// A value that is read strictly, and all in it.
+struct Strict(Value);
+
+fn unexpected(value: &Value) -> Unexpected<'_> {
+    match value {
+        Value::Array(_) => Unexpected::Seq,
+        Value::Object(_) => Unexpected::Map,
+        Value::Null => Unexpected::Unit,
+        _ => Unexpected::Other("another value"),
+    }
+}
+
+impl<'de> IntoDeserializer<'de, Error> for Strict {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+impl<'de> Deserializer<'de> for Strict {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Array(all) => visitor.visit_seq(SeqDeserializer::new(all.into_iter().map(Self))),
+            Value::Object(map) => {
+                let fields = map.into_iter().map(|(name, value)| (name, Self(value)));
+                visitor.visit_map(MapDeserializer::new(fields))
+            }
+            plain => plain.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Object(_) => self.deserialize_any(visitor),
+            other => Err(Error::invalid_type(unexpected(&other), &visitor)),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::String(word) => visitor.visit_enum(word.into_deserializer()),
+            other => Err(Error::invalid_type(unexpected(&other), &visitor)),
+        }
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+        unit unit_struct seq tuple tuple_struct map identifier ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    enum Word {
+        Yes,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Inner {
+        number: u8,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Outer {
+        #[serde(default)]
+        word: Option<Word>,
+        #[serde(default)]
+        inner: Vec<Inner>,
+        #[serde(default)]
+        any: Value,
+    }
+
+    #[test]
+    fn structures_are_objects_and_words_are_strings_wherever_they_are() {
+        for (text, good) in [
+            ("{}", true),
+            ("[]", false),
+            (r#"["Yes", []]"#, false),
+            (r#"{"word": "Yes"}"#, true),
+            (r#"{"word": null}"#, true),
+            (r#"{"word": {"Yes": null}}"#, false),
+            (r#"{"inner": [{"number": 255}]}"#, true),
+            (r#"{"inner": [[255]]}"#, false),
+            (r#"{"inner": [{"number": 256}]}"#, false),
+            (r#"{"any": [[], {"Yes": null}]}"#, true),
+        ] {
+            assert_eq!(from_str::<Outer>(text).is_ok(), good, "{text}");
+        }
+    }
+}
