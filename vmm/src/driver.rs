@@ -16,7 +16,7 @@ use crate::devices::Devices;
 use crate::error::RunError;
 use crate::journal::{Journal, News};
 use crate::look::Look;
-use crate::policy::{Action, Event, Holds, Outcome, Paused, PausedCpu, State, decide};
+use crate::policy::{Action, Counted, Event, Holds, Outcome, Paused, PausedCpu, State, decide};
 use crate::vcpu::VcpuThread;
 
 /// How long output may wait in the backend while no processor leaves the guest.
@@ -74,10 +74,11 @@ impl Driver<'_> {
                         let _ = reply.send(PausedCpu { state, already });
                     }
                 }
-                Action::Count(reply) => {
+                Action::Count(reply, paused, held) => {
                     self.processors.iter().for_each(VcpuThread::ask);
-                    let counts = self.processors.iter().map(VcpuThread::wait_told);
-                    let _ = reply.send(counts.collect());
+                    let cpus = self.processors.iter().map(VcpuThread::wait_told);
+                    let cpus = cpus.collect();
+                    let _ = reply.send(Counted { cpus, paused, held });
                 }
                 Action::ResumeCpu(cpu) => {
                     self.journal.note(News::CpuResumed { cpu });

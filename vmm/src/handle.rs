@@ -22,7 +22,7 @@ use crate::build::{Buttons, Control};
 use crate::devices::{Devices, VirtioInfo};
 use crate::error::{AddError, DiskError, RemoveError};
 use crate::inspect::{Bumps, Inspection};
-use crate::journal::{Events, Journal, News};
+use crate::journal::{EventLog, Events, Journal, News};
 use crate::policy::{Event, Outcome, Paused, PausedCpu};
 use crate::spec::VirtioSpec;
 use crate::terminal::PortInput;
@@ -73,6 +73,14 @@ struct SeatState {
 }
 
 impl Seat {
+    /// Makes a seat whose machine is noted in a log.
+    pub fn noted(log: EventLog) -> Arc<Self> {
+        Arc::new(Self {
+            journal: log.0,
+            ..Self::default()
+        })
+    }
+
     /// Takes a machine that was built; returns whether somebody has asked meanwhile that it ends.
     pub fn take(&self, parts: Parts) -> bool {
         let mut state = self.state.lock();

@@ -13,6 +13,7 @@ use umbra_slots::{AddressSpace, Backing, Change, Listener, Slot, Wait};
 use crate::devices::VirtioInfo;
 use crate::handle::Parts;
 use crate::layout;
+use crate::policy::Counted;
 
 /// Counters by name: lower case, words joined by `_`.
 pub type Counters = BTreeMap<String, u64>;
@@ -29,6 +30,8 @@ pub struct Inspection {
     pub bumps: Vec<Bump>,
     /// What executes the guest.
     pub backend: String,
+    /// All processors stand still.
+    pub paused: bool,
     /// What the processors share: of the software processor its MMU.
     pub mmu: Counters,
     /// What each processor has counted, exits by their kind among it.
@@ -87,6 +90,8 @@ pub struct Bump {
 pub struct CpuCounters {
     /// Its number.
     pub cpu: usize,
+    /// It is held by itself.
+    pub held: bool,
     /// What, and how often.
     pub counters: Counters,
 }
@@ -124,8 +129,8 @@ pub struct BackEndReport {
 }
 
 impl Inspection {
-    /// Looks at all parts; `cpus` is what the processors have counted.
-    pub(crate) fn of(parts: &Parts, cpus: Vec<Statistics>) -> Self {
+    /// Looks at all parts; `counted` is what the processors have told.
+    pub(crate) fn of(parts: &Parts, counted: Counted) -> Self {
         let map = parts.space.load_full();
         let machine = vec![
             ("memory_accesses_that_hit_nothing", parts.bus.misses()),
@@ -139,11 +144,13 @@ impl Inspection {
             bumps: parts.bumps.list(),
             backend: parts.backend.name().to_owned(),
             mmu: counters(parts.backend.statistics()),
+            paused: counted.paused,
             cpus: (0..)
-                .zip(cpus)
-                .map(|(cpu, counted)| CpuCounters {
+                .zip(counted.cpus)
+                .map(|(cpu, count)| CpuCounters {
                     cpu,
-                    counters: counters(counted),
+                    held: counted.held.contains(&cpu),
+                    counters: counters(count),
                 })
                 .collect(),
             machine: counters(machine),

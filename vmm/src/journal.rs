@@ -228,6 +228,21 @@ impl Journal {
     }
 }
 
+/// The log of a machine, made before the machine is: for who wants to follow what happens from the beginning, or
+/// through several machines that are one to its users ([`Builder::log`](crate::Builder::log)). Cheap to clone.
+#[derive(Clone, Default)]
+pub struct EventLog(pub(crate) Arc<Journal>);
+
+impl EventLog {
+    /// Follows it as [`Handle::events`](crate::Handle::events) does.
+    ///
+    /// # Errors
+    /// If the host gives no descriptor.
+    pub fn follow(&self, seen: Option<u64>) -> io::Result<Events> {
+        self.0.follow(seen)
+    }
+}
+
 /// Who follows the log of a machine. Its descriptor is readable when there may be something to
 /// [`take`](Self::take): for `poll`, epoll, or what stands on them.
 pub struct Events {

@@ -64,7 +64,7 @@ pub use error::{
 };
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError, MapError};
 pub use inspect::{Bump, CpuCounters, DeviceReport, Inspection, MapEntry};
-pub use journal::{Entry, Events, News, Taken};
+pub use journal::{Entry, EventLog, Events, News, Taken};
 pub use machine::Machine;
 pub use own::{BackendParts, OwnDevice};
 pub use plan::Plan;

@@ -80,7 +80,18 @@ pub enum Event {
     /// Somebody lets one processor go on.
     ResumeCpu(usize),
     /// Somebody wants to know what the processors have counted; else as [`Event::Pause`].
-    Count(Sender<Vec<Statistics>>),
+    Count(Sender<Counted>),
+}
+
+/// What processors have counted, and which of them stand still.
+#[derive(Clone, Debug, Default)]
+pub struct Counted {
+    /// What each has counted.
+    pub cpus: Vec<Statistics>,
+    /// All stand still.
+    pub paused: bool,
+    /// These are held by themselves.
+    pub held: Holds,
 }
 
 /// A machine that stands still.
@@ -131,8 +142,8 @@ pub enum Action {
     PauseCpu(usize, Sender<PausedCpu>, bool),
     /// Let one processor go on.
     ResumeCpu(usize),
-    /// Ask every processor what it has counted, and answer.
-    Count(Sender<Vec<Statistics>>),
+    /// Ask every processor what it has counted, and answer. All stand still if that is said, and these by themselves.
+    Count(Sender<Counted>, bool, Holds),
 }
 
 /// Decides what `event` means in `state`.
@@ -174,9 +185,14 @@ pub fn decide(state: State, event: Event) -> (State, Action) {
             holds.remove(&cpu);
             (State::Paused(holds), Action::Wait)
         }
-        (state @ (State::Running(_) | State::Paused(_)), Event::Count(reply)) => {
-            (state, Action::Count(reply))
-        }
+        (State::Running(holds), Event::Count(reply)) => (
+            State::Running(holds.clone()),
+            Action::Count(reply, false, holds),
+        ),
+        (State::Paused(holds), Event::Count(reply)) => (
+            State::Paused(holds.clone()),
+            Action::Count(reply, true, holds),
+        ),
         (state, _) => (state, Action::Wait),
     }
 }
@@ -266,6 +282,7 @@ mod tests {
         Pause,
         Resume,
         PauseCpu(usize),
+        Count,
         ResumeCpu(usize),
         End,
     }
@@ -276,6 +293,7 @@ mod tests {
             4 => Just(Deed::Resume),
             8 => (0..CPUS).prop_map(Deed::PauseCpu),
             8 => (0..CPUS).prop_map(Deed::ResumeCpu),
+            4 => Just(Deed::Count),
             1 => Just(Deed::End),
         ]
     }
@@ -310,7 +328,10 @@ mod tests {
                 Action::ResumeCpu(cpu) => {
                     assert!(self.still.remove(&cpu), "it goes on twice");
                 }
-                Action::Count(reply) => reply.send(vec![Vec::new(); CPUS]).unwrap(),
+                Action::Count(reply, paused, held) => {
+                    let cpus = vec![Vec::new(); CPUS];
+                    reply.send(Counted { cpus, paused, held }).unwrap();
+                }
             }
         }
 
@@ -318,16 +339,24 @@ mod tests {
         fn does(&mut self, deed: Deed, state: State) -> State {
             let (paused, pause_answer) = channel();
             let (held, hold_answer) = channel();
+            let (counted, count_answer) = channel();
             let event = match deed {
                 Deed::Pause => Event::Pause(paused),
                 Deed::Resume => Event::Resume,
                 Deed::PauseCpu(cpu) => Event::PauseCpu(cpu, held),
                 Deed::ResumeCpu(cpu) => Event::ResumeCpu(cpu),
+                Deed::Count => Event::Count(counted),
                 Deed::End => Event::End(Outcome::Stopped),
             };
             let (state, action) = decide(state, event);
             let ended = self.ended;
             self.act(action);
+            if matches!(deed, Deed::Count) {
+                let told = count_answer.try_recv().ok();
+                let told = told.map(|counted| (counted.paused, counted.held));
+                let expected = (!ended).then(|| (self.paused, self.held.clone()));
+                assert_eq!(told, expected);
+            }
             let answers = (
                 pause_answer.try_recv().ok().map(|paused| paused.already),
                 hold_answer.try_recv().ok().map(|paused| paused.already),

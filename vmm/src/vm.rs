@@ -29,7 +29,7 @@ use crate::console::Console;
 use crate::driver::Ended;
 use crate::error::{BuildError, PlanError, RunError};
 use crate::handle::{Handle, Seat};
-use crate::journal::News;
+use crate::journal::{EventLog, News};
 use crate::machine::{Life, Machine};
 use crate::own::{BackendParts, Own};
 use crate::plan::Plan;
@@ -54,6 +54,7 @@ pub struct Builder {
     spec: Spec,
     console: Console,
     own: Own,
+    log: EventLog,
 }
 
 impl Builder {
@@ -63,12 +64,19 @@ impl Builder {
             spec,
             console: Console::discarded(),
             own: Own::default(),
+            log: EventLog::default(),
         }
     }
 
     /// Says where the guest's console goes.
     pub fn console(mut self, console: Console) -> Self {
         self.console = console;
+        self
+    }
+
+    /// Notes what happens in a log that was there before.
+    pub fn log(mut self, log: EventLog) -> Self {
+        self.log = log;
         self
     }
 
@@ -101,8 +109,13 @@ impl Builder {
     /// # Errors
     /// If a number, a file or the host is not as it should be; nothing is left behind then.
     pub fn build(self) -> Result<Vm, Error> {
-        let Self { spec, console, own } = self;
-        let seat = Arc::new(Seat::default());
+        let Self {
+            spec,
+            console,
+            own,
+            log,
+        } = self;
+        let seat = Seat::noted(log);
         let machine = Machine::assemble(Plan::new(spec)?, console.clone(), &own, seat)?;
         Ok(Vm {
             handle: machine.handle(),
