@@ -16,3 +16,4 @@ pub mod firecracker;
 pub mod openapi;
 pub mod server;
 mod strict;
+pub mod v1;

@@ -337,6 +337,14 @@ impl Handle {
         parts.map_or_else(Vec::new, |parts| parts.devices.list())
     }
 
+    /// Returns what the virtio devices are now: as they were asked for, with what was changed since.
+    ///
+    /// # Errors
+    /// If the machine has ended.
+    pub fn device_specs(&self) -> Result<Vec<VirtioSpec>, HandleError> {
+        Ok(self.parts()?.devices.specs())
+    }
+
     /// Adds a virtio device to a machine that has a PCI bus ([`Spec::pci`](crate::Spec::pci)), and tells
     /// the guest, which begins to use it when it likes. Blocks as long as the host needs for it.
     ///

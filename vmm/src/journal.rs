@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
@@ -169,7 +169,22 @@ struct Log {
     /// The number of the entry that was noted last.
     last: u64,
     entries: VecDeque<Entry>,
-    followers: Vec<Weak<Event>>,
+    followers: Vec<Weak<Follower>>,
+}
+
+/// How somebody is told that there is something to take.
+struct Follower {
+    event: Event,
+    call: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Follower {
+    fn tell(&self) {
+        self.event.signal();
+        if let Some(call) = self.call.get() {
+            call();
+        }
+    }
 }
 
 impl Journal {
@@ -192,7 +207,7 @@ impl Journal {
         });
         log.followers.retain(|follower| {
             let follower = follower.upgrade();
-            follower.inspect(|event| event.signal()).is_some()
+            follower.inspect(|follower| follower.tell()).is_some()
         });
         drop(log);
         self.changed.notify_all();
@@ -201,15 +216,19 @@ impl Journal {
     /// Tells whether somebody follows.
     pub fn is_followed(&self) -> bool {
         let log = self.log.lock();
-        log.followers.iter().any(|event| event.strong_count() > 0)
+        let mut followers = log.followers.iter();
+        followers.any(|follower| follower.strong_count() > 0)
     }
 
     /// Makes a follower that has seen everything up to the entry of this number, and what is noted before now if there
     /// is no number.
     pub fn follow(self: &Arc<Self>, seen: Option<u64>) -> io::Result<Events> {
-        let event = Arc::new(Event::new()?);
+        let follower = Arc::new(Follower {
+            event: Event::new()?,
+            call: OnceLock::new(),
+        });
         let mut log = self.log.lock();
-        log.followers.push(Arc::downgrade(&event));
+        log.followers.push(Arc::downgrade(&follower));
         // A number that was never given is one of another machine, or a mistake: what is there is new then.
         let seen = match seen {
             Some(seen) if seen <= log.last => seen,
@@ -217,13 +236,13 @@ impl Journal {
             None => log.last,
         };
         if seen < log.last {
-            event.signal();
+            follower.tell();
         }
         drop(log);
         Ok(Events {
             journal: self.clone(),
             seen,
-            event,
+            follower,
         })
     }
 }
@@ -248,7 +267,7 @@ impl EventLog {
 pub struct Events {
     journal: Arc<Journal>,
     seen: u64,
-    event: Arc<Event>,
+    follower: Arc<Follower>,
 }
 
 /// What there was to take.
@@ -266,7 +285,7 @@ impl Events {
     /// them. Never blocks.
     pub fn take(&mut self, most: usize) -> Taken {
         // Before it is looked: what is noted after this signals again.
-        self.event.take();
+        self.follower.event.take();
         let log = self.journal.log.lock();
         let first = log.last + 1 - log.entries.len() as u64;
         let from = first.max(self.seen + 1);
@@ -275,13 +294,13 @@ impl Events {
         let entries: Vec<_> = log.entries.iter().skip(skip).take(most).cloned().collect();
         self.seen = from - 1 + entries.len() as u64;
         if self.seen < log.last {
-            self.event.signal();
+            self.follower.event.signal();
         }
         Taken { missed, entries }
     }
 
-    /// Takes what was noted, and waits for it as long as `patience` if there is nothing.
-    pub fn wait(&mut self, patience: Duration) -> Taken {
+    /// Takes what was noted, as [`take`](Self::take) does, and waits for it as long as `patience` if there is nothing.
+    pub fn wait(&mut self, patience: Duration, most: usize) -> Taken {
         let until = Instant::now() + patience;
         let mut log = self.journal.log.lock();
         while log.last == self.seen {
@@ -290,7 +309,13 @@ impl Events {
             }
         }
         drop(log);
-        self.take(usize::MAX)
+        self.take(most)
+    }
+
+    /// Has `call` called, besides, whenever something is noted from now on: for who waits for no descriptor. It is called
+    /// under the log's lock, must not block, and must not use the log. Only the first one counts.
+    pub fn on_news(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.follower.call.set(Box::new(call));
     }
 
     /// The number of the entry that was taken last.
@@ -301,7 +326,7 @@ impl Events {
 
 impl AsFd for Events {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.follower.event.as_fd()
     }
 }
 
@@ -326,9 +351,9 @@ mod tests {
         assert_eq!(new.take(9), Taken::default());
         journal.note(News::Paused);
         for events in [&mut all, &mut late, &mut new] {
-            assert!(events.event.take(), "it was signalled");
+            assert!(events.follower.event.take(), "it was signalled");
             assert_eq!(numbers(&events.take(9)), [3]);
-            assert!(!events.event.take(), "there is nothing more");
+            assert!(!events.follower.event.take(), "there is nothing more");
         }
     }
 
@@ -338,9 +363,9 @@ mod tests {
         (0..5).for_each(|_| journal.note(News::Paused));
         let mut events = journal.follow(Some(0)).unwrap();
         assert_eq!(numbers(&events.take(3)), [1, 2, 3]);
-        assert!(events.event.take());
+        assert!(events.follower.event.take());
         assert_eq!(numbers(&events.take(3)), [4, 5]);
-        assert!(!events.event.take());
+        assert!(!events.follower.event.take());
     }
 
     #[test]
@@ -361,11 +386,11 @@ mod tests {
         let mut events = journal.follow(None).unwrap();
         let theirs = journal.clone();
         let thread = std::thread::spawn(move || theirs.note(News::GuestPanic));
-        let taken = events.wait(Duration::from_secs(60));
+        let taken = events.wait(Duration::from_secs(60), 9);
         assert_eq!(taken.entries[0].news, News::GuestPanic);
         thread.join().unwrap();
         assert!(journal.is_followed());
-        assert_eq!(events.wait(Duration::ZERO), Taken::default());
+        assert_eq!(events.wait(Duration::ZERO, 9), Taken::default());
         drop(events);
         assert!(!journal.is_followed());
     }

@@ -63,12 +63,13 @@ pub use error::{
     RemoveError, RunError,
 };
 pub use handle::{ConsoleClosed, ConsoleInput, Handle, HandleError, MapError};
-pub use inspect::{Bump, CpuCounters, DeviceReport, Inspection, MapEntry};
+pub use inspect::{BackEndReport, Bump, Counters, CpuCounters, DeviceReport, Inspection, MapEntry};
 pub use journal::{Entry, EventLog, Events, News, Taken};
 pub use machine::Machine;
 pub use own::{BackendParts, OwnDevice};
 pub use plan::Plan;
 pub use policy::{Outcome, Paused, PausedCpu};
+pub use spec::LimitsForm;
 pub use spec::{
     Backend, BackingFiles, BalloonSpec, Bucket, Cache, ConfigFile, ConsoleSpec, Content, CpuModel,
     CpuTemplate, DiskSpec, EngineKind, Format, IrqchipMode, KvmSpec, Limits, Mac, MemSpec,

@@ -3,6 +3,8 @@
 
 mod wire;
 
+pub use wire::Limits as LimitsForm;
+
 use std::path::PathBuf;
 use std::time::Duration;
 

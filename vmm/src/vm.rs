@@ -34,7 +34,7 @@ use crate::machine::{Life, Machine};
 use crate::own::{BackendParts, Own};
 use crate::plan::Plan;
 use crate::policy::Outcome;
-use crate::spec::{OnReset, Spec};
+use crate::spec::{OnReset, Spec, VirtioKind, VirtioSpec};
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +210,16 @@ impl Drop for Vm {
     }
 }
 
+/// Takes away the socket's file of a device that has left it behind: the next one makes it again.
+fn free_socket(device: &VirtioSpec) {
+    if let VirtioKind::Vsock(vsock) = &device.kind
+        && vsock.stays
+    {
+        // If it stays all the same, the next one says so.
+        let _ = std::fs::remove_file(&vsock.path);
+    }
+}
+
 /// A machine that is built, and what the next ones are built of.
 struct Lives {
     machine: Machine,
@@ -252,6 +262,7 @@ impl Lives {
             drop(seated);
             seat.journal.note(News::Reset { by_guest: !asked });
             spec.virtio = devices;
+            spec.virtio.iter().for_each(free_socket);
             let again = Plan::new(spec.clone()).map_err(Error::Plan);
             let again = again.and_then(|plan| {
                 Ok(Machine::assemble(

@@ -164,6 +164,22 @@ impl Config {
         self.touched
     }
 
+    /// Tells whether a kernel was named.
+    pub fn has_kernel(&self) -> bool {
+        self.boot_source.is_some()
+    }
+
+    /// Forgets the disk, file or interface whose device has this name; `false` if there is none.
+    pub fn forget(&mut self, device: &str) -> bool {
+        let count = |this: &Self| this.drives.len() + this.pmem.len() + this.nets.len();
+        let before = count(self);
+        self.drives
+            .retain(|drive| drive_id(&drive.drive_id) != device);
+        self.pmem.retain(|pmem| pmem_id(&pmem.id) != device);
+        self.nets.retain(|net| net_id(&net.iface_id) != device);
+        count(self) != before
+    }
+
     /// Returns processors and memory.
     pub fn machine(&self) -> MachineConfiguration {
         self.machine

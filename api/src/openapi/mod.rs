@@ -17,11 +17,13 @@ use std::sync::LazyLock;
 pub use described::{Answer, Content, Described, Parameter, Place, SchemaOf};
 pub use document::document;
 
-use crate::firecracker;
+use crate::{firecracker, v1};
 
 /// Returns every operation that the server has.
 pub fn operations() -> Vec<Described> {
-    firecracker::described::operations()
+    let mut all = firecracker::described::operations();
+    all.extend(v1::routes::operations());
+    all
 }
 
 /// Returns the document, as readable text. It is made when somebody asks first.

@@ -12,7 +12,7 @@ use std::sync::mpsc::Sender;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
@@ -27,6 +27,8 @@ use super::Limits;
 use crate::firecracker::fault::Fault;
 use crate::firecracker::instance::{Answer, Message};
 use crate::firecracker::request::{self, Method};
+use crate::v1::events::Stream;
+use crate::v1::{self, Code, Desk, Problem, Served};
 
 /// Bytes of a request's head.
 const HEAD_MAX: usize = 16 << 10;
@@ -42,6 +44,10 @@ enum Doing {
     Work,
     /// Its answer goes.
     Answer,
+    /// An answer goes that has no end.
+    Stream,
+    /// The client takes nothing of it.
+    Stuck,
 }
 
 /// What others know of a connection.
@@ -90,8 +96,8 @@ impl Guest {
             let (doing, since) = *self.doing.lock();
             let limit = match doing {
                 Doing::Head => limits.head,
-                Doing::Answer => limits.answer,
-                Doing::Nothing | Doing::Work => Duration::MAX,
+                Doing::Answer | Doing::Stuck => limits.answer,
+                Doing::Nothing | Doing::Work | Doing::Stream => Duration::MAX,
             };
             let left = limit.saturating_sub(since.elapsed());
             if left.is_zero() {
@@ -130,7 +136,12 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        match polled.is_ready() {
+            true => self.guest.pass(Doing::Stuck, Doing::Stream),
+            false => self.guest.pass(Doing::Stream, Doing::Stuck),
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -151,7 +162,7 @@ pub async fn serve(
     stream: UnixStream,
     guest: Arc<Guest>,
     limits: Limits,
-    owner: Sender<Message>,
+    desk: Desk,
     mut stopped: watch::Receiver<bool>,
 ) {
     let stream = Watched {
@@ -159,11 +170,14 @@ pub async fn serve(
         guest: guest.clone(),
     };
     let service = service_fn(|request| {
-        let (guest, owner) = (guest.clone(), owner.clone());
+        let (guest, desk) = (guest.clone(), desk.clone());
         async move {
             guest.enter(Doing::Work);
-            let answer = answer(request, &limits, &owner).await;
-            guest.enter(Doing::Answer);
+            let answer = answer(request, &limits, &desk).await;
+            guest.enter(match answer.body() {
+                Either::Left(_) => Doing::Answer,
+                Either::Right(_) => Doing::Stream,
+            });
             Ok::<_, Infallible>(answer)
         }
     });
@@ -203,8 +217,113 @@ pub async fn serve(
     }
 }
 
-/// Serves one request.
-async fn answer(
+/// A body that is there, or one that goes on.
+type AnyBody = Either<Full<Bytes>, Stream>;
+
+/// Serves one request, of either interface.
+async fn answer(request: Request<Incoming>, limits: &Limits, desk: &Desk) -> Response<AnyBody> {
+    match v1::is_ours(request.uri().path()) {
+        true => answer_v1(request, limits, desk).await,
+        false => answer_firecracker(request, limits, desk.owner())
+            .await
+            .map(Either::Left),
+    }
+}
+
+async fn answer_v1(request: Request<Incoming>, limits: &Limits, desk: &Desk) -> Response<AnyBody> {
+    let (parts, body) = request.into_parts();
+    let (method, path) = (parts.method.as_str(), parts.uri.path());
+    tracing::info!(method, path, "a request");
+    let body = match read(body, limits).await {
+        Ok(body) => body,
+        Err(unread) => {
+            let problem = Problem::from(unread);
+            let mut response = reply((&problem).into(), path);
+            close(&mut response);
+            return response.map(Either::Left);
+        }
+    };
+    let request = v1::Request {
+        method,
+        path,
+        query: parts.uri.query().unwrap_or_default(),
+        body: &body,
+    };
+    let last_seen = parts.headers.get("last-event-id");
+    let last_seen = last_seen.and_then(|value| value.to_str().ok()?.parse().ok());
+    match desk.answer(request, last_seen).await {
+        Served::Reply(answer) => reply(answer, path).map(Either::Left),
+        Served::Stream(stream) => {
+            let mut response = Response::new(Either::Right(stream));
+            let headers = response.headers_mut();
+            let media = HeaderValue::from_static(v1::events::MEDIA);
+            headers.insert(header::CONTENT_TYPE, media);
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response
+        }
+    }
+}
+
+/// An answer of `/v1`.
+fn reply(reply: v1::Reply, path: &str) -> Response<Full<Bytes>> {
+    let (media, text) = reply.body.unzip();
+    let mut response = Response::new(Full::new(Bytes::from(text.unwrap_or_default())));
+    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::OK);
+    let headers = response.headers_mut();
+    if let Some(media) = media {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    }
+    if reply.status == 405
+        && let Ok(allowed) = HeaderValue::from_str(&v1::routes::allowed(path))
+    {
+        headers.insert(header::ALLOW, allowed);
+    }
+    response
+}
+
+/// Why a body was not read.
+enum Unread {
+    TooLarge(usize),
+    TooSlow,
+    Broken(String),
+}
+
+impl From<Unread> for Problem {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::TooLarge(limit) => {
+                let message = format!("the body is larger than {limit} bytes");
+                Self::new(Code::TooLarge, message)
+            }
+            Unread::TooSlow => Self::new(Code::BadBody, "the body takes too long"),
+            Unread::Broken(why) => Self::new(Code::BadBody, format!("the body breaks off: {why}")),
+        }
+    }
+}
+
+/// Reads a body, of a size and in a time.
+async fn read(body: Incoming, limits: &Limits) -> Result<Bytes, Unread> {
+    // Who says how much it is need not send it.
+    if body.size_hint().lower() > limits.body as u64 {
+        return Err(Unread::TooLarge(limits.body));
+    }
+    let body = Limited::new(body, limits.body).collect();
+    match tokio::time::timeout(limits.body_time, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Unread::TooLarge(limits.body)),
+        Ok(Err(error)) => Err(Unread::Broken(error.to_string())),
+        Err(_) => Err(Unread::TooSlow),
+    }
+}
+
+/// What comes behind a body that was not read may be the rest of it.
+fn close(response: &mut Response<Full<Bytes>>) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+}
+
+/// Serves one request of Firecracker's interface.
+async fn answer_firecracker(
     request: Request<Incoming>,
     limits: &Limits,
     owner: &Sender<Message>,
@@ -218,22 +337,17 @@ async fn answer(
     };
     let path = request.uri().path().to_owned();
     tracing::info!(method = method.name(), path, "a request");
-    let too_large = || {
-        refusal(&format!(
-            "Request payload is larger than the limit of {} allowed by server.",
-            limits.body
-        ))
-    };
-    // Who says how much it is need not send it.
-    if request.body().size_hint().lower() > limits.body as u64 {
-        return too_large();
-    }
-    let body = Limited::new(request.into_body(), limits.body).collect();
-    let body = match tokio::time::timeout(limits.body_time, body).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return too_large(),
-        Ok(Err(error)) => return refusal(&format!("The request's body cannot be read: {error}")),
-        Err(_) => return refusal("The request's body takes too long."),
+    let body = match read(request.into_body(), limits).await {
+        Ok(body) => body,
+        Err(Unread::TooLarge(limit)) => {
+            return refusal(&format!(
+                "Request payload is larger than the limit of {limit} allowed by server."
+            ));
+        }
+        Err(Unread::Broken(why)) => {
+            return refusal(&format!("The request's body cannot be read: {why}"));
+        }
+        Err(Unread::TooSlow) => return refusal("The request's body takes too long."),
     };
     let parsed = request::parse(method, &path, &body);
     let result = match parsed.action {
@@ -269,9 +383,7 @@ async fn ask(action: request::Action, owner: &Sender<Message>) -> Result<Answer,
 fn refusal(text: &str) -> Response<Full<Bytes>> {
     let body = serde_json::json!({ "error": text });
     let mut response = json(StatusCode::BAD_REQUEST, body.to_string());
-    // What comes behind it may be the rest of its body.
-    let close = HeaderValue::from_static("close");
-    response.headers_mut().insert(header::CONNECTION, close);
+    close(&mut response);
     response
 }
 

@@ -8,7 +8,8 @@
 //! | [`Limits::connections`] | more wait until one goes |
 //! | [`Limits::head`] | of a request's head: time, and 16 KiB |
 //! | [`Limits::body`], [`Limits::body_time`] | of its body |
-//! | [`Limits::answer`] | an answer that nobody takes ends its connection |
+//! | [`Limits::answer`] | an answer that nobody takes ends its connection; a stream whose client takes nothing, too |
+//! | [`v1::TASKS`], [`v1::STREAMS`] | more of either are refused |
 //!
 //! Idle connections stay as long as they like: clients keep them. When there is no room for another one, the one that
 //! has been idle for longest goes.
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::firecracker::instance::Message;
+use crate::v1::{self, Desk};
 
 use connection::Guest;
 pub use socket::BindError;
@@ -114,18 +116,21 @@ fn serve(
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(v1::TASKS)
+        .thread_name("api-task")
         .build()?;
     runtime.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
         let mut clients = Clients::default();
+        let desk = Desk::new(owner, stopped.clone());
         loop {
             let accepted = tokio::select! {
                 accepted = clients.accept(&listener, limits.connections) => accepted,
                 _ = stopped.changed() => break,
             };
             match accepted {
-                Ok(stream) => clients.serve(stream, limits, owner.clone(), stopped.clone()),
+                Ok(stream) => clients.serve(stream, limits, desk.clone(), stopped.clone()),
                 Err(error) => {
                     // No descriptors, most likely: those that are there come back.
                     tracing::warn!(%error, "a client cannot be served; raise the limit of open files");
@@ -170,12 +175,12 @@ impl Clients {
         &mut self,
         stream: UnixStream,
         limits: Limits,
-        owner: Sender<Message>,
+        desk: Desk,
         stopped: watch::Receiver<bool>,
     ) {
         let guest = Guest::new();
         self.guests.push(Arc::downgrade(&guest));
         self.tasks
-            .spawn(connection::serve(stream, guest, limits, owner, stopped));
+            .spawn(connection::serve(stream, guest, limits, desk, stopped));
     }
 }

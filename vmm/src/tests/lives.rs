@@ -29,7 +29,7 @@ fn until(handle: &Handle, wanted: impl Fn(&News) -> bool) -> Vec<News> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !all.iter().any(&wanted) {
         assert!(Instant::now() < deadline, "{all:?}");
-        let taken = events.wait(Duration::from_secs(1));
+        let taken = events.wait(Duration::from_secs(1), usize::MAX);
         all.extend(taken.entries.into_iter().map(|entry| entry.news));
     }
     all

@@ -10,6 +10,7 @@
 mod balloon;
 mod devices;
 mod memory;
+mod orders;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -18,7 +19,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
-use umbra_vmm::{Console, Ended, Handle, Machine, Metadata, MetadataError, Plan, RunError};
+use umbra_vmm::{
+    Builder, Console, Ended, EventLog, Handle, Metadata, MetadataError, RunError, Spec,
+};
 
 use super::VERSION;
 use super::config::{self, Config, ConfigFile, Options};
@@ -30,6 +33,9 @@ use super::resources::logger::LoggerConfig;
 use super::resources::metrics::MetricsConfig;
 use super::resources::serial::SerialDevice;
 use super::resources::vm::{InstanceInfo, VmState};
+use crate::v1::Problem;
+use crate::v1::routes::{self, Order};
+use orders::Said;
 
 /// How often counters are written by themselves.
 const METRICS_PERIOD: Duration = Duration::from_secs(60);
@@ -64,10 +70,15 @@ pub enum Answer {
 /// Who is told what became of an action. Called once.
 pub type Reply = Box<dyn FnOnce(Result<Answer, Fault>) + Send>;
 
+/// Who is told what became of an order. Called once.
+pub type Given = Box<dyn FnOnce(Result<routes::Given, Problem>) + Send>;
+
 /// What the owner of an instance hears.
 pub enum Message {
-    /// Somebody wants something.
+    /// Somebody wants something, by Firecracker's interface.
     Wanted(Action, Reply),
+    /// Somebody wants something, by `/v1`.
+    Asked(Order, Given),
     /// The machine has ended.
     Ended(Result<Ended, RunError>),
     /// It shall end: a signal came.
@@ -79,6 +90,26 @@ struct Running {
     handle: Handle,
     thread: JoinHandle<()>,
     paused: bool,
+    /// What it was when it began.
+    spec: Spec,
+    /// What executes the guest.
+    backend: &'static str,
+    /// Why KVM is not used, where it would have been preferred.
+    fallback: Option<String>,
+}
+
+/// Why a machine does not begin.
+#[derive(Debug, thiserror::Error)]
+enum LaunchError {
+    /// Its output has no place.
+    #[error("the serial port's output cannot be opened")]
+    Console(#[source] io::Error),
+    /// It cannot be built.
+    #[error(transparent)]
+    Vm(#[from] umbra_vmm::Error),
+    /// It has no thread.
+    #[error("no thread for the machine")]
+    Thread(#[source] io::Error),
 }
 
 enum Phase {
@@ -96,6 +127,9 @@ pub struct Instance {
     metrics: Option<Metrics>,
     phase: Phase,
     to_self: Sender<Message>,
+    /// What was said by `/v1` before the start.
+    said: Said,
+    log: EventLog,
 }
 
 impl Instance {
@@ -109,6 +143,8 @@ impl Instance {
             metrics: None,
             phase: Phase::Before,
             to_self,
+            said: Said::default(),
+            log: EventLog::default(),
         }
     }
 
@@ -144,6 +180,7 @@ impl Instance {
         loop {
             match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Message::Wanted(action, reply)) => reply(self.carry_out(action)),
+                Ok(Message::Asked(order, reply)) => reply(self.carry_out_order(order)),
                 Ok(Message::Ended(result)) => return self.end(messages, result).map(Some),
                 Ok(Message::Stop) => match &self.phase {
                     Phase::Running(running) => running.handle.stop(),
@@ -175,8 +212,10 @@ impl Instance {
         }
         // Who asked meanwhile is told.
         for message in messages.try_iter() {
-            if let Message::Wanted(action, reply) = message {
-                reply(self.carry_out(action));
+            match message {
+                Message::Wanted(action, reply) => reply(self.carry_out(action)),
+                Message::Asked(order, reply) => reply(self.carry_out_order(order)),
+                Message::Ended(_) | Message::Stop => {}
             }
         }
         result
@@ -321,40 +360,48 @@ impl Instance {
     }
 
     fn start(&mut self) -> Result<Answer, Fault> {
-        let failed = |error: &dyn std::error::Error| Fault::Start(chain(error));
-        let spec = self.config.spec(&self.options, &self.metadata)?;
+        let spec = self.described()?;
+        let launched = self.launch(spec);
+        launched.map_err(|error| Fault::Start(chain(&error)))?;
+        Ok(Answer::Done)
+    }
+
+    /// Builds the machine, and lets it begin on a thread of its own. If that fails it can be tried again.
+    fn launch(&mut self, spec: Spec) -> Result<(), LaunchError> {
         let console = self.process.console(self.config.serial());
-        let console = console.map_err(|error| {
-            Fault::Start(format!(
-                "the serial port's output cannot be opened: {error}"
-            ))
-        })?;
-        let plan = Plan::new(spec).map_err(|error| failed(&error))?;
+        let console = console.map_err(LaunchError::Console)?;
         let socket = self.config.vsock_path().filter(|path| !path.exists());
-        let machine = Machine::build(plan, console).map_err(|error| {
+        let builder = Builder::new(spec).console(console).log(self.log.clone());
+        let vm = builder.build().inspect_err(|_| {
             // It stays with a machine that runs; this one can be started again.
             let _ = socket.map(std::fs::remove_file);
-            failed(&error)
         })?;
-        if let Some(reason) = machine.fallback() {
+        let machine = vm.machine().expect("it has not begun");
+        let (spec, backend) = (machine.spec().clone(), machine.backend().name());
+        let fallback = machine.fallback().map(str::to_owned);
+        if let Some(reason) = &fallback {
             tracing::info!("{reason}; the software processor is used");
         }
-        let handle = machine.handle();
+        let handle = vm.handle();
         let to_self = self.to_self.clone();
         let thread = thread::Builder::new()
             .name("vm".into())
             .spawn(move || {
                 // Who owned the instance may have gone.
-                let _ = to_self.send(Message::Ended(machine.run()));
+                let _ = to_self.send(Message::Ended(vm.run()));
             })
-            .map_err(|error| Fault::Start(format!("no thread for the machine: {error}")))?;
+            .map_err(LaunchError::Thread)?;
         self.process.started(&handle);
+        self.options.pci = spec.pci;
         self.phase = Phase::Running(Running {
             handle,
             thread,
             paused: false,
+            spec,
+            backend,
+            fallback,
         });
-        Ok(Answer::Done)
+        Ok(())
     }
 
     fn pause(&mut self) -> Result<Answer, Fault> {
