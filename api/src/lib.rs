@@ -9,9 +9,10 @@
 //! which does one thing at a time and stands on [`umbra_vmm::Handle`]. No global state, no signal handler, no end of
 //! the process: those are the command's.
 //!
-//! Start reading at [`firecracker`], then [`server`].
+//! Start reading at [`firecracker`], then [`server`]. What can be asked is in [`openapi`] for programs.
 #![forbid(unsafe_code)]
 
 pub mod firecracker;
+pub mod openapi;
 pub mod server;
 mod strict;

@@ -1,5 +1,35 @@
 //! Refusals. The sentences at the beginning are those that clients of Firecracker know; a cause says what it is.
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "Fault")]
+pub struct FaultBody {
+    /// A sentence.
+    pub fault_message: String,
+    /// A word for programs, which stays the same when the sentence becomes a better one.
+    pub code: &'static str,
+}
+
+/// What an answer says of what is no request as HTTP knows it, or is too large for one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Unreadable {
+    /// A sentence.
+    pub error: String,
+}
+
+/// What a refusal says: why it was not carried out, or why it could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Refusal {
+    /// It was read.
+    Fault(FaultBody),
+    /// It was not.
+    Unreadable(Unreadable),
+}
+
 /// Why a request was not carried out. It has changed nothing then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -104,6 +134,14 @@ impl Fault {
         match self {
             Self::MmdsLimit(_) => 413,
             _ => 400,
+        }
+    }
+
+    /// What its answer says.
+    pub fn body(&self) -> FaultBody {
+        FaultBody {
+            fault_message: self.to_string(),
+            code: self.code(),
         }
     }
 

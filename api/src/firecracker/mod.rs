@@ -9,6 +9,7 @@
 //! Names, defaults and statuses are Firecracker's; where this monitor does otherwise is in `docs/api.md`.
 
 pub mod config;
+pub mod described;
 pub mod fault;
 mod files;
 pub mod instance;

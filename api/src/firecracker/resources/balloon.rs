@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use umbra_vmm::{BalloonSpec, BalloonStatistics, VirtioKind};
 
@@ -9,7 +10,7 @@ use umbra_vmm::{BalloonSpec, BalloonStatistics, VirtioKind};
 const PAGE: u64 = 4096;
 
 /// A balloon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Balloon {
     /// What the guest shall lend, in MiB.
@@ -51,7 +52,7 @@ pub fn mib(amount: u32) -> u64 {
 }
 
 /// A change of its size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonUpdate {
     /// What the guest shall lend, in MiB.
@@ -59,7 +60,7 @@ pub struct BalloonUpdate {
 }
 
 /// A change of how often statistics are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonStatsUpdate {
     /// Seconds in between.
@@ -67,7 +68,7 @@ pub struct BalloonStatsUpdate {
 }
 
 /// The beginning of a run in which the guest says which pages are free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonStartCmd {
     /// The run ends by itself when the guest has said everything.
@@ -88,7 +89,7 @@ fn yes() -> bool {
 }
 
 /// Where such a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct BalloonHintingStatus {
     /// What the host last told the guest: 0 to stop, 1 that it is done, else the number of the run.
     pub host_cmd: u32,
@@ -97,7 +98,7 @@ pub struct BalloonHintingStatus {
 }
 
 /// What the guest says of its memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct BalloonStats {
     /// What it shall lend, in pages of 4 KiB.
     pub target_pages: u64,
@@ -112,7 +113,7 @@ pub struct BalloonStats {
 }
 
 /// Names as in virtio 1.3, 5.5.6.3; what a guest does not say is left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 struct GuestStats {
     #[serde(skip_serializing_if = "Option::is_none")]
     swap_in: Option<u64>,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::firecracker::fault::Fault;
@@ -12,7 +13,7 @@ pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i
                                      i8042.dumbkbd swiotlb=noforce";
 
 /// A kernel, its initial RAM disk and its command line.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     /// The kernel: an ELF image with a PVH note, or a bzImage.
@@ -20,10 +21,15 @@ pub struct BootSource {
     /// The initial RAM disk.
     #[serde(default)]
     pub initrd_path: Option<PathBuf>,
-    /// The command line; [`DEFAULT_BOOT_ARGS`] if there is none.
+    /// The command line; one without a console if there is none ([`DEFAULT_BOOT_ARGS`]).
     #[serde(default)]
+    #[schemars(description = BOOT_ARGS_ABOUT, length(max = COMMAND_LINE_MAX), regex(pattern = r"^[^\x00]*$"))]
     pub boot_args: Option<String>,
 }
+
+/// The same for clients.
+const BOOT_ARGS_ABOUT: &str =
+    "The command line, of 2047 bytes at most; without it there is no console.";
 
 /// Bytes of a command line, without the zero at its end (Linux on x86).
 const COMMAND_LINE_MAX: usize = 2047;

@@ -2,15 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use umbra_vmm::{Cache, DiskSpec, EngineKind, VhostKind, VhostUserSpec, VirtioKind};
 
+use super::ID_PATTERN;
 use super::limits::RateLimiter;
 use crate::firecracker::fault::Fault;
 use crate::firecracker::files::{self, Use};
 
 /// What becomes of writes that the guest wants to be durable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum CacheType {
     /// The guest cannot ask for it.
     #[default]
@@ -20,7 +22,7 @@ pub enum CacheType {
 }
 
 /// What serves a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum FileEngine {
     /// Threads that call the file system and wait.
     #[default]
@@ -29,18 +31,37 @@ pub enum FileEngine {
     Async,
 }
 
-/// A disk.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+/// A disk: a file of the host, or a vhost-user back end that some program serves.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    {
+        "title": "A file",
+        "required": ["path_on_host"],
+        "properties": { "path_on_host": { "type": "string" }, "socket": { "type": "null" } },
+    },
+    {
+        "title": "A vhost-user back end",
+        "required": ["socket"],
+        "properties": {
+            "socket": { "type": "string" },
+            "path_on_host": { "type": "null" },
+            "is_read_only": { "type": "null" },
+            "rate_limiter": { "type": "null" },
+            "io_engine": { "type": "null" },
+        },
+    },
+]))]
 pub struct Drive {
-    /// Its name.
+    /// Its name, as in the path.
+    #[schemars(regex(pattern = ID_PATTERN))]
     pub drive_id: String,
     /// The partition that is the root file system, of the root device.
     #[serde(default)]
     pub partuuid: Option<String>,
     /// It has the root file system. One device can.
     pub is_root_device: bool,
-    /// See there.
+    /// What becomes of writes that the guest wants to be durable.
     #[serde(default)]
     pub cache_type: CacheType,
     /// The guest may only read it; of a file.
@@ -52,7 +73,7 @@ pub struct Drive {
     /// Its limits; of a file.
     #[serde(default)]
     pub rate_limiter: Option<RateLimiter>,
-    /// See there; of a file.
+    /// What serves it, `Sync` if nothing is said; of a file.
     #[serde(default, rename = "io_engine")]
     pub file_engine: Option<FileEngine>,
     /// The socket of a vhost-user back end, instead of a file.
@@ -158,10 +179,11 @@ pub fn check_file(path: &Path, read_only: bool) -> Result<(), Fault> {
 }
 
 /// A change of a disk.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PartialDrive {
-    /// Which.
+    /// Which, as in the path.
+    #[schemars(regex(pattern = ID_PATTERN))]
     pub drive_id: String,
     /// Another file; the same one is looked at again.
     #[serde(default)]

@@ -1,12 +1,13 @@
 //! `/entropy`: random bytes.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use umbra_vmm::{RngSpec, VirtioKind};
 
 use super::limits::RateLimiter;
 
 /// A device that gives the host's random bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
     /// How many.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use umbra_vmm::{Bucket, Limits};
 
 /// A token bucket: `size` tokens, bytes or operations, in `refill_time` milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenBucket {
     /// Tokens that a full bucket holds; 0 is no limit.
@@ -30,7 +31,7 @@ impl TokenBucket {
 }
 
 /// The limits of a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiter {
     /// Tokens are bytes.

@@ -1,7 +1,9 @@
 //! `/logger`: where messages go, and which.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -37,6 +39,25 @@ impl LogLevel {
     }
 }
 
+impl JsonSchema for LogLevel {
+    fn schema_name() -> Cow<'static, str> {
+        "LogLevel".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        // In capitals or not; patterns have no word for that.
+        let either = |c: char| format!("[{}{c}]", c.to_ascii_uppercase());
+        let names = ["off", "error", "warn", "warning", "info", "debug", "trace"]
+            .map(|name| name.chars().map(either).collect::<String>());
+        json_schema!({
+            "description": "How much is said, in capitals or not.",
+            "type": "string",
+            "pattern": format!("^({})$", names.join("|")),
+            "examples": ["Off", "Error", "Warning", "Info", "Debug", "Trace"],
+        })
+    }
+}
+
 impl<'de> Deserialize<'de> for LogLevel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
@@ -45,7 +66,7 @@ impl<'de> Deserialize<'de> for LogLevel {
 }
 
 /// What changes of the log; what is not said stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoggerConfig {
     /// A file or a pipe.

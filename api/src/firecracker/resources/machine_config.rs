@@ -1,14 +1,17 @@
 //! `/machine-config`: processors and memory.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::firecracker::fault::Fault;
 
 /// The most processors of a machine.
 const VCPU_MAX: u8 = 32;
+/// The most memory that has a number of bytes.
+const MEM_MAX_MIB: u64 = u64::MAX >> 20;
 
 /// Which pages of the host are the guest's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum HugePages {
     /// What the host likes.
     #[default]
@@ -21,7 +24,7 @@ pub enum HugePages {
 }
 
 /// A processor of a fleet, by name; deprecated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[allow(missing_docs)]
 pub enum CpuTemplate {
     C3,
@@ -34,16 +37,19 @@ pub enum CpuTemplate {
 }
 
 /// Processors and memory of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct MachineConfiguration {
-    /// Processors, 1 to 32; an even number or 1 with `smt`.
+    /// Processors; an even number or 1 with `smt`.
+    #[schemars(range(min = 1, max = VCPU_MAX))]
     pub vcpu_count: u8,
     /// Memory in MiB.
+    #[schemars(range(min = 1, max = MEM_MAX_MIB))]
     pub mem_size_mib: u64,
     /// Two threads a core.
     pub smt: bool,
     /// The processors of a fleet.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("deprecated" = true))]
     pub cpu_template: Option<CpuTemplate>,
     /// Remember which pages were written.
     pub track_dirty_pages: bool,
@@ -65,17 +71,26 @@ impl Default for MachineConfiguration {
 }
 
 /// A whole configuration (PUT): what is not said is as at the beginning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PutMachineConfiguration {
+    /// Processors; an even number or 1 with `smt`.
+    #[schemars(range(min = 1, max = VCPU_MAX))]
     vcpu_count: u8,
+    /// Memory in MiB; a multiple of 2 with `huge_pages` of `2M`.
+    #[schemars(range(min = 1, max = MEM_MAX_MIB))]
     mem_size_mib: u64,
+    /// Two threads a core.
     #[serde(default)]
     smt: bool,
+    /// The processors of a fleet.
     #[serde(default)]
+    #[schemars(extend("deprecated" = true))]
     cpu_template: Option<CpuTemplate>,
+    /// Remember which pages were written.
     #[serde(default)]
     track_dirty_pages: bool,
+    /// Pages of the host.
     #[serde(default)]
     huge_pages: HugePages,
 }
@@ -94,20 +109,29 @@ impl From<PutMachineConfiguration> for PatchMachineConfiguration {
 }
 
 /// A change of it (PATCH): what is not said stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1))]
 pub struct PatchMachineConfiguration {
-    /// See [`MachineConfiguration`], as all of these.
+    /// Processors; an even number or 1 with `smt`.
     #[serde(default)]
+    #[schemars(range(min = 1, max = VCPU_MAX))]
     pub vcpu_count: Option<u8>,
+    /// Memory in MiB; a multiple of 2 with `huge_pages` of `2M`.
     #[serde(default)]
+    #[schemars(range(min = 1, max = MEM_MAX_MIB))]
     mem_size_mib: Option<u64>,
+    /// Two threads a core.
     #[serde(default)]
     smt: Option<bool>,
+    /// The processors of a fleet.
     #[serde(default)]
+    #[schemars(extend("deprecated" = true))]
     cpu_template: Option<CpuTemplate>,
+    /// Remember which pages were written.
     #[serde(default)]
     track_dirty_pages: Option<bool>,
+    /// Pages of the host.
     #[serde(default)]
     huge_pages: Option<HugePages>,
 }
@@ -141,9 +165,7 @@ impl PatchMachineConfiguration {
         } else {
             1
         };
-        if mem_size_mib == 0
-            || !mem_size_mib.is_multiple_of(page_mib)
-            || mem_size_mib > u64::MAX >> 20
+        if mem_size_mib == 0 || !mem_size_mib.is_multiple_of(page_mib) || mem_size_mib > MEM_MAX_MIB
         {
             return Err(Fault::MachineConfig(
                 "The memory size (MiB) is either 0, or not a multiple of the configured page size."

@@ -1,5 +1,6 @@
 //! `/hotplug/memory`: memory that comes and goes.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use umbra_vmm::{MemSpec, VirtioKind};
 
@@ -8,17 +9,23 @@ use crate::firecracker::fault::Fault;
 const MIB: u64 = 1 << 20;
 
 /// Memory that comes and goes, all in MiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+// Nothing is no size.
+#[schemars(extend("required" = ["total_size_mib"]))]
 pub struct MemoryHotplugConfig {
-    /// The most.
+    /// The most: a multiple of `slot_size_mib`, 128 at least.
     #[serde(default)]
+    #[schemars(range(min = SLOT_MIN, max = MIB_MAX), extend("multipleOf" = 2, "default" = null))]
     pub total_size_mib: u64,
     /// What the guest takes or gives back at once: a power of two, 2 to 1024.
     #[serde(default = "two")]
+    #[schemars(extend("enum" = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]))]
     pub block_size_mib: u64,
     /// Firecracker's pieces of the host's memory; here they are as large as the guest wants.
+    /// A multiple of `block_size_mib`.
     #[serde(default = "slot")]
+    #[schemars(range(min = SLOT_MIN), extend("multipleOf" = 2))]
     pub slot_size_mib: u64,
 }
 
@@ -79,7 +86,7 @@ impl MemoryHotplugConfig {
 }
 
 /// Another size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryHotplugSizeUpdate {
     /// What the guest shall have, in MiB.
@@ -87,13 +94,13 @@ pub struct MemoryHotplugSizeUpdate {
 }
 
 /// How it is, all in MiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct MemoryHotplugStatus {
     /// The most.
     pub total_size_mib: u64,
-    /// See [`MemoryHotplugConfig`].
+    /// As it was said.
     pub slot_size_mib: u64,
-    /// See [`MemoryHotplugConfig`].
+    /// As it was said.
     pub block_size_mib: u64,
     /// What the guest has.
     pub plugged_size_mib: u64,

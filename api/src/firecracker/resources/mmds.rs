@@ -2,13 +2,14 @@
 
 use std::net::Ipv4Addr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use umbra_vmm::{Metadata, MetadataConfig, MetadataVersion, NetMetadata};
 
 use crate::firecracker::fault::Fault;
 
 /// How the guest asks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum MmdsVersion {
     /// Just so; deprecated.
     #[default]
@@ -21,16 +22,20 @@ pub enum MmdsVersion {
 const ADDRESS: Ipv4Addr = MetadataConfig::ADDRESS;
 
 /// How the guest reaches the metadata service.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MmdsConfig {
-    /// See there.
+    /// How the guest asks.
     #[serde(default)]
     pub version: MmdsVersion,
     /// By which interfaces, at least one.
+    #[schemars(length(min = 1))]
     pub network_interfaces: Vec<String>,
-    /// At which address, of 169.254.0.0/16.
+    /// At which address: 169.254.1.0 to 169.254.254.255.
     #[serde(default = "address")]
+    #[schemars(regex(
+        pattern = r"^169\.254\.([1-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-4])\.[0-9]{1,3}$"
+    ))]
     pub ipv4_address: Ipv4Addr,
     /// Answers are always text, as EC2's.
     #[serde(default)]

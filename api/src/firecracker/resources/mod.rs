@@ -18,3 +18,6 @@ pub mod serial;
 pub mod snapshot;
 pub mod vm;
 pub mod vsock;
+
+/// What the names of resources are made of.
+pub const ID_PATTERN: &str = "^[A-Za-z0-9_]+$";

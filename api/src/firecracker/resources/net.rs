@@ -1,16 +1,21 @@
 //! `/network-interfaces/{iface_id}`.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use umbra_vmm::{Mac, NetHost, NetMetadata, NetSpec, VirtioKind};
 
+use super::ID_PATTERN;
 use super::limits::RateLimiter;
 
 /// A network interface.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
-    /// Its name.
+    /// Its name, as in the path.
+    #[schemars(regex(pattern = ID_PATTERN))]
     pub iface_id: String,
     /// The TAP interface of the host.
     pub host_dev_name: String,
@@ -19,6 +24,7 @@ pub struct NetworkInterface {
     pub guest_mac: Option<GuestMac>,
     /// The largest frame, 68 to 65535.
     #[serde(default, deserialize_with = "mtu")]
+    #[schemars(range(min = MTU_MIN, max = u16::MAX))]
     pub mtu: Option<u16>,
     /// Limits of what the guest receives.
     #[serde(default)]
@@ -28,10 +34,13 @@ pub struct NetworkInterface {
     pub tx_rate_limiter: Option<RateLimiter>,
 }
 
+/// The smallest MTU (RFC 791, page 25).
+const MTU_MIN: u16 = 68;
+
 fn mtu<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
     let mtu = Option::<u16>::deserialize(deserializer)?;
     match mtu {
-        Some(mtu) if mtu < 68 => Err(D::Error::custom("The MTU must be between 68 and 65535")),
+        Some(mtu) if mtu < MTU_MIN => Err(D::Error::custom("The MTU must be between 68 and 65535")),
         mtu => Ok(mtu),
     }
 }
@@ -39,6 +48,21 @@ fn mtu<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Err
 /// An Ethernet address, as `06:00:ac:10:00:02`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestMac(pub Mac);
+
+impl JsonSchema for GuestMac {
+    fn schema_name() -> Cow<'static, str> {
+        "GuestMac".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "An Ethernet address of one interface, as `06:00:ac:10:00:02`.",
+            "type": "string",
+            // The lowest bit of the first byte says that an address is of many.
+            "pattern": "^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$",
+        })
+    }
+}
 
 impl<'de> Deserialize<'de> for GuestMac {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -74,10 +98,11 @@ impl NetworkInterface {
 }
 
 /// A change of one.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PartialNetworkInterface {
-    /// Which.
+    /// Which, as in the path.
+    #[schemars(regex(pattern = ID_PATTERN))]
     pub iface_id: String,
     /// Other limits of what the guest receives.
     #[serde(default)]

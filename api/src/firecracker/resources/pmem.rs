@@ -2,18 +2,21 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use umbra_vmm::{PmemSpec, VirtioKind};
 
+use super::ID_PATTERN;
 use super::limits::RateLimiter;
 use crate::firecracker::fault::Fault;
 use crate::firecracker::files::{self, Use};
 
 /// A file that the guest has as memory.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pmem {
-    /// Its name.
+    /// Its name, as in the path.
+    #[schemars(regex(pattern = ID_PATTERN))]
     pub id: String,
     /// The file.
     pub path_on_host: PathBuf,
@@ -63,10 +66,11 @@ impl Pmem {
 }
 
 /// A change of one.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PartialPmem {
-    /// Which.
+    /// Which, as in the path.
+    #[schemars(regex(pattern = ID_PATTERN))]
     pub id: String,
     /// Other limits.
     #[serde(default)]

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use umbra_vmm::Bucket;
 
 use super::limits::TokenBucket;
 
 /// The serial port.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SerialDevice {
     /// A file, a pipe or a terminal that is opened when the machine starts; standard output if there is none.

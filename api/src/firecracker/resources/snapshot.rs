@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Which pages are saved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum SnapshotType {
     /// All.
     #[default]
@@ -15,10 +16,10 @@ pub enum SnapshotType {
 }
 
 /// What is saved, and where to.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotCreateParams {
-    /// See there.
+    /// Which pages are saved.
     #[serde(default)]
     pub snapshot_type: SnapshotType,
     /// The state.
@@ -28,7 +29,7 @@ pub struct SnapshotCreateParams {
 }
 
 /// Where memory comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum MemBackendType {
     /// A file.
     File,
@@ -37,17 +38,17 @@ pub enum MemBackendType {
 }
 
 /// Where memory comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemBackend {
-    /// See there.
+    /// What serves it.
     pub backend_type: MemBackendType,
     /// The file, or that process's socket.
     pub backend_path: PathBuf,
 }
 
 /// Another TAP interface than before.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkOverride {
     /// Whose.
@@ -57,7 +58,7 @@ pub struct NetworkOverride {
 }
 
 /// Another socket than before.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VsockOverride {
     /// Which.
@@ -65,7 +66,7 @@ pub struct VsockOverride {
 }
 
 /// Pages of the host for the guest's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum SnapshotPages {
     /// As they were.
     #[default]
@@ -80,8 +81,18 @@ pub enum SnapshotPages {
 }
 
 /// What is loaded, and how.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    {
+        "required": ["mem_backend"],
+        "properties": { "mem_backend": { "type": "object" }, "mem_file_path": { "type": "null" } },
+    },
+    {
+        "required": ["mem_file_path"],
+        "properties": { "mem_file_path": { "type": "string" }, "mem_backend": { "type": "null" } },
+    },
+]))]
 pub struct SnapshotLoadParams {
     /// The state.
     pub snapshot_path: PathBuf,
@@ -90,12 +101,14 @@ pub struct SnapshotLoadParams {
     pub mem_backend: Option<MemBackend>,
     /// The memory; deprecated.
     #[serde(default)]
+    #[schemars(extend("deprecated" = true))]
     pub mem_file_path: Option<PathBuf>,
     /// Remember which pages are written.
     #[serde(default)]
     pub track_dirty_pages: bool,
     /// The same; deprecated.
     #[serde(default)]
+    #[schemars(extend("deprecated" = true))]
     pub enable_diff_snapshots: Option<bool>,
     /// Let it run.
     #[serde(default)]
@@ -109,7 +122,7 @@ pub struct SnapshotLoadParams {
     /// The guest's clock is set.
     #[serde(default)]
     pub clock_realtime: bool,
-    /// See there.
+    /// Pages of the host.
     #[serde(default)]
     pub huge_pages: SnapshotPages,
 }

@@ -1,5 +1,6 @@
 //! `/`, `/version`, `/vm`, `/vm/config` and `/actions`: the machine as a whole.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::balloon::Balloon;
@@ -14,7 +15,7 @@ use super::pmem::Pmem;
 use super::vsock::Vsock;
 
 /// Where a machine is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub enum VmState {
     /// It is being configured.
     #[serde(rename = "Not started")]
@@ -26,11 +27,11 @@ pub enum VmState {
 }
 
 /// What is asked first.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct InstanceInfo {
     /// What the machine is called (`--id`).
     pub id: String,
-    /// See there.
+    /// Where it is in its life.
     pub state: VmState,
     /// The version of Firecracker whose interface this is.
     pub vmm_version: String,
@@ -38,8 +39,15 @@ pub struct InstanceInfo {
     pub app_name: String,
 }
 
+/// Which interface this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct FirecrackerVersion {
+    /// The version of Firecracker whose interface this is.
+    pub firecracker_version: String,
+}
+
 /// What shall become of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum WantedState {
     /// It shall stand still.
     Paused,
@@ -48,15 +56,15 @@ pub enum WantedState {
 }
 
 /// A change of its state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
-    /// See there.
+    /// What shall become of it.
     pub state: WantedState,
 }
 
 /// What is done once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ActionType {
     /// Counters are written.
     FlushMetrics,
@@ -67,15 +75,15 @@ pub enum ActionType {
 }
 
 /// One of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceActionInfo {
-    /// See there.
+    /// What is done.
     pub action_type: ActionType,
 }
 
 /// Everything that was said.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)]
 pub struct FullVmConfiguration {

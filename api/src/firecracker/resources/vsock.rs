@@ -2,21 +2,23 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use umbra_vmm::{VirtioKind, VsockSpec};
 
 use crate::firecracker::fault::Fault;
 
 /// A socket device.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Vsock {
-    /// The guest's context identifier, from 3 on.
+    /// The guest's context identifier, from 3 on: a machine with another one does not start.
     pub guest_cid: u32,
     /// The unix socket that is made for programs of the host.
     pub uds_path: PathBuf,
     /// A name; deprecated, and of no use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("deprecated" = true))]
     pub vsock_id: Option<String>,
 }
 
