@@ -244,6 +244,8 @@ fn live(phase: Phase, rig: &Rig) -> Vec<String> {
             wrong.push(format!("{method} {path} {body}: {answer:?}"));
         }
     }
+    let count = CASES.iter().filter(|case| case.0 == phase).count();
+    assert_eq!(client.checked, count, "compared with the document");
     wrong
 }
 

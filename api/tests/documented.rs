@@ -97,6 +97,7 @@ fn every_example_does_what_it_says() {
             assert!(agrees(documented, &came), "{method} {path}: {came}");
         }
     }
+    assert!(rig.checked() > 40, "compared with the document");
 }
 
 #[test]

@@ -3,9 +3,12 @@
 // All of this is a test; the helpers are not recognised as such.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+use support::{Answer, document};
 use umbra_api::openapi;
 
 /// The copy.
@@ -107,4 +110,48 @@ fn what_the_server_demands_is_in_it() {
         assert_eq!(value.to_string(), says, "{pointer}");
     }
     assert_eq!(schemas["BalloonAnswer"].get("additionalProperties"), None);
+}
+
+#[test]
+fn what_is_not_as_it_says_is_found() {
+    const VERSION: &str = r#"{"firecracker_version": "1"}"#;
+    const NO: &str = r#"{"fault_message": "no", "code": "no"}"#;
+    #[rustfmt::skip]
+    let table = [
+        ("GET", "/version", "", 200, VERSION, ""),
+        ("GET", "/version", "{}", 200, VERSION, "there is no body"),
+        ("GET", "/version", "", 200, r#"{"firecracker_version": 1}"#, "want string"),
+        ("GET", "/version", "", 200, r#"{"firecracker_version": "1", "more": 1}"#, "'more' not allowed"),
+        ("GET", "/version", "", 200, "", "it has a body of None"),
+        ("GET", "/version", "", 500, "", "500 is not described"),
+        ("GET", "/versions", "", 200, VERSION, "no operation"),
+        ("GET", "/versions", "", 400, NO, ""),
+        ("PUT", "/entropy", "{}", 204, "", ""),
+        ("PUT", "/entropy", "{}", 204, NO, "it has a body of Some"),
+        ("PUT", "/entropy", "{}", 400, NO, ""),
+        ("PUT", "/entropy", "{}", 400, r#"{"fault_message": "no"}"#, "'code'"),
+        ("PUT", "/entropy", "[]", 204, "", "want object"),
+        ("PUT", "/entropy", "[]", 400, NO, ""),
+        ("PUT", "/entropy", "", 204, "", "the body is missing"),
+        ("PUT", "/entropy", "{", 204, "", "EOF"),
+        ("PATCH", "/pmem/a", r#"{"id": "a"}"#, 204, "", ""),
+        ("PATCH", "/pmem/a-b", r#"{"id": "a"}"#, 204, "", "pattern"),
+        ("PATCH", "/pmem/", r#"{"id": "a"}"#, 204, "", "pattern"),
+        ("PATCH", "/machine-config", r#"{"vcpu_count": 33}"#, 204, "", "must be <=32"),
+        ("PATCH", "/machine-config", "{}", 204, "", "properties"),
+    ];
+    for (method, path, body, status, text, says) in table {
+        let kind = ("content-type".to_owned(), "application/json".to_owned());
+        let answer = Answer {
+            status,
+            headers: if text.is_empty() { vec![] } else { vec![kind] },
+            body: text.to_owned(),
+        };
+        let found = document::compare(method, path, body, &answer);
+        let good = match &found {
+            Ok(()) => says.is_empty(),
+            Err(why) => !says.is_empty() && why.contains(says),
+        };
+        assert!(good, "{method} {path} {body} {answer:?}: {found:?}");
+    }
 }

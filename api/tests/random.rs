@@ -223,7 +223,10 @@ fn live(
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-    Ok(seen)
+    match client.checked >= requests.len() {
+        true => Ok(seen),
+        false => Err("not everything was compared with the document".into()),
+    }
 }
 
 #[test]

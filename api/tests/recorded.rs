@@ -108,6 +108,7 @@ fn a_recorded_session_is_had_again() {
         }
     }
     assert!(count > 70, "{count}");
+    assert_eq!(rig.checked(), count, "compared with the document");
     if !tap {
         eprintln!(
             "SKIPPED: no TAP interface can be made here: what the session says of one is not compared"

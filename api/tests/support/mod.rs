@@ -1,9 +1,12 @@
 //! A machine whose guest only halts, behind a real socket, and a client that knows HTTP no better than it has to.
 #![allow(dead_code)]
 
+pub mod document;
+
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -62,6 +65,7 @@ pub struct Rig {
     server: Option<Server>,
     owner: Sender<Message>,
     thread: Option<JoinHandle<Result<Option<Ended>, RunError>>>,
+    checked: AtomicUsize,
 }
 
 impl Rig {
@@ -91,6 +95,7 @@ impl Rig {
             server: Some(server),
             owner,
             thread: Some(thread),
+            checked: AtomicUsize::new(0),
         }
     }
 
@@ -108,7 +113,15 @@ impl Rig {
 
     /// Asks once.
     pub fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
-        self.client().ask(method, path, body)
+        let mut client = self.client();
+        let answer = client.ask(method, path, body);
+        self.checked.fetch_add(client.checked, Ordering::Relaxed);
+        answer
+    }
+
+    /// How many requests of [`ask`](Self::ask) were compared with the document, and their answers.
+    pub fn checked(&self) -> usize {
+        self.checked.load(Ordering::Relaxed)
     }
 
     /// Says what the smallest machine needs, and starts it.
@@ -165,7 +178,11 @@ impl Answer {
 }
 
 /// A connection.
-pub struct Client(BufReader<UnixStream>);
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    /// How many requests were compared with the document, and their answers.
+    pub checked: usize,
+}
 
 impl Client {
     pub fn connect(path: &Path) -> Self {
@@ -173,26 +190,33 @@ impl Client {
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
-        Self(BufReader::new(stream))
+        Self {
+            stream: BufReader::new(stream),
+            checked: 0,
+        }
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
-        self.0.get_mut().write_all(bytes).unwrap();
+        self.stream.get_mut().write_all(bytes).unwrap();
     }
 
     pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.get_mut().write_all(bytes)
+        self.stream.get_mut().write_all(bytes)
     }
 
+    /// Asks, and compares with the document what is asked and what is answered.
     pub fn ask(&mut self, method: &str, path: &str, body: &str) -> Answer {
         self.send(request(method, path, body).as_bytes());
-        self.answer().unwrap()
+        let answer = self.answer().unwrap();
+        document::check(method, path, body, &answer);
+        self.checked += 1;
+        answer
     }
 
     /// Reads an answer.
     pub fn answer(&mut self) -> io::Result<Answer> {
         let mut line = String::new();
-        if self.0.read_line(&mut line)? == 0 {
+        if self.stream.read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
@@ -200,7 +224,7 @@ impl Client {
         let mut headers = Vec::new();
         loop {
             let mut line = String::new();
-            self.0.read_line(&mut line)?;
+            self.stream.read_line(&mut line)?;
             let line = line.trim_end();
             let Some((name, value)) = line.split_once(": ") else {
                 break;
@@ -209,7 +233,7 @@ impl Client {
         }
         let length = headers.iter().find(|(name, _)| name == "content-length");
         let mut body = vec![0; length.map_or(0, |(_, value)| value.parse().unwrap())];
-        self.0.read_exact(&mut body)?;
+        self.stream.read_exact(&mut body)?;
         Ok(Answer {
             status,
             headers,
@@ -220,7 +244,7 @@ impl Client {
     /// Waits until the other end has gone; what comes before is lost.
     pub fn wait_closed(&mut self) {
         let mut rest = Vec::new();
-        match self.0.read_to_end(&mut rest) {
+        match self.stream.read_to_end(&mut rest) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
             Err(error) => panic!("{error}"),

@@ -85,7 +85,7 @@ fn missing() -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Modules of tests, and what has to work for them: a program with arguments, and what to do if it does not.
-const NEEDED: [(&str, &str, &[&str], &str); 11] = [
+const NEEDED: [(&str, &str, &[&str], &str); 12] = [
     (
         "qemu_img",
         "sh",
@@ -156,6 +156,15 @@ const NEEDED: [(&str, &str, &[&str], &str); 11] = [
         ],
         "no network namespace can be made here, or there is no /dev/net/tun, no mke2fs, or no venv of Python's \
          (apt-get install e2fsprogs python3-venv)",
+    ),
+    (
+        "openapi_clients",
+        "sh",
+        &[
+            "-c",
+            "python3 -c 'import venv, ensurepip' && unshare --map-root-user --net --pid --fork true",
+        ],
+        "no network namespace can be made here, or there is no venv of Python's (apt-get install python3-venv)",
     ),
     (
         "network",

@@ -94,5 +94,10 @@ fn number(text: &str) -> Result<u32, String> {
         (_, Some(digits)) => u32::from_str_radix(digits, 2),
         _ => text.parse(),
     };
-    parsed.map_err(|_| format!("{text:?} is no number of 32 bits, like 0x80000001"))
+    let wrong = || format!("{text:?} is no number of 32 bits, like 0x80000001");
+    // Rust takes a sign before the digits.
+    parsed
+        .ok()
+        .filter(|_| !text.contains('+'))
+        .ok_or_else(wrong)
 }

@@ -180,6 +180,10 @@ fn a_file_that_is_no_template_is_refused_with_the_place() {
             "\"seven\" is no number",
         ),
         (
+            r#"{"cpuid_modifiers": [{"leaf": "0x+7", "subleaf": "0", "flags": 0, "modifiers": []}]}"#.into(),
+            "\"0x+7\" is no number",
+        ),
+        (
             r#"{"cpuid_modifiers": [{"leaf": "7", "subleaf": "0", "flags": 8, "modifiers": []}]}"#.into(),
             "flags 0x8",
         ),

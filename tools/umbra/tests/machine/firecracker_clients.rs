@@ -3,19 +3,17 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use umbra::demo::cache::Cache;
 
 use crate::support::guest::{Guest, LINUX_6_1, lock_for, or_skip};
+use crate::support::python::{self, CLIENTS};
 use crate::support::{namespace, tools};
 
-/// Where the clients are.
-const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/clients");
-
-/// The package of PyPI; the name of its environment, too.
+/// The package of PyPI.
 const PYTHON: &str = "firecracker-python==0.0.5";
 
 /// What the guest's shell does first: what a client wants to see. `@MOUNT@` mounts the tools.
@@ -59,34 +57,6 @@ fn fctools() -> Result<PathBuf> {
         bail!("fctools: {}", String::from_utf8_lossy(&output.stderr));
     }
     Ok(target.join("debug/client-fctools"))
-}
-
-/// Makes the environment with the package of PyPI; returns its Python.
-fn python() -> Result<PathBuf> {
-    let cache = Cache::open()?;
-    let _lock = lock_for(&cache, "client-python")?;
-    let environment = cache.other(&PYTHON.replace("==", "-"));
-    let python = environment.join("bin/python3");
-    if environment.join("complete").exists() {
-        return Ok(python);
-    }
-    let run = |program: &Path, arguments: &[&str]| {
-        let output = Command::new(program)
-            .args(arguments)
-            .output()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        if !output.status.success() {
-            bail!("{PYTHON}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(())
-    };
-    let place = environment
-        .to_str()
-        .context("a cache with a name in UTF-8")?;
-    run(Path::new("python3"), &["-m", "venv", "--clear", place])?;
-    run(&python, &["-m", "pip", "install", "--quiet", PYTHON])?;
-    fs::write(environment.join("complete"), "")?;
-    Ok(python)
 }
 
 /// Has a client live through a machine's life.
@@ -138,7 +108,7 @@ fn a_client_of_the_rust_registry_lives_through_a_machines_life() {
 
 #[test]
 fn a_client_of_pypi_lives_through_a_machines_life() {
-    if let Some(python) = or_skip(python()) {
+    if let Some(python) = or_skip(python::with(PYTHON)) {
         // It looks for the process that it has started, whose number is one of the namespace's.
         let own_proc = r#"unshare --mount sh -c 'mount -t proc proc /proc && exec "$0" "$@"'"#;
         let python = python.display();

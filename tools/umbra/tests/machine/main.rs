@@ -31,6 +31,7 @@ mod live;
 mod metadata;
 mod network;
 mod no_kvm;
+mod openapi_clients;
 mod pause;
 mod pmem_ext4;
 mod poll;

@@ -14,6 +14,7 @@ pub mod peer;
 pub mod poll;
 pub mod program;
 mod pty;
+pub mod python;
 pub mod qcow2;
 pub mod resident;
 pub mod restless;

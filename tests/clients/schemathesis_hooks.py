@@ -1,0 +1,42 @@
+"""Has valid requests get further than the first look: a body says the name that its path says, and files are there."""
+
+import atexit
+import os
+import zlib
+
+import schemathesis
+from schemathesis import GenerationMode
+
+# One that two devices have is refused, so there are some.
+FILES = 8
+accepted = {}
+
+for number in range(FILES):
+    if not os.path.exists(f"file{number}"):
+        with open(f"file{number}", "wb") as file:
+            file.truncate(2 << 20)
+
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    body = case.body
+    if case.meta is None or case.meta.generation.mode != GenerationMode.POSITIVE or not isinstance(body, dict):
+        return
+    name = (case.path_parameters or {}).get("id")
+    for field in ("drive_id", "iface_id", "id"):
+        if name is not None and field in body:
+            body[field] = name
+    if isinstance(body.get("path_on_host"), str):
+        body["path_on_host"] = f"file{zlib.crc32(str(name).encode()) % FILES}"
+
+
+@schemathesis.hook
+def after_call(context, case, response):
+    if response.status_code < 300:
+        accepted[case.operation.label] = accepted.get(case.operation.label, 0) + 1
+
+
+@atexit.register
+def report():
+    for operation, count in sorted(accepted.items()):
+        print(f"accepted: {operation} {count} times")
