@@ -191,3 +191,17 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_has_the_sentence_and_the_word() {
+        let text = serde_json::to_string(&Refusal::Fault(Fault::NoPci.body())).unwrap();
+        assert_eq!(
+            text,
+            r#"{"fault_message":"PCI is not enabled","code":"no_pci"}"#
+        );
+    }
+}

@@ -11,6 +11,8 @@ mod described;
 mod document;
 mod polish;
 mod schemas;
+#[cfg(test)]
+mod tests;
 
 use std::sync::LazyLock;
 
