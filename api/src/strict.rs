@@ -6,7 +6,8 @@
 
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{
-    DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Unexpected, Visitor,
+    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer,
+    Unexpected, VariantAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
 use serde_json::{Error, Value};
@@ -91,6 +92,13 @@ impl<'de> Deserializer<'de> for Strict {
     ) -> Result<V::Value, Error> {
         match self.0 {
             Value::String(word) => visitor.visit_enum(word.into_deserializer()),
+            Value::Object(map) if map.len() == 1 => {
+                let mut map = map.into_iter();
+                match map.next() {
+                    Some((name, value)) => visitor.visit_enum(Variant { name, value }),
+                    None => Err(Error::custom("an object with one field has one")),
+                }
+            }
             other => Err(Error::invalid_type(unexpected(&other), &visitor)),
         }
     }
@@ -98,6 +106,46 @@ impl<'de> Deserializer<'de> for Strict {
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
         unit unit_struct seq tuple tuple_struct map identifier ignored_any
+    }
+}
+
+/// A word that comes with a value, as an object of one field.
+struct Variant {
+    name: String,
+    value: Value,
+}
+
+impl<'de> EnumAccess<'de> for Variant {
+    type Error = Error;
+    type Variant = Strict;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Strict), Error> {
+        let name = seed.deserialize(IntoDeserializer::<Error>::into_deserializer(self.name))?;
+        Ok((name, Strict(self.value)))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Strict {
+    type Error = Error;
+
+    fn unit_variant(self) -> Result<(), Error> {
+        Err(Error::custom("this word is a string, and no object"))
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
+        seed.deserialize(self)
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _len: usize, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_any(visitor)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_struct("", fields, visitor)
     }
 }
 
@@ -110,6 +158,7 @@ mod tests {
     #[derive(Debug, PartialEq, Deserialize)]
     enum Word {
         Yes,
+        Number(u8),
     }
 
     #[derive(Debug, PartialEq, Deserialize)]
@@ -136,6 +185,10 @@ mod tests {
             (r#"{"word": "Yes"}"#, true),
             (r#"{"word": null}"#, true),
             (r#"{"word": {"Yes": null}}"#, false),
+            (r#"{"word": {"Number": 7}}"#, true),
+            (r#"{"word": {"Number": 7, "Yes": 1}}"#, false),
+            (r#"{"word": "Number"}"#, false),
+            (r#"{"word": {"Number": [7]}}"#, false),
             (r#"{"inner": [{"number": 255}]}"#, true),
             (r#"{"inner": [[255]]}"#, false),
             (r#"{"inner": [{"number": 256}]}"#, false),

@@ -41,6 +41,8 @@ pub(crate) struct Parts {
     pub bumps: Arc<Bumps>,
     /// Number of processors.
     pub cpus: usize,
+    /// Bytes of RAM.
+    pub memory: u64,
 }
 
 /// Where a machine is.
@@ -480,6 +482,14 @@ impl Handle {
     /// If the machine has ended.
     pub fn cpus(&self) -> Result<usize, HandleError> {
         Ok(self.parts()?.cpus)
+    }
+
+    /// Returns how many bytes of RAM the guest began with.
+    ///
+    /// # Errors
+    /// If the machine has ended.
+    pub fn ram(&self) -> Result<u64, HandleError> {
+        Ok(self.parts()?.memory)
     }
 
     /// Returns how often the guest has begun; each restart counts.

@@ -118,7 +118,13 @@ impl Machine {
     ///
     /// If a processor fails or a thread cannot be started. A guest that crashes is no error.
     pub fn run(self) -> Result<Ended, RunError> {
+        self.begin();
         self.live().result
+    }
+
+    /// Notes that the guest begins.
+    pub(crate) fn begin(&self) {
+        self.seated.seat.begin(self.backend.name());
     }
 
     /// Runs the guest as [`run`](Self::run) does, and tells which devices it had in the end.
@@ -140,7 +146,6 @@ impl Machine {
             ..
         } = self;
         let seat = &seated.seat;
-        seat.begin(backend.name());
         let io = MachineIo {
             space: space.clone(),
             bus: bus.clone(),

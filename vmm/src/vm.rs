@@ -137,6 +137,8 @@ pub struct Vm {
 enum State {
     Built(Box<Lives>),
     Started(JoinHandle<Result<Ended, RunError>>),
+    /// Somebody else is told how it ended.
+    Told(JoinHandle<()>),
     /// Somebody waits for it, or has done.
     Taken,
 }
@@ -160,13 +162,41 @@ impl Vm {
     /// # Errors
     /// If the host has no thread for it. The machine has gone then.
     pub fn start(&mut self) -> io::Result<()> {
-        if let State::Built(_) = self.state
-            && let State::Built(lives) = std::mem::replace(&mut self.state, State::Taken)
-        {
+        if let Some(lives) = self.begin() {
             let thread = thread::Builder::new().name("vm".into());
             self.state = State::Started(thread.spawn(move || lives.live())?);
         }
         Ok(())
+    }
+
+    /// The same, and calls `told` when it has ended, with what [`wait`](Self::wait) would have returned. All that the
+    /// machine had is given back then but the thread on which it is called.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_then(
+        &mut self,
+        told: impl FnOnce(Result<Ended, RunError>) + Send + 'static,
+    ) -> io::Result<()> {
+        if let Some(lives) = self.begin() {
+            let thread = thread::Builder::new().name("vm".into());
+            self.state = State::Told(thread.spawn(move || told(lives.live()))?);
+        }
+        Ok(())
+    }
+
+    /// Notes that the guest begins, unless it has.
+    fn begin(&mut self) -> Option<Box<Lives>> {
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Built(lives) => {
+                lives.machine.begin();
+                Some(lives)
+            }
+            other => {
+                self.state = other;
+                None
+            }
+        }
     }
 
     /// Runs the guest on this thread, and one thread a processor, until it has ended and does not begin again. All
@@ -176,10 +206,9 @@ impl Vm {
     /// If a processor fails, a thread cannot be started, or the machine cannot be built again. A guest that crashes is
     /// no error.
     pub fn run(mut self) -> Result<Ended, RunError> {
-        match std::mem::replace(&mut self.state, State::Taken) {
-            State::Built(lives) => lives.live(),
-            State::Started(thread) => joined(thread),
-            State::Taken => Err(RunError::NotStarted),
+        match self.begin() {
+            Some(lives) => lives.live(),
+            None => self.wait(),
         }
     }
 
@@ -187,10 +216,14 @@ impl Vm {
     /// [`Handle::events`] until [`News::Ended`] comes.
     ///
     /// # Errors
-    /// As [`run`](Self::run); besides if it was never started.
+    /// As [`run`](Self::run); besides if it was never started, or somebody else is told.
     pub fn wait(mut self) -> Result<Ended, RunError> {
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Started(thread) => joined(thread),
+            State::Told(thread) => {
+                let _ = thread.join();
+                Err(RunError::NotStarted)
+            }
             State::Built(_) | State::Taken => Err(RunError::NotStarted),
         }
     }
@@ -202,10 +235,12 @@ fn joined(thread: JoinHandle<Result<Ended, RunError>>) -> Result<Ended, RunError
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        if let State::Started(thread) = std::mem::replace(&mut self.state, State::Taken) {
-            self.handle.stop();
-            // How it ended is nobody's affair any more.
-            let _ = joined(thread);
+        self.handle.stop();
+        // How it ended is nobody's affair any more.
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Started(thread) => drop(joined(thread)),
+            State::Told(thread) => drop(thread.join()),
+            State::Built(_) | State::Taken => {}
         }
     }
 }
@@ -273,7 +308,10 @@ impl Lives {
                 )?)
             });
             match again {
-                Ok(next) => machine = next,
+                Ok(next) => {
+                    machine = next;
+                    machine.begin();
+                }
                 Err(error) => break Err(RunError::Again(Box::new(error))),
             }
         };

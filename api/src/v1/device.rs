@@ -115,6 +115,13 @@ impl DeviceChange {
             self.change_network(handle, id)?;
         }
         if let (Some(bytes), Some(balloon)) = (self.target, handle.balloon(id)) {
+            let most = handle.ram()?;
+            if bytes >= most {
+                let message = format!(
+                    "the guest has {most} bytes of memory, and cannot lend {bytes} of them"
+                );
+                return Err(Problem::new(Code::Invalid, message).of("target"));
+            }
             let set = balloon.set_target(bytes);
             set.map_err(|error| Problem::new(Code::Invalid, chain(&error)).of("target"))?;
         }

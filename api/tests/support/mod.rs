@@ -133,8 +133,13 @@ impl Rig {
     }
 
     /// Ends the machine; returns how it ended.
-    pub fn stop(mut self) -> Option<Ended> {
+    pub fn stop(self) -> Option<Ended> {
         self.owner.send(Message::Stop).unwrap();
+        self.join()
+    }
+
+    /// Waits until the machine has ended, and returns how.
+    pub fn join(mut self) -> Option<Ended> {
         self.thread.take().unwrap().join().unwrap().unwrap()
     }
 }

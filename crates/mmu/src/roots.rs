@@ -55,6 +55,7 @@ impl Roots {
         }
         let table = self.guest.table(mode.format(), gva)?;
         let id = tables.find_root(table, mode)?;
+        tables.stats.roots_found += 1;
         tables.pin(id);
         self.current[slot] = Some(id);
         Some(id)
@@ -75,6 +76,7 @@ impl Roots {
         }
         let table = self.guest.table(mode.format(), gva)?;
         let id = tables.make_root(map, table, mode, port);
+        tables.stats.roots_made += 1;
         tables.pin(id);
         self.current[mode.format().root_index(gva)] = Some(id);
         Some(id)

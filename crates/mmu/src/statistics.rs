@@ -40,6 +40,10 @@ counters! {
     uncached,
     /// Trapped writes to guest tables.
     tracked_writes,
+    /// Roots that a processor began to use and that were there.
+    roots_found,
+    /// Roots made: no processor had used this table since it was changed or recycled.
+    roots_made,
     /// Shadow pages made.
     pages_made,
     /// Shadow pages thrown away, for any reason.

@@ -147,6 +147,7 @@ pub fn machine(
         space: space.clone(),
         bumps,
         cpus: vcpus.len(),
+        memory: spec.memory,
     };
     if seat.take(parts) {
         // Somebody asked while it was built: it ends as soon as it begins.

@@ -14,13 +14,12 @@ mod orders;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
 use umbra_vmm::{
-    Builder, Console, Ended, EventLog, Handle, Metadata, MetadataError, RunError, Spec,
+    Builder, Console, Ended, EventLog, Handle, Metadata, MetadataError, RunError, Spec, Vm,
 };
 
 use super::VERSION;
@@ -88,7 +87,8 @@ pub enum Message {
 /// A machine that runs.
 struct Running {
     handle: Handle,
-    thread: JoinHandle<()>,
+    /// Stopped, and waited for, when this is dropped.
+    _vm: Vm,
     paused: bool,
     /// What it was when it began.
     spec: Spec,
@@ -96,6 +96,8 @@ struct Running {
     backend: &'static str,
     /// Why KVM is not used, where it would have been preferred.
     fallback: Option<String>,
+    /// Somebody was told that it has ended; its last message is under way.
+    ended: bool,
 }
 
 /// Why a machine does not begin.
@@ -203,10 +205,7 @@ impl Instance {
         messages: &Receiver<Message>,
         result: Result<Ended, RunError>,
     ) -> Result<Ended, RunError> {
-        if let Phase::Running(running) = std::mem::replace(&mut self.phase, Phase::Ended) {
-            // It has sent its last message.
-            let _ = running.thread.join();
-        }
+        self.phase = Phase::Ended;
         if let Err(fault) = self.flush_metrics() {
             tracing::warn!("{fault}");
         }
@@ -226,6 +225,21 @@ impl Instance {
     /// # Errors
     /// If it is not possible now, or not at all. Nothing has changed then.
     pub fn carry_out(&mut self, action: Action) -> Result<Answer, Fault> {
+        let result = self.do_action(action);
+        if result == Err(Fault::Ended) {
+            self.note_end();
+        }
+        result
+    }
+
+    /// Somebody is told that the machine has ended: from now on everybody is.
+    fn note_end(&mut self) {
+        if let Phase::Running(running) = &mut self.phase {
+            running.ended = true;
+        }
+    }
+
+    fn do_action(&mut self, action: Action) -> Result<Answer, Fault> {
         policy::check(self.state(), self.options.pci, &action)?;
         match action {
             Action::GetInstanceInfo => json(&self.info()),
@@ -324,6 +338,7 @@ impl Instance {
     fn state(&self) -> State {
         match &self.phase {
             Phase::Before => State::Before,
+            Phase::Running(running) if running.ended => State::Ended,
             Phase::Running(running) if running.paused => State::Paused,
             Phase::Running(_) => State::Running,
             Phase::Ended => State::Ended,
@@ -372,7 +387,7 @@ impl Instance {
         let console = console.map_err(LaunchError::Console)?;
         let socket = self.config.vsock_path().filter(|path| !path.exists());
         let builder = Builder::new(spec).console(console).log(self.log.clone());
-        let vm = builder.build().inspect_err(|_| {
+        let mut vm = builder.build().inspect_err(|_| {
             // It stays with a machine that runs; this one can be started again.
             let _ = socket.map(std::fs::remove_file);
         })?;
@@ -384,22 +399,21 @@ impl Instance {
         }
         let handle = vm.handle();
         let to_self = self.to_self.clone();
-        let thread = thread::Builder::new()
-            .name("vm".into())
-            .spawn(move || {
-                // Who owned the instance may have gone.
-                let _ = to_self.send(Message::Ended(vm.run()));
-            })
-            .map_err(LaunchError::Thread)?;
+        let started = vm.start_then(move |ended| {
+            // Who owned the instance may have gone.
+            let _ = to_self.send(Message::Ended(ended));
+        });
+        started.map_err(LaunchError::Thread)?;
         self.process.started(&handle);
         self.options.pci = spec.pci;
         self.phase = Phase::Running(Running {
             handle,
-            thread,
+            _vm: vm,
             paused: false,
             spec,
             backend,
             fallback,
+            ended: false,
         });
         Ok(())
     }
