@@ -25,23 +25,32 @@ const GAUGES: [&str; 7] = [
 /// Labels of a sample, `a="b"`.
 type Labels = String;
 
-/// Families of samples in the making: each has its samples together.
+/// Samples of one name.
+struct Family {
+    name: String,
+    kind: &'static str,
+    help: String,
+    samples: Vec<(Labels, u64)>,
+}
+
+/// Families in the making: each has its samples together.
 #[derive(Default)]
 struct Page {
-    families: Vec<(String, &'static str, String, Vec<(Labels, u64)>)>,
+    families: Vec<Family>,
 }
 
 impl Page {
     fn add(&mut self, name: &str, kind: &'static str, help: &str, labels: Labels, value: u64) {
-        let found = self.families.iter_mut().find(|family| family.0 == name);
-        match found {
-            Some(family) => family.3.push((labels, value)),
-            None => self.families.push((
-                name.to_owned(),
+        let sample = (labels, value);
+        let mut families = self.families.iter_mut();
+        match families.find(|family| family.name == name) {
+            Some(family) => family.samples.push(sample),
+            None => self.families.push(Family {
+                name: name.to_owned(),
                 kind,
-                help.to_owned(),
-                vec![(labels, value)],
-            )),
+                help: help.to_owned(),
+                samples: vec![sample],
+            }),
         }
     }
 
@@ -65,7 +74,13 @@ impl Page {
 
     fn text(self) -> String {
         let mut text = String::new();
-        for (name, kind, help, samples) in self.families {
+        for family in self.families {
+            let Family {
+                name,
+                kind,
+                help,
+                samples,
+            } = family;
             // Writing to a string does not fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
             for (labels, value) in samples {

@@ -116,7 +116,7 @@ enum LaunchError {
 
 enum Phase {
     Before,
-    Running(Running),
+    Running(Box<Running>),
     Ended,
 }
 
@@ -406,7 +406,7 @@ impl Instance {
         started.map_err(LaunchError::Thread)?;
         self.process.started(&handle);
         self.options.pci = spec.pci;
-        self.phase = Phase::Running(Running {
+        self.phase = Phase::Running(Box::new(Running {
             handle,
             _vm: vm,
             paused: false,
@@ -414,7 +414,7 @@ impl Instance {
             backend,
             fallback,
             ended: false,
-        });
+        }));
         Ok(())
     }
 
