@@ -1,5 +1,5 @@
 //! Project tasks: `cargo xtask lint`, `cargo xtask test`, `cargo xtask loom`, `cargo xtask fuzz`,
-//! `cargo xtask coverage`, `cargo xtask bench NAME`.
+//! `cargo xtask package`, `cargo xtask coverage`, `cargo xtask bench NAME`.
 
 mod bench;
 mod coverage;
@@ -7,6 +7,7 @@ mod fuzz;
 mod lint;
 mod loom;
 mod mutate;
+mod package;
 mod places;
 mod test;
 
@@ -19,6 +20,7 @@ usage: cargo xtask TASK
   loom         run the models: every interleaving of small scenes (slots, bus, mmu)
   mutate [RULE…]  break each rule of the generation (and PCI, MSI-X, virtio, virtio-mem), and see who notices
   fuzz [TARGET] [--seconds N]   feed random input to the MMU, the processor, the loaders, virtio
+  package [--no-verify]   package every library crate, and build it from its package
   coverage     lines of slots, mmu and bus that their own tests reach; at least 95 %
   bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg
   bench processor   a program in a guest, beside QEMU's TCG and natively
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         ["mutate", rules @ ..] => mutate::run(rules),
         ["fuzz", rest @ ..] => fuzz::run(rest),
         ["coverage"] => coverage::run(),
+        ["package", rest @ ..] => package::run(rest),
         ["bench", name] => bench::run(name),
         _ => {
             eprintln!("{USAGE}");

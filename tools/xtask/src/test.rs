@@ -218,6 +218,7 @@ pub fn run(rest: &[&str]) -> Result<()> {
         "",
         &["test", "--quiet", "--workspace", "--doc"],
     )?;
+    step("packages", "", &["xtask", "package", "--no-verify"])?;
     step("models", "", &["xtask", "loom"])?;
     if crate::fuzz::has_compiler() {
         step("fuzz targets", "", &["xtask", "fuzz"])?;
