@@ -23,6 +23,18 @@
 //!
 //! **Unsafe code** is in `memory` (pieces of memory under raw pointers), `sys` (system calls on
 //! them) and `uring` (the kernel works on them later).
+//!
+//! ```
+//! use umbra_block::{DiskOptions, Format, open};
+//!
+//! let file = tempfile::NamedTempFile::new()?;
+//! file.as_file().set_len(1 << 20)?;
+//! let options = DiskOptions { format: Format::Raw, ..DiskOptions::default() };
+//! let disk = open(file.path(), &options)?;
+//! assert_eq!((disk.len(), disk.is_read_only()), (1 << 20, false));
+//! assert!(open(file.path(), &options).is_err()); // one writer, alone
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![deny(unsafe_code)]
 
 mod disk;

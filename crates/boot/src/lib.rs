@@ -17,6 +17,16 @@
 //!
 //! Sources: Linux `Documentation/arch/x86/boot.rst`, Xen `docs/misc/pvh.pandoc`, Multiboot
 //! Specification 0.6.96, ACPI Specification 6.5.
+//!
+//! ```
+//! use umbra_boot::{Usage, memory_map};
+//!
+//! // 64 MiB at 0: what a kernel is told about it.
+//! let map = memory_map([(0, 64 << 20)]);
+//! let free: Vec<_> = map.iter().filter(|region| region.usage == Usage::Ram).collect();
+//! assert_eq!((free[0].start, free[1].start), (0, 1 << 20));
+//! assert_eq!(free[1].start + free[1].len, 64 << 20);
+//! ```
 #![forbid(unsafe_code)]
 
 mod acpi;

@@ -21,6 +21,31 @@
 //!
 //! This crate must not know `cpu` (the machine composes the two) nor any device.
 //! Start reading at [`Bus`].
+//!
+//! ```
+//! use std::sync::Arc;
+//! use umbra_bus::Bus;
+//! use umbra_slots::{AddressSpace, Gpa, GpaRange, Options};
+//! use vm_device::{DeviceMmio, bus::MmioAddress};
+//!
+//! /// Reads as the low byte of each offset.
+//! struct Ramp;
+//!
+//! impl DeviceMmio for Ramp {
+//!     fn mmio_read(&self, _base: MmioAddress, offset: u64, data: &mut [u8]) {
+//!         data.iter_mut().zip(offset..).for_each(|(byte, at)| *byte = at as u8);
+//!     }
+//!     fn mmio_write(&self, _base: MmioAddress, _offset: u64, _data: &[u8]) {}
+//! }
+//!
+//! let bus = Bus::new(AddressSpace::new(Options::default()));
+//! let window = GpaRange::new(Gpa(0xd000_0000), 6).expect("it is not empty and does not wrap");
+//! bus.insert(window, Arc::new(Ramp))?;
+//! let mut data = [0; 4];
+//! bus.read(&bus.space().load(), Gpa(0xd000_0004), &mut data);
+//! assert_eq!(data, [4, 5, 0xff, 0xff]); // two bytes are beyond its end
+//! # Ok::<(), umbra_bus::BusError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod error;

@@ -7,6 +7,16 @@
 //! it stood ([`ClockState`]), and the guest sees no time between. The wall clock is always the host's.
 //!
 //! This crate must not know who asks.
+//!
+//! ```
+//! use umbra_clock::Clock;
+//!
+//! let clock = Clock::starting_at(5_000_000_000);
+//! let state = clock.save();
+//! // Elsewhere, later: time has stood still in between.
+//! let resumed = Clock::resume(&state);
+//! assert!(resumed.now() >= state.nanoseconds && state.nanoseconds >= 5_000_000_000);
+//! ```
 #![forbid(unsafe_code)]
 
 mod state;

@@ -16,6 +16,37 @@
 //!
 //! No backend lives here, and this crate must never learn what a bus or a device is.
 //! Start reading at [`Vcpu`], then [`Backend`].
+//!
+//! ```
+//! use std::cell::Cell;
+//! use umbra_cpu::{Io, Served};
+//! use umbra_slots::Gpa;
+//!
+//! /// A machine of one port, for whichever processor runs in it.
+//! #[derive(Default)]
+//! struct OnePort(Cell<u8>);
+//!
+//! impl Io for OnePort {
+//!     fn mmio_read(&self, _: Gpa, data: &mut [u8]) -> Served {
+//!         data.fill(0xff);
+//!         Served::Done
+//!     }
+//!     fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
+//!         Served::Done
+//!     }
+//!     fn port_read(&self, _: u16, data: &mut [u8]) {
+//!         data.fill(self.0.get());
+//!     }
+//!     fn port_write(&self, _: u16, data: &[u8]) {
+//!         self.0.set(data[0]);
+//!     }
+//! }
+//!
+//! let (io, mut data) = (OnePort::default(), [0]);
+//! io.port_write(0x80, &[7]);
+//! io.port_read(0x80, &mut data);
+//! assert_eq!(data, [7]);
+//! ```
 #![forbid(unsafe_code)]
 
 mod backend;

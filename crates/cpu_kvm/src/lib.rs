@@ -15,6 +15,26 @@
 //! `vcpu`, then `slots`.
 //!
 //! Source: the kernel's Documentation/virt/kvm/api.rst, named "KVM API" here.
+//!
+//! ```no_run
+//! use umbra_clock::Clock;
+//! use umbra_cpu::Backend;
+//! use umbra_cpu_kvm::{DEVICE, Host, IrqchipMode, KvmBackend, KvmConfig};
+//! use umbra_slots::{AddressSpace, Options};
+//!
+//! let space = AddressSpace::new(Options::default());
+//! let config = KvmConfig {
+//!     cpus: 1,
+//!     irqchip: IrqchipMode::Auto,
+//!     dirty_ring: None,
+//!     tsc_khz: None,
+//!     template: None,
+//! };
+//! let host = Host::open(DEVICE.as_ref())?;
+//! let backend = KvmBackend::new(host, space, Clock::start(), config)?;
+//! let vcpu = backend.vcpu(0)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![cfg(target_arch = "x86_64")]
 #![deny(unsafe_code)]
 

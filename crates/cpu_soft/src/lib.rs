@@ -18,6 +18,52 @@
 //!
 //! Start reading at `exec`, then `mem`, then any file in `ops`. [`translator`] stands beside `exec`: it
 //! shares decoder, translation caches and all slow paths.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use umbra_clock::Clock;
+//! use umbra_cpu::{Backend, Exit, Io, Kick, Served};
+//! use umbra_cpu_soft::{MmuConfig, Processor, SoftBackend, SoftConfig, model};
+//! use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, Options, RamOptions, RamRegion};
+//!
+//! /// Ends the run at the first write to a port.
+//! struct Port(Arc<dyn Kick>);
+//!
+//! impl Io for Port {
+//!     fn mmio_read(&self, _: Gpa, _: &mut [u8]) -> Served {
+//!         Served::Done
+//!     }
+//!     fn mmio_write(&self, _: Gpa, _: &[u8]) -> Served {
+//!         Served::Done
+//!     }
+//!     fn port_read(&self, _: u16, _: &mut [u8]) {}
+//!     fn port_write(&self, port: u16, data: &[u8]) {
+//!         assert_eq!((port, data), (0x80, &[0x2a][..]));
+//!         self.0.kick();
+//!     }
+//! }
+//!
+//! // A page that ends at 4 GiB; a processor begins 16 bytes below that.
+//! let space = AddressSpace::new(Options::default());
+//! let ram = RamRegion::new(RamOptions { len: 0x1000, huge: HugePages::No, prefault: false })?;
+//! let at = Gpa(0xffff_f000);
+//! space.update("RAM", |map| map.add_ram(at, ram, 0, 0x1000, Flags::default()))?.wait();
+//! // mov al, 0x2a; out 0x80, al; hlt
+//! space.load().write(Gpa(0xffff_fff0), &[0xb0, 0x2a, 0xe6, 0x80, 0xf4])?;
+//!
+//! let config = SoftConfig {
+//!     cpus: 1,
+//!     cpuid: vec![model::x86_64_v2(0, 1)],
+//!     mmu: MmuConfig::default(),
+//!     processor: Processor::default(),
+//! };
+//! let backend = SoftBackend::new(space, Clock::start(), config);
+//! let mut vcpu = backend.vcpu(0)?;
+//! let exit = vcpu.run(&Port(vcpu.kick_handle()))?;
+//! assert_eq!(exit, Exit::Kicked);
+//! assert_eq!(vcpu.state().gpr[0], 0x2a);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![cfg(target_arch = "x86_64")]
 
 mod backend;

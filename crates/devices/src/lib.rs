@@ -21,6 +21,17 @@
 //! given a clock, a wire and closures, and knows neither the bus nor the machine. One that reaches
 //! guest memory by itself does so through [`umbra_slots::Dma`]. What concerns the whole machine leaves
 //! as a [`PowerEvent`]. Start reading at [`Power`], the smallest.
+//!
+//! ```
+//! use std::sync::{Arc, mpsc};
+//! use umbra_devices::{DebugExit, PowerEvent};
+//! use vm_device::{DevicePio, bus::PioAddress};
+//!
+//! let (tell, told) = mpsc::channel();
+//! let device = DebugExit::new(Arc::new(move |event| drop(tell.send(event))));
+//! device.pio_write(PioAddress(DebugExit::DEFAULT_PORT), 0, &[3]);
+//! assert_eq!(told.recv(), Ok(PowerEvent::Exit(3)));
+//! ```
 #![forbid(unsafe_code)]
 
 mod cmos;

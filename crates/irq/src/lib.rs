@@ -2,6 +2,25 @@
 //!
 //! A device is given a [`Line`] or a [`MsiTarget`] and never learns which controller, backend or
 //! processor is behind it. This crate must not know any of them either.
+//!
+//! ```
+//! use std::sync::atomic::{AtomicBool, Ordering};
+//! use umbra_irq::Line;
+//!
+//! /// A controller's input.
+//! struct Input(AtomicBool);
+//!
+//! impl Line for Input {
+//!     fn set(&self, high: bool) {
+//!         self.0.store(high, Ordering::Relaxed);
+//!     }
+//! }
+//!
+//! let input = Input(AtomicBool::new(false));
+//! let wire: &dyn Line = &input; // all that a device knows
+//! wire.set(true);
+//! assert!(input.0.load(Ordering::Relaxed));
+//! ```
 #![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, PoisonError};

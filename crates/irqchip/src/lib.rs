@@ -18,6 +18,19 @@
 //!
 //! Manuals: Intel SDM vol. 3 chapter 11 (local APIC; chapter 10 before 2022), 82093AA (IOAPIC),
 //! 8259A, 8254, and the 82371 for the ports that join them.
+//!
+//! ```
+//! use umbra_clock::Clock;
+//! use umbra_irq::{Msi, MsiTarget};
+//! use umbra_irqchip::Apics;
+//!
+//! let apics = Apics::new(2, Clock::start());
+//! // INIT and start-up messages to processor 1: there is something to do for it, and only for it.
+//! for (delivery, vector) in [(5, 0), (6, 0x10)] {
+//!     apics.send(Msi { address: 0xfee0_1000, data: delivery << 8 | vector });
+//! }
+//! assert!(apics.apic(1).work() && !apics.apic(0).work());
+//! ```
 #![forbid(unsafe_code)]
 
 mod apic;

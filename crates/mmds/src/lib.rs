@@ -15,6 +15,18 @@
 //!
 //! The guest is hostile: connections, their buffers and their time are bounded (see [`MetadataPort`]), and a request
 //! is 4 KiB at most.
+//!
+//! ```
+//! use serde_json::json;
+//! use umbra_mmds::Metadata;
+//!
+//! let data = Metadata::new(51_200);
+//! data.put(json!({ "meta-data": { "instance-id": "i-1", "hostname": "a" } }))?;
+//! data.patch(json!({ "meta-data": { "hostname": "b" } }))?;
+//! assert_eq!(data.at("/meta-data/hostname"), Some(json!("b")));
+//! assert_eq!(data.at("/meta-data/instance-id"), Some(json!("i-1")));
+//! # Ok::<(), umbra_mmds::MetadataError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod data;

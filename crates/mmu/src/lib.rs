@@ -25,6 +25,21 @@
 //! reported to [`Mmu::follow_device`]; one that is not is not noticed while the table is protected.
 //!
 //! Start reading at [`VcpuMmu::translate`], then `fault`, `tables`, `mmu`.
+//!
+//! ```
+//! use umbra_mmu::{Access, AccessKind, Config, Kind, Mmu, PagingRegs};
+//! use umbra_slots::{AddressSpace, Gpa, Options};
+//! use umbra_x86::Gva;
+//!
+//! let space = AddressSpace::new(Options::default()); // there is no RAM
+//! let mmu = Mmu::new(space.clone(), Config::default());
+//! let mut vcpu = mmu.attach(Box::new(|| {}));
+//! vcpu.set_regs(&PagingRegs::default()); // paging is off
+//! let read = Access { kind: AccessKind::Read, user: false, ac: false };
+//! let found = vcpu.translate(Gva(0xfee0_0020), read).expect("nothing faults without paging");
+//! assert_eq!(found.gpa, Gpa(0xfee0_0020));
+//! assert_eq!(found.kind, Kind::Mmio { generation: space.generation() });
+//! ```
 #![deny(unsafe_code)]
 
 mod age;

@@ -10,6 +10,15 @@
 //! and segmentation are left to whoever is last; over a socket a frame has to be complete.
 //!
 //! Nothing here blocks, and nothing knows virtio queues or guests.
+//!
+//! ```
+//! use umbra_net::{Mac, MacError};
+//!
+//! let mac: Mac = "02:00:00:00:00:01".parse()?;
+//! assert_eq!(mac.to_string(), "02:00:00:00:00:01");
+//! assert!(matches!("03:00:00:00:00:01".parse::<Mac>(), Err(MacError::Multicast { .. })));
+//! # Ok::<(), MacError>(())
+//! ```
 
 mod header;
 mod mac;

@@ -17,6 +17,23 @@
 //! without X, power management, PCI Express capabilities, extended configuration registers.
 //!
 //! Start reading at [`RootBus`], then [`ConfigSpace`] and [`Msix`].
+//!
+//! ```
+//! use umbra_pci::{ConfigSpace, Identity, Width};
+//!
+//! let mut space = ConfigSpace::new(Identity {
+//!     vendor: 0x1af4,
+//!     device: 0x1042,
+//!     revision: 1,
+//!     class: 0x01_80_00, // some other mass storage
+//!     subsystem: (0x1af4, 2),
+//! });
+//! space.add_bar(0, 0x4000, Width::Bits32)?;
+//! // A guest asks how large BAR 0 is: it writes ones and sees which of them stay.
+//! space.write(0x10, &[0xff; 4]);
+//! assert_eq!(space.double_word(0x10), 0xffff_c000);
+//! # Ok::<(), umbra_pci::ConfigError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod access;

@@ -15,6 +15,21 @@
 //!
 //! It knows that I/O windows exist ([`IoId`]), never what a device is, and knows no other crate
 //! of the workspace. Start reading at [`AddressSpace`].
+//!
+//! ```
+//! use umbra_slots::{AddressSpace, Gpa, GpaRange, IoId, Options, Target};
+//!
+//! let space = AddressSpace::new(Options::default());
+//! let window = GpaRange::new(Gpa(0xd000_0000), 0x1000).expect("it is not empty and does not wrap");
+//! let id = space.update("a device appears", |map| map.add_io(window, IoId(7)))?.wait();
+//! let old = space.load_full();
+//! space.update("it moves", |map| map.move_to(id, Gpa(0xe000_0000)))?.wait();
+//!
+//! assert!(matches!(old.resolve(Gpa(0xd000_0010)), Target::Io { id: IoId(7), offset: 0x10, .. }));
+//! assert!(matches!(space.load().resolve(Gpa(0xd000_0010)), Target::Nothing));
+//! assert_eq!(space.generation().0, old.generation().0 + 1);
+//! # Ok::<(), umbra_slots::SlotError>(())
+//! ```
 #![deny(unsafe_code)]
 
 mod addr;

@@ -11,6 +11,17 @@
 //! Under loom [`Swap`] is an atomic index into a list of all values: a load may see an older one,
 //! as the memory model allows it. A wait with a time limit waits for ever, so that a wake-up
 //! that gets lost is a deadlock, which loom reports. Reference counts stay those of `std`.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use umbra_sync::Swap;
+//!
+//! let cell = Swap::new(vec![1]);
+//! let old = cell.load_full();
+//! cell.store(Arc::new(vec![1, 2]));
+//! // A reader keeps what it has; whoever looks anew sees the new value.
+//! assert_eq!((old.len(), cell.load().len()), (1, 2));
+//! ```
 #![forbid(unsafe_code)]
 
 #[cfg(umbra_loom)]

@@ -38,7 +38,7 @@
 //! Not here: packed rings, legacy drivers, resets of one queue (VIRTIO_F_RING_RESET), shared
 //! memory regions. Devices are in `umbra-devices`.
 //!
-//! Start reading at [`Device`], then [`MmioTransport`] or [`PciTransport`].
+//! Start reading at [`Device`], then [`MmioTransport`] or [`PciTransport`]; `examples/device.rs` is a device with a driver.
 #![forbid(unsafe_code)]
 
 mod bells;

@@ -6,6 +6,15 @@
 //! the others talk to each other.
 //!
 //! Start reading at [`state::CpuState`], then [`vcpu::VcpuState`], which is all of a processor.
+//!
+//! ```
+//! use umbra_x86::{Exception, Gva, PageFaultError, vector};
+//!
+//! // A user-mode write to a page that is not there.
+//! let error = PageFaultError(PageFaultError::WRITE | PageFaultError::USER);
+//! let fault = Exception::page_fault(Gva(0x1000).0, error);
+//! assert_eq!((fault.vector, fault.error, fault.cr2), (vector::PF, Some(6), Some(0x1000)));
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod control;

@@ -41,7 +41,8 @@ pub fn run() -> Result<()> {
     bail!("{} rules broken:\n  {}", wrong.len(), wrong.join("\n  "))
 }
 
-fn metadata() -> Result<Value> {
+/// What cargo knows of the members.
+pub fn metadata() -> Result<Value> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let output = std::process::Command::new(cargo)
         .args(["metadata", "--no-deps", "--format-version", "1"])

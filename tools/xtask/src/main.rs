@@ -1,5 +1,5 @@
 //! Project tasks: `cargo xtask lint`, `cargo xtask test`, `cargo xtask loom`, `cargo xtask fuzz`,
-//! `cargo xtask coverage`, `cargo xtask bench NAME`.
+//! `cargo xtask package`, `cargo xtask semver`, `cargo xtask coverage`, `cargo xtask bench NAME`.
 
 mod bench;
 mod coverage;
@@ -7,7 +7,9 @@ mod fuzz;
 mod lint;
 mod loom;
 mod mutate;
+mod package;
 mod places;
+mod semver;
 mod test;
 
 use std::process::ExitCode;
@@ -19,6 +21,8 @@ usage: cargo xtask TASK
   loom         run the models: every interleaving of small scenes (slots, bus, mmu)
   mutate [RULE…]  break each rule of the generation (and PCI, MSI-X, virtio, virtio-mem), and see who notices
   fuzz [TARGET] [--seconds N]   feed random input to the MMU, the processor, the loaders, virtio
+  package [--no-verify]   package every library crate, and build it from its package
+  semver [--baseline REV] [--changed]   compare the crates' interfaces with the last release
   coverage     lines of slots, mmu and bus that their own tests reach; at least 95 %
   bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg
   bench processor   a program in a guest, beside QEMU's TCG and natively
@@ -37,7 +41,9 @@ fn main() -> ExitCode {
         ["loom"] => loom::run(),
         ["mutate", rules @ ..] => mutate::run(rules),
         ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["semver", rest @ ..] => semver::run(rest),
         ["coverage"] => coverage::run(),
+        ["package", rest @ ..] => package::run(rest),
         ["bench", name] => bench::run(name),
         _ => {
             eprintln!("{USAGE}");

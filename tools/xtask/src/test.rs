@@ -227,6 +227,8 @@ pub fn run(rest: &[&str]) -> Result<()> {
         "",
         &["test", "--quiet", "--workspace", "--doc"],
     )?;
+    step("packages", "", &["xtask", "package", "--no-verify"])?;
+    crate::semver::short()?;
     step("models", "", &["xtask", "loom"])?;
     if crate::fuzz::has_compiler() {
         step("fuzz targets", "", &["xtask", "fuzz"])?;
