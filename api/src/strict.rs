@@ -9,7 +9,7 @@ use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer,
     Unexpected, VariantAccess, Visitor,
 };
-use serde::forward_to_deserialize_any;
+use serde::{Serialize, forward_to_deserialize_any};
 use serde_json::{Error, Value};
 
 /// Reads a value: structures from objects, plain enumerations from strings.
@@ -21,6 +21,45 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
     let value = serde_json::from_str(text)?;
     T::deserialize(Strict(serde_json::from_str(text)?))?;
     Ok(value)
+}
+
+/// Reads a value as [`from_str`], of a type with enumerations whose words stand among their fields (`tag`): readers of
+/// these look at their fields by themselves, and not strictly. What was read is written again: where an object is
+/// written, there was one.
+///
+/// # Errors
+/// If it is something else.
+pub fn from_str_tagged<T: DeserializeOwned + Serialize>(text: &str) -> Result<T, Error> {
+    let value: T = from_str(text)?;
+    let written = serde_json::to_value(&value)?;
+    compare(&serde_json::from_str(text)?, &written, "the body")?;
+    Ok(value)
+}
+
+/// Compares what was said with what it was taken for.
+fn compare(said: &Value, taken: &Value, place: &str) -> Result<(), Error> {
+    match (said, taken) {
+        (Value::Object(said), Value::Object(taken)) => {
+            let both = said
+                .iter()
+                .filter_map(|(name, value)| Some((name, value, taken.get(name)?)));
+            for (name, said, taken) in both {
+                compare(said, taken, name)?;
+            }
+            Ok(())
+        }
+        (Value::Array(said), Value::Array(taken)) => {
+            let mut both = said.iter().zip(taken);
+            both.try_for_each(|(said, taken)| compare(said, taken, place))
+        }
+        (Value::Array(_), Value::Object(_)) => Err(Error::custom(format!(
+            "invalid type: sequence, expected an object for `{place}`"
+        ))),
+        (Value::Object(_), Value::String(_)) => Err(Error::custom(format!(
+            "invalid type: map, expected a string for `{place}`"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A value that is read strictly, and all in it.

@@ -32,9 +32,20 @@ def stay_here(value):
             stay_here(one)
 
 
+def be_quick(query):
+    """Waits a moment where a request would wait for minutes."""
+    for name in ("timeout_ms", "wait_ms"):
+        said = str((query or {}).get(name, ""))
+        if said.isdecimal() and int(said) <= 600_000:
+            query[name] = int(said) % 50
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
     body = case.body
+    if case.method == "DELETE" and "/v1/" in case.path:
+        case.query = {"timeout_ms": 20, **(case.query or {})}
+    be_quick(case.query)
     stay_here(body)
     if case.meta is None or case.meta.generation.mode != GenerationMode.POSITIVE or not isinstance(body, dict):
         return

@@ -1,21 +1,22 @@
 //! What can be asked: one table, from which requests are read and the OpenAPI document is made.
 
+mod parameters;
+mod parts;
+mod table;
+
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use umbra_vmm::{EventLog, Handle, Inspection, Spec, VirtioKind, VirtioSpec};
+use umbra_vmm::{EventLog, Handle, Spec, VirtioSpec};
 
-use super::device::DeviceChange;
 use super::problem::ProblemBody;
-use super::tasks::{self, Patience};
-use super::types::{
-    Cpu, CpuState, Device, EventPage, PageTables, Removal, Server, VmInfo, WhichCpu,
-};
-use super::{Code, Problem, prometheus};
-use crate::openapi::{self, Answer, Content, Described, Parameter, Place};
-use crate::strict;
+use super::tasks::Patience;
+use super::types::VmInfo;
+use super::{Code, Problem};
+use crate::openapi::Described;
+
+use parts::{Parts, Query};
+use table::ROUTES;
 
 /// A request, as it came.
 #[derive(Clone, Copy, Debug)]
@@ -156,141 +157,6 @@ impl From<Given> for Reply {
     }
 }
 
-/// A request's parts, after its path was found.
-struct Parts<'a> {
-    /// The part of the path that is a name, if one is.
-    name: &'a str,
-    query: Query<'a>,
-    body: &'a [u8],
-}
-
-/// What is behind a path: names, each once, and plain values.
-struct Query<'a>(Vec<(&'a str, &'a str)>);
-
-impl<'a> Query<'a> {
-    fn parse(text: &'a str, known: &[&str]) -> Result<Self, Problem> {
-        let mut all: Vec<(&str, &str)> = Vec::new();
-        for part in text.split('&').filter(|part| !part.is_empty()) {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let wrong = match () {
-                () if !known.contains(&name) => "is not known here",
-                () if all.iter().any(|(other, _)| *other == name) => "is there twice",
-                () => {
-                    all.push((name, value));
-                    continue;
-                }
-            };
-            let there = match known {
-                [] => "there is none".to_owned(),
-                some => format!("there are {}", some.join(", ")),
-            };
-            let message = format!("the parameter {name:?} {wrong}; {there}");
-            return Err(Problem::new(Code::BadQuery, message).of(name));
-        }
-        Ok(Self(all))
-    }
-
-    fn get(&self, name: &str) -> Option<&'a str> {
-        let found = self.0.iter().find(|(other, _)| *other == name);
-        found.map(|(_, value)| *value)
-    }
-
-    /// A number up to `max`, decimal, or hexadecimal behind `0x`.
-    fn number(&self, name: &str, max: u64) -> Result<Option<u64>, Problem> {
-        let Some(text) = self.get(name) else {
-            return Ok(None);
-        };
-        let plain = text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let read = match text.strip_prefix("0x") {
-            Some(hex) if hex.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
-                u64::from_str_radix(hex, 16).ok()
-            }
-            None if plain => text.parse().ok(),
-            _ => None,
-        };
-        match read.filter(|number| *number <= max) {
-            Some(number) => Ok(Some(number)),
-            None => Err(Problem::new(
-                Code::BadQuery,
-                format!("{name}={text:?} is no number from 0 to {max}"),
-            )
-            .of(name)),
-        }
-    }
-
-    fn flag(&self, name: &str) -> Result<bool, Problem> {
-        match self.get(name) {
-            None | Some("false") => Ok(false),
-            Some("true") => Ok(true),
-            Some(other) => Err(Problem::new(
-                Code::BadQuery,
-                format!("{name}={other:?} is neither true nor false"),
-            )
-            .of(name)),
-        }
-    }
-}
-
-impl Parts<'_> {
-    fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let bad = |message: String| Problem::new(Code::BadBody, message);
-        if self.body.is_empty() {
-            return Err(bad("the request has no body; it needs one".into()));
-        }
-        let text = std::str::from_utf8(self.body)
-            .map_err(|error| bad(format!("the body is no text: {error}")))?;
-        strict::from_str(text).map_err(|error| {
-            let message = error.to_string();
-            match named(&message) {
-                Some(field) => bad(message.clone()).of(field),
-                None => bad(message),
-            }
-        })
-    }
-
-    fn json_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, Problem> {
-        match self.body {
-            [] => Ok(T::default()),
-            _ => self.json(),
-        }
-    }
-
-    fn cpu(&self) -> Result<usize, Problem> {
-        let number = self.name.parse();
-        number.map_err(|_| {
-            let message = format!(
-                "there is no processor {:?}; processors have numbers",
-                self.name
-            );
-            Problem::new(Code::NoSuchCpu, message)
-        })
-    }
-
-    fn patience(&self) -> Result<Patience, Problem> {
-        let time = self.query.number("timeout_ms", MAX_WAIT_MS)?;
-        Ok(Patience {
-            time: Duration::from_millis(time.unwrap_or(LET_GO_MS)),
-            force: self.query.flag("force")?,
-        })
-    }
-}
-
-/// The field that a reader complains about.
-fn named(message: &str) -> Option<String> {
-    let kinds = ["unknown field `", "missing field `", "duplicate field `"];
-    let rest = kinds
-        .iter()
-        .find_map(|kind| message.split_once(kind).map(|(_, rest)| rest));
-    Some(rest?.split_once('`')?.0.to_owned())
-}
-
-/// How long a guest has to let a device go where nothing is said.
-const LET_GO_MS: u64 = 10_000;
-/// How long it can have, and how long events can be waited for.
-const MAX_WAIT_MS: u64 = 600_000;
-/// How many events there are in a piece where nothing is said, and at the most.
-const PAGE: u64 = 1000;
-
 /// An operation.
 struct Route {
     method: &'static str,
@@ -332,354 +198,6 @@ impl Route {
         self.has_body = true;
         self
     }
-}
-
-const MACHINE: &str = "v1: machine";
-const CPUS: &str = "v1: processors";
-const DEVICES: &str = "v1: devices";
-const EVENTS: &str = "v1: events";
-const INSIDE: &str = "v1: inspection";
-
-fn order(order: Order) -> Result<Call, Problem> {
-    Ok(Call::Order(order))
-}
-
-fn task(
-    task: impl FnOnce(&Handle) -> Result<Reply, Problem> + Send + 'static,
-) -> Result<Call, Problem> {
-    Ok(Call::Task(Box::new(task)))
-}
-
-/// A part of what is inside.
-fn inside<T: Serialize + 'static>(part: fn(Inspection) -> T) -> Result<Call, Problem> {
-    task(move |handle| Ok(Reply::json(200, &part(handle.inspect()?))))
-}
-
-/// A map and its generation, in one look.
-#[derive(Serialize, JsonSchema)]
-struct Map {
-    /// The number of this map.
-    generation: u64,
-    /// Its slots, by ascending address.
-    slots: Vec<umbra_vmm::MapEntry>,
-}
-
-/// How the map came to be what it is.
-#[derive(Serialize, JsonSchema)]
-struct Generation {
-    /// The number of the map.
-    generation: u64,
-    /// Its last changes, with their causes, the oldest first.
-    bumps: Vec<umbra_vmm::Bump>,
-}
-
-/// What the processors share.
-#[derive(Serialize, JsonSchema)]
-struct Mmu {
-    /// What executes the guest.
-    backend: String,
-    /// MMIO entries hit and stale, shadow pages made and zapped, and more; none on KVM, whose MMU is the host's.
-    counters: umbra_vmm::Counters,
-}
-
-/// All of them.
-static ROUTES: &[Route] = &[
-    route("GET", "/v1", "getServer", |_| {
-        Ok(Call::Reply(Reply::json(
-            200,
-            &Server {
-                name: "Umbra",
-                version: env!("CARGO_PKG_VERSION"),
-                openapi: "/v1/openapi.json",
-            },
-        )))
-    }, |about| about.about(MACHINE, "What serves here.").gives::<Server>(200, "It.")),
-    route("GET", "/v1/openapi.json", "getOpenapi", |_| {
-        Ok(Call::Reply(Reply::text("application/json", openapi::text().to_owned())))
-    }, |about| {
-        about
-            .about(MACHINE, "The description of this interface: OpenAPI 3.1.")
-            .gives::<serde_json::Map<String, serde_json::Value>>(200, "It.")
-    }),
-    route("GET", "/v1/vm", "getVm", |_| order(Order::Info), |about| {
-        about.about(MACHINE, "How the machine is.").gives::<VmInfo>(200, "It.")
-    }),
-    route("GET", "/v1/vm/spec", "getSpec", |_| order(Order::Spec), |about| {
-        about
-            .about(MACHINE, "What the machine is: what was asked for, and what came, went and was changed since.")
-            .gives::<Spec>(200, "The specification, with which the same machine can be asked for again.")
-    }),
-    route("PUT", "/v1/vm/spec", "putSpec", |parts| {
-        order(Order::PutSpec(Box::new(parts.json()?)))
-    }, |about| {
-        about
-            .about(MACHINE, "Says what the machine is, all of it, before it starts.")
-            .takes::<Spec>()
-            .done(204, "It is noted.")
-    })
-    .body(),
-    route("POST", "/v1/vm/start", "startVm", |_| order(Order::Start), |about| {
-        about.about(MACHINE, "Builds the machine, and lets its guest begin.").gives::<VmInfo>(200, "It runs.")
-    }),
-    route("POST", "/v1/vm/pause", "pauseVm", |_| order(Order::Pause), |about| {
-        about.about(MACHINE, "Makes all processors and devices stand still.").gives::<VmInfo>(200, "They do.")
-    }),
-    route("POST", "/v1/vm/resume", "resumeVm", |_| order(Order::Resume), |about| {
-        about.about(MACHINE, "Lets them go on.").gives::<VmInfo>(200, "They do.")
-    }),
-    route("POST", "/v1/vm/stop", "stopVm", |_| order(Order::Stop), |about| {
-        about
-            .about(MACHINE, "Ends the machine, as if its plug was pulled; the monitor ends with it.")
-            .gives::<VmInfo>(200, "It was told.")
-    }),
-    route("POST", "/v1/vm/reset", "resetVm", |_| order(Order::Reset), |about| {
-        about
-            .about(MACHINE, "Resets the machine in place: it is built again from what it is now, and its guest begins.")
-            .gives::<VmInfo>(200, "It was told; the event `started` tells when it is done.")
-    }),
-    route("POST", "/v1/vm/power-button", "pressPowerButton", |_| {
-        task(|handle| Ok(handle.press_power_button().map(|()| Reply::done())?))
-    }, |about| {
-        about
-            .about(MACHINE, "Presses the power button; what that means is the guest's decision.")
-            .done(204, "It was pressed.")
-    }),
-    route("POST", "/v1/vm/ctrl-alt-del", "pressCtrlAltDel", |_| {
-        task(|handle| Ok(handle.press_ctrl_alt_del().map(|()| Reply::done())?))
-    }, |about| {
-        about
-            .about(MACHINE, "Presses Ctrl, Alt and Delete; what that means is the guest's decision.")
-            .done(204, "They were pressed.")
-    }),
-    route("POST", "/v1/vm/nmi", "injectNmi", |parts| {
-        let WhichCpu { cpu } = parts.json_or_default()?;
-        task(move |handle| Ok(handle.inject_nmi(cpu).map(|()| Reply::done())?))
-    }, |about| {
-        about
-            .about(MACHINE, "Sends a non-maskable interrupt to all processors, or to one.")
-            .may_take::<WhichCpu>()
-            .done(204, "It was sent.")
-    })
-    .body(),
-    route("GET", "/v1/vm/cpus", "getCpus", |_| task(tasks::cpus), |about| {
-        about
-            .about(CPUS, "All processors, and what they have counted; each leaves the guest once for it.")
-            .gives::<Vec<Cpu>>(200, "They.")
-    }),
-    route("POST", "/v1/vm/cpus/{cpu}/pause", "pauseCpu", |parts| {
-        let cpu = parts.cpu()?;
-        task(move |handle| tasks::pause_cpu(handle, cpu))
-    }, |about| {
-        about
-            .about(CPUS, "Makes one processor stand still, and shows its registers.")
-            .parameter(CPU)
-            .gives::<CpuState>(200, "It does.")
-    }),
-    route("POST", "/v1/vm/cpus/{cpu}/resume", "resumeCpu", |parts| {
-        let cpu = parts.cpu()?;
-        task(move |handle| Ok(handle.resume_cpu(cpu).map(|()| Reply::done())?))
-    }, |about| {
-        about
-            .about(CPUS, "Lets a processor go on that was held by itself.")
-            .parameter(CPU)
-            .done(204, "It was told.")
-    }),
-    route("GET", "/v1/devices", "getDevices", |_| Ok(Call::Devices(None)), |about| {
-        about
-            .about(DEVICES, "All virtio devices, in the order in which they came.")
-            .gives::<Vec<Device>>(200, "They.")
-    }),
-    route("GET", "/v1/devices/{id}", "getDevice", |parts| {
-        Ok(Call::Devices(Some(parts.name.to_owned())))
-    }, |about| {
-        about.about(DEVICES, "A virtio device.").parameter(ID).gives::<Device>(200, "It.")
-    }),
-    route("PUT", "/v1/devices/{id}", "putDevice", |parts| {
-        let kind: VirtioKind = parts.json()?;
-        order(Order::PutDevice(Box::new(VirtioSpec {
-            id: parts.name.to_owned(),
-            kind,
-        })))
-    }, |about| {
-        about
-            .about(DEVICES, "Adds a device: to the description before the start, and to the guest afterwards.")
-            .parameter(ID)
-            .takes::<VirtioKind>()
-            .done(204, "It is there; the event `driver_started` tells when the guest has begun to use it.")
-    })
-    .body(),
-    route("PATCH", "/v1/devices/{id}", "patchDevice", |parts| {
-        let change: DeviceChange = parts.json()?;
-        let id = parts.name.to_owned();
-        task(move |handle| change.apply(handle, &id).map(|()| Reply::done()))
-    }, |about| {
-        about
-            .about(DEVICES, "Changes a device while it is at work: its file, size, limits, cable.")
-            .parameter(ID)
-            .takes::<DeviceChange>()
-            .done(204, "It is changed; what the guest makes of it is told by events.")
-    })
-    .body(),
-    route("DELETE", "/v1/devices/{id}", "deleteDevice", |parts| {
-        Ok(Call::Remove(parts.name.to_owned(), parts.patience()?))
-    }, |about| {
-        about
-            .about(DEVICES, "Asks the guest to let a device go, and answers when it has, or has not in time.")
-            .parameter(ID)
-            .parameter(TIMEOUT_MS)
-            .parameter(FORCE)
-            .gives::<Removal>(200, "It has gone, and what it had of the host is given back.")
-            .gives::<Removal>(202, "The guest was asked, and has not let it go in time. It still may.")
-    })
-    .query(&["timeout_ms", "force"]),
-    route("GET", "/v1/events", "followEvents", |parts| {
-        Ok(Call::Events(parts.query.number("since", u64::MAX)?))
-    }, |about| {
-        let stream = Answer {
-            status: 200,
-            description: "Events, each with its number, until the machine has ended. The header `Last-Event-ID` says \
-                          the same as `since`.",
-            content: Some(Content {
-                media: "text/event-stream",
-                schema: SchemaGenerator::subschema_for::<String>,
-            }),
-        };
-        let mut about = about
-            .about(EVENTS, "Follows what happens: Server-Sent Events.")
-            .parameter(SINCE);
-        about.answers.push(stream);
-        about
-    })
-    .query(&["since"]),
-    route("GET", "/v1/events/log", "getEvents", |parts| {
-        let since = parts.query.number("since", u64::MAX)?.unwrap_or(0);
-        let limit = parts.query.number("limit", PAGE)?.unwrap_or(PAGE);
-        let wait = parts.query.number("wait_ms", MAX_WAIT_MS)?.unwrap_or(0);
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Ok(Call::EventPage(since, limit, Duration::from_millis(wait)))
-    }, |about| {
-        about
-            .about(EVENTS, "What has happened, piece by piece.")
-            .parameter(SINCE)
-            .parameter(LIMIT)
-            .parameter(WAIT_MS)
-            .gives::<EventPage>(200, "What has happened after that number.")
-    })
-    .query(&["since", "limit", "wait_ms"]),
-    route("GET", "/v1/inspect", "inspect", |_| inside(|inside| inside), |about| {
-        about.about(INSIDE, "All that is inside, in one look.").gives::<Inspection>(200, "It.")
-    }),
-    route("GET", "/v1/inspect/map", "inspectMap", |_| {
-        inside(|inside| Map { generation: inside.generation, slots: inside.map })
-    }, |about| {
-        about
-            .about(INSIDE, "The guest-physical map: slots of memory, windows of devices.")
-            .gives::<Map>(200, "It.")
-    }),
-    route("GET", "/v1/inspect/generation", "inspectGeneration", |_| {
-        inside(|inside| Generation { generation: inside.generation, bumps: inside.bumps })
-    }, |about| {
-        about
-            .about(INSIDE, "The number of the map, and the log of its changes with their causes.")
-            .gives::<Generation>(200, "It.")
-    }),
-    route("GET", "/v1/inspect/mmu", "inspectMmu", |_| {
-        inside(|inside| Mmu { backend: inside.backend, counters: inside.mmu })
-    }, |about| about.about(INSIDE, "What the MMU has counted.").gives::<Mmu>(200, "It.")),
-    route("GET", "/v1/inspect/page-tables", "inspectPageTables", |parts| {
-        let cpu = parts.query.number("cpu", 255)?.unwrap_or(0);
-        let address = parts.query.number("address", u64::MAX)?;
-        let cpu = usize::try_from(cpu).unwrap_or(usize::MAX);
-        task(move |handle| tasks::page_tables(handle, cpu, address))
-    }, |about| {
-        about
-            .about(INSIDE, "A processor's page tables, guest and shadow side by side; the machine is paused for it.")
-            .parameter(WHICH_CPU)
-            .parameter(ADDRESS)
-            .gives::<PageTables>(200, "They.")
-    })
-    .query(&["cpu", "address"]),
-    route("GET", prometheus::PATH, "getPrometheus", |_| Ok(Call::Metrics), |about| {
-        let mut about = about.about(INSIDE, "All counters, as Prometheus reads them.");
-        about.answers.push(Answer {
-            status: 200,
-            description: "Text format 0.0.4.",
-            content: Some(Content {
-                media: "text/plain",
-                schema: SchemaGenerator::subschema_for::<String>,
-            }),
-        });
-        about
-    }),
-];
-
-const fn query(
-    name: &'static str,
-    description: &'static str,
-    schema: openapi::SchemaOf,
-) -> Parameter {
-    Parameter {
-        place: Place::Query,
-        name,
-        description,
-        schema,
-    }
-}
-
-const SINCE: Parameter = query(
-    "since",
-    "The number of the event that was seen last; 0 for all that are kept. A stream without it begins with now.",
-    |_| schemars::json_schema!({ "type": "integer", "minimum": 0 }),
-);
-const LIMIT: Parameter = query(
-    "limit",
-    "The most events.",
-    |_| schemars::json_schema!({ "type": "integer", "minimum": 0, "maximum": PAGE, "default": PAGE }),
-);
-const WAIT_MS: Parameter = query(
-    "wait_ms",
-    "How long an event is waited for if there is none, in milliseconds.",
-    |_| schemars::json_schema!({ "type": "integer", "minimum": 0, "maximum": MAX_WAIT_MS, "default": 0 }),
-);
-const TIMEOUT_MS: Parameter = query(
-    "timeout_ms",
-    "How long the guest has, in milliseconds.",
-    |_| {
-        schemars::json_schema!({
-            "type": "integer", "minimum": 0, "maximum": MAX_WAIT_MS, "default": LET_GO_MS
-        })
-    },
-);
-const FORCE: Parameter = query(
-    "force",
-    "Take the device away when the guest has not let it go in time: to the guest it is as if it had been pulled out.",
-    |_| schemars::json_schema!({ "type": "boolean", "default": false }),
-);
-const WHICH_CPU: Parameter = query(
-    "cpu",
-    "The number of the processor.",
-    |_| schemars::json_schema!({ "type": "integer", "minimum": 0, "maximum": 255, "default": 0 }),
-);
-const ADDRESS: Parameter = query(
-    "address",
-    "Only what translates this linear address, decimal, or hexadecimal behind 0x.",
-    |_| schemars::json_schema!({ "type": "string", "pattern": "^(0x[0-9a-fA-F]{1,16}|[0-9]{1,19})$" }),
-);
-const ID: Parameter = Parameter {
-    place: Place::Path,
-    name: "id",
-    description: "The device's name: 1 to 64 letters, digits, `_`, `-` and `.`.",
-    schema: |_| schemars::json_schema!({ "type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$" }),
-};
-const CPU: Parameter = Parameter {
-    place: Place::Path,
-    name: "cpu",
-    description: "The processor's number.",
-    schema: cpu_schema,
-};
-
-fn cpu_schema(_: &mut SchemaGenerator) -> Schema {
-    schemars::json_schema!({ "type": "integer", "minimum": 0, "maximum": 254 })
 }
 
 /// Describes all of them.
@@ -883,6 +401,30 @@ mod tests {
                 "/v1/devices/a",
                 "",
                 r#"{"kind": "own"}"#,
+                Code::BadBody,
+                None,
+            ),
+            (
+                "PUT",
+                "/v1/devices/a",
+                "",
+                r#"["rng"]"#,
+                Code::BadBody,
+                None,
+            ),
+            (
+                "PUT",
+                "/v1/devices/a",
+                "",
+                r#"{"kind": "rng", "limits": [null, null]}"#,
+                Code::BadBody,
+                None,
+            ),
+            (
+                "PUT",
+                "/v1/devices/a",
+                "",
+                r#"{"kind": "net", "host": ["user"]}"#,
                 Code::BadBody,
                 None,
             ),

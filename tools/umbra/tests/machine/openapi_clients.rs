@@ -14,8 +14,35 @@ const PACKAGE: &str = "schemathesis==4.32.5";
 /// How many requests are made up for each operation, beside those that the document's limits give.
 const EXAMPLES: u32 = 15;
 
-/// `cli; hlt`, for ever.
-const HALT: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfc];
+/// Halts, for ever, and lives through an NMI.
+///
+/// ```text
+/// 40  lgdt [5e]        lidt [64]       in 32-bit protected mode
+/// 4e  hlt, and again: also the handler, so that there is one NMI and no more
+/// 51  (nothing)
+/// 5e  the descriptors of both tables
+/// 6a  null, flat code (selector 8)
+/// 7a  three gates; that of vector 2 leads to 4e
+/// ```
+fn halts() -> Vec<u8> {
+    const LOADED: u32 = 0x10_0040;
+    let at = |offset: u32| (LOADED - 0x40 + offset).to_le_bytes();
+    let mut code = [
+        &[0x0f, 0x01, 0x15][..],
+        &at(0x5e),
+        &[0x0f, 0x01, 0x1d],
+        &at(0x64),
+    ]
+    .concat();
+    code.extend([0xf4, 0xeb, 0xfd]);
+    code.resize(0x1e, 0);
+    code.extend([&[0x0f, 0][..], &at(0x6a), &[0x17, 0], &at(0x7a)].concat());
+    code.extend([0; 8]);
+    code.extend([0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0]);
+    code.extend([0; 16]);
+    code.extend([0x4e, 0, 8, 0, 0, 0x8e, 0x10, 0]);
+    code
+}
 
 /// What a machine has that is started before the first request.
 const CONFIG: &str = r#"{
@@ -34,7 +61,7 @@ fn is_asked(more: &str) {
     };
     let place = tempfile::tempdir().unwrap();
     let path = |name: &str| place.path().join(name);
-    let kernel = image::multiboot(place.path(), &HALT);
+    let kernel = image::multiboot(place.path(), &halts());
     fs::create_dir(path("lost")).unwrap();
     fs::write(path("disk"), vec![0; 1 << 20]).unwrap();
     let config = CONFIG
