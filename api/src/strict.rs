@@ -24,8 +24,8 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
 }
 
 /// Reads a value as [`from_str`], of a type with enumerations whose words stand among their fields (`tag`): readers of
-/// these look at their fields by themselves, and not strictly. What was read is written again: where an object is
-/// written, there was one.
+/// these look at their fields by themselves, and not strictly. What was read is written again, and what
+/// is written is what was said: no array where an object is, no number where a word is.
 ///
 /// # Errors
 /// If it is something else.
@@ -52,13 +52,26 @@ fn compare(said: &Value, taken: &Value, place: &str) -> Result<(), Error> {
             let mut both = said.iter().zip(taken);
             both.try_for_each(|(said, taken)| compare(said, taken, place))
         }
-        (Value::Array(_), Value::Object(_)) => Err(Error::custom(format!(
-            "invalid type: sequence, expected an object for `{place}`"
-        ))),
-        (Value::Object(_), Value::String(_)) => Err(Error::custom(format!(
-            "invalid type: map, expected a string for `{place}`"
-        ))),
-        _ => Ok(()),
+        // What is left out may be said so.
+        (Value::Null, _) => Ok(()),
+        _ if kind(said) == kind(taken) => Ok(()),
+        _ => {
+            let (said, taken) = (kind(said), kind(taken));
+            Err(Error::custom(format!(
+                "invalid type: {said}, expected {taken} for `{place}`"
+            )))
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
     }
 }
 

@@ -165,6 +165,18 @@ pub enum PlanError {
         /// The device.
         id: String,
     },
+    /// A disk that there cannot be.
+    #[error("the {what} of {id:?} is {value}; it can be {allowed}")]
+    Disk {
+        /// The device.
+        id: String,
+        /// What is wrong.
+        what: &'static str,
+        /// What was asked for.
+        value: String,
+        /// What it could be.
+        allowed: &'static str,
+    },
     /// A device of a back end that there cannot be.
     #[error("the {what} of {id:?} is {value}; it can be {allowed}")]
     VhostUser {

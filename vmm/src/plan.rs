@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use umbra_boot::layout::MIN_RAM;
 use umbra_devices::virtio::vsock::VSOCK_PATH_MAX;
-use umbra_devices::virtio::{Console, Mem, Net, Pmem, Vsock};
+use umbra_devices::virtio::{Block, Console, Mem, Net, Pmem, Vsock};
 use umbra_vhost::TAG_MAX;
 
 use crate::error::PlanError;
 use crate::layout;
 use crate::spec::{
-    Backend, BalloonSpec, ConsoleSpec, Limits, MemSpec, NetHost, NetMetadata, NetSpec, PmemSpec,
-    PortEnd, Spec, Verify, VhostKind, VhostUserSpec, VirtioKind, VirtioSpec, VsockSpec,
+    Backend, BalloonSpec, ConsoleSpec, DiskSpec, Limits, MemSpec, NetHost, NetMetadata, NetSpec,
+    PmemSpec, PortEnd, Spec, Verify, VhostKind, VhostUserSpec, VirtioKind, VirtioSpec, VsockSpec,
 };
 
 /// Local APIC ids up to 254 are processors' in xAPIC mode; 255 is the broadcast.
@@ -125,7 +125,8 @@ pub fn check_virtio<'a>(
             return Err(PlanError::SameId { id: id.clone() });
         }
         match &device.kind {
-            VirtioKind::Rng(_) | VirtioKind::Block(_) | VirtioKind::Own(_) => {}
+            VirtioKind::Rng(_) | VirtioKind::Own(_) => {}
+            VirtioKind::Block(disk) => check_disk(id, disk)?,
             VirtioKind::Net(net) => check_net(id, net)?,
             VirtioKind::Pmem(pmem) => check_pmem(id, pmem)?,
             VirtioKind::Mem(mem) => check_mem(id, mem)?,
@@ -150,6 +151,24 @@ fn is_vsock(kind: &VirtioKind) -> bool {
         VirtioKind::VhostUser(vhost) => vhost.kind.id() == Vsock::ID,
         _ => false,
     }
+}
+
+fn check_disk(id: &str, disk: &DiskSpec) -> Result<(), PlanError> {
+    let refused = |what, value: String, allowed| {
+        Err(PlanError::Disk {
+            id: id.to_owned(),
+            what,
+            value,
+            allowed,
+        })
+    };
+    if disk.serial.len() > Block::SERIAL_MAX {
+        return refused("serial", format!("{:?}", disk.serial), "20 bytes at most");
+    }
+    if !(1..=Block::QUEUES_MAX).contains(&disk.queues) {
+        return refused("number of queues", disk.queues.to_string(), "1 to 64");
+    }
+    Ok(())
 }
 
 fn check_vhost_user(id: &str, vhost: &VhostUserSpec) -> Result<(), PlanError> {
@@ -640,6 +659,27 @@ mod tests {
             .virtio("w", vsock);
         let second = PlanError::SecondVsock { id: "w".into() };
         assert_eq!(Plan::new(two), Err(second));
+    }
+
+    #[test]
+    fn a_disk_has_a_serial_number_that_fits_and_some_queues() {
+        let with = |serial: &str, queues| {
+            let disk = DiskSpec {
+                serial: serial.into(),
+                queues,
+                ..DiskSpec::new("d")
+            };
+            Plan::new(Spec::new("kernel").virtio("d", VirtioKind::Block(disk)))
+        };
+        assert!(with("12345678901234567890", 64).is_ok());
+        for (serial, queues, said) in [
+            ("123456789012345678901", 1, "the serial of \"d\""),
+            ("", 0, "the number of queues of \"d\" is 0"),
+            ("", 65, "it can be 1 to 64"),
+        ] {
+            let error = with(serial, queues).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

@@ -429,6 +429,14 @@ mod tests {
                 None,
             ),
             (
+                "PUT",
+                "/v1/devices/a",
+                "",
+                r#"{"kind": "net", "host": {"type": 2}}"#,
+                Code::BadBody,
+                None,
+            ),
+            (
                 "PATCH",
                 "/v1/devices/a",
                 "",

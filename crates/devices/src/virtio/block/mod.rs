@@ -230,6 +230,8 @@ impl Block {
     pub const ID: u32 = 2;
     /// Most queues of a device; each has a thread.
     pub const QUEUES_MAX: u16 = 64;
+    /// Most bytes of a serial number (virtio 1.3, 5.2.6).
+    pub const SERIAL_MAX: usize = ID_LEN;
 
     /// Most buffers of one request's data.
     pub const SEGMENTS_MAX: u16 = config::SEGMENTS_MAX;
