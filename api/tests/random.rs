@@ -17,6 +17,8 @@ use support::{HALT, Rig, write_kernel};
 use umbra_api::firecracker::policy::{self, State};
 use umbra_api::firecracker::request::{Action, Method, parse};
 use umbra_api::server::Limits;
+use umbra_api::v1::routes::Order;
+use umbra_api::v1::{self, Call, Code};
 
 /// What is asked. `PLACE` is the folder of the machine.
 #[rustfmt::skip]
@@ -58,6 +60,35 @@ const ASKED: &[(&str, &str, &str)] = &[
     ("PATCH", "/vm", r#"{"state": "Resumed"}"#),
     ("PUT", "/snapshot/create", r#"{"snapshot_path": "s", "mem_file_path": "m"}"#),
     ("PUT", "/snapshot/load", r#"{"snapshot_path": "s", "mem_file_path": "m"}"#),
+    ("GET", "/v1/vm", ""),
+    ("GET", "/v1/vm", ""),
+    ("GET", "/v1/nope", ""),
+    ("GET", "/v1/vm/spec", ""),
+    ("PUT", "/v1/vm/spec", r#"{"kernel": "PLACE/kernel", "memory": 16777216, "backend": "soft", "pci": true}"#),
+    ("PUT", "/v1/vm/spec", r#"{"kernel": "PLACE/kernel", "memory": 16777216, "backend": "soft", "on_reset": "restart"}"#),
+    ("PUT", "/v1/vm/spec", r#"{"kernel": "PLACE/kernel", "cpus": 0}"#),
+    ("POST", "/v1/vm/start", ""),
+    ("POST", "/v1/vm/start", ""),
+    ("POST", "/v1/vm/pause", ""),
+    ("POST", "/v1/vm/resume", ""),
+    ("POST", "/v1/vm/reset", ""),
+    ("POST", "/v1/vm/reset", ""),
+    ("POST", "/v1/vm/stop", ""),
+    ("POST", "/v1/vm/power-button", ""),
+    ("POST", "/v1/vm/ctrl-alt-del", ""),
+    ("GET", "/v1/vm/cpus", ""),
+    ("POST", "/v1/vm/cpus/0/pause", ""),
+    ("POST", "/v1/vm/cpus/0/resume", ""),
+    ("GET", "/v1/devices", ""),
+    ("PUT", "/v1/devices/r", r#"{"kind": "rng"}"#),
+    ("PUT", "/v1/devices/b", r#"{"kind": "blk", "path": "PLACE/disk2"}"#),
+    ("PATCH", "/v1/devices/b", r#"{"limits": {"operations": {"size": 5}}}"#),
+    ("DELETE", "/v1/devices/r?timeout_ms=10&force=true", ""),
+    ("DELETE", "/v1/devices/b?timeout_ms=10", ""),
+    ("GET", "/v1/events/log?since=0&limit=5", ""),
+    ("GET", "/v1/inspect", ""),
+    ("GET", "/v1/inspect/page-tables", ""),
+    ("GET", "/metrics/prometheus", ""),
 ];
 
 /// What a machine begins with that is to run for sure.
@@ -128,6 +159,21 @@ struct Model {
     state: State,
     pci: bool,
     may_end: bool,
+    /// What the description of `/v1` says of a bus.
+    said_pci: Option<bool>,
+}
+
+/// What the owner is asked for by a request of `/v1`; whether it is the owner who answers.
+fn order(call: Call) -> Option<(Order, bool)> {
+    Some(match call {
+        Call::Order(order) => (order, true),
+        Call::Task(_) => (Order::Handle, false),
+        Call::Devices(_) => (Order::Devices, false),
+        Call::Remove(id, _) => (Order::Remove(id), false),
+        Call::Events(_) | Call::EventPage(..) => (Order::Log, false),
+        Call::Metrics => (Order::Info, false),
+        Call::Reply(_) => return None,
+    })
 }
 
 impl Model {
@@ -138,6 +184,9 @@ impl Model {
         answer: &support::Answer,
     ) -> Result<(), String> {
         let (method, path, body) = asked;
+        if v1::is_ours(path) {
+            return self.compare_v1(asked, answer);
+        }
         let wrong = |what: &str| Err(format!("{what}: {method} {path} {body}: {answer:?}"));
         let parsed = parse(Method::parse(method).unwrap(), path, body.as_bytes());
         let code =
@@ -171,7 +220,7 @@ impl Model {
         }
         if code.is_none() {
             match action {
-                Action::Start | Action::Resume => self.state = State::Running,
+                Action::Start | Action::Resume => self.runs(),
                 Action::Pause => self.state = State::Paused,
                 Action::GetInstanceInfo => {
                     let says = answer.json()["state"].as_str().unwrap().to_owned();
@@ -192,6 +241,84 @@ impl Model {
     }
 }
 
+impl Model {
+    fn runs(&mut self) {
+        if self.state == State::Before {
+            self.pci = self.said_pci.unwrap_or(self.pci);
+        }
+        self.state = State::Running;
+    }
+
+    fn compare_v1(
+        &mut self,
+        asked: (&str, &str, &str),
+        answer: &support::Answer,
+    ) -> Result<(), String> {
+        let (method, path, body) = asked;
+        let wrong = |what: &str| Err(format!("{what}: {method} {path} {body}: {answer:?}"));
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let json = || answer.json();
+        let code =
+            (answer.status >= 400).then(|| json()["error"]["code"].as_str().unwrap().to_owned());
+        let is = |wanted: Code| {
+            let wanted = serde_json::to_value(wanted).unwrap();
+            code.as_deref() == wanted.as_str()
+        };
+        let call = v1::routes::parse(v1::Request {
+            method,
+            path,
+            query,
+            body: body.as_bytes(),
+        });
+        let (order, by_owner) = match call.map(order) {
+            Ok(Some(order)) => order,
+            Ok(None) => return Ok(()),
+            Err(problem) if is(problem.code) => return Ok(()),
+            Err(_) => return wrong("nonsense is not refused as such"),
+        };
+        // The owner has gone, or is about to.
+        let ending = is(Code::Ending);
+        if is(Code::Ended) || ending {
+            if self.state == State::Before || !self.may_end {
+                return wrong("nothing has ended");
+            }
+            // The owner may not have heard yet what somebody else has seen.
+            if by_owner || ending {
+                self.state = State::Ended;
+            }
+            return Ok(());
+        }
+        match v1::policy::check(self.state, &order) {
+            Err(code) if is(code) => return Ok(()),
+            Err(_) => return wrong("the policy refuses it"),
+            Ok(()) if is(Code::NotStarted) || is(Code::Started) => {
+                return wrong("the policy allows it");
+            }
+            Ok(()) if code.is_some() => return Ok(()),
+            Ok(()) => {}
+        }
+        match order {
+            Order::PutSpec(spec) => self.said_pci = Some(spec.pci),
+            Order::Start | Order::Resume | Order::Reset => self.runs(),
+            Order::Pause => self.state = State::Paused,
+            Order::Stop => self.may_end = true,
+            Order::Info if by_owner => {
+                let right = match self.state {
+                    State::Before => "not_started",
+                    State::Running => "running",
+                    State::Paused => "paused",
+                    State::Ended => "ended",
+                };
+                if json()["state"] != right {
+                    return wrong("another state");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
 /// Lives through requests; returns the states that the machine was seen in.
 fn live(
     guest: Guest,
@@ -205,6 +332,7 @@ fn live(
         state: State::Before,
         pci,
         may_end: guest.can_end(),
+        said_pci: None,
     };
     let mut client = rig.client();
     let mut seen = Vec::new();
@@ -215,7 +343,10 @@ fn live(
     for ((method, path, body), wait) in begin.chain(chosen) {
         let body = body.replace("PLACE", place);
         let answer = client.ask(method, path, &body);
-        model.compare((method, path, &body), &answer)?;
+        if let Err(why) = model.compare((method, path, &body), &answer) {
+            // How it ended says more, if it has.
+            return Err(format!("{why}\n{:?}", rig.log()));
+        }
         if !seen.contains(&model.state) {
             seen.push(model.state);
         }

@@ -6,9 +6,9 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use umbra_bus::{Bus, BusError, MmioDevice, Ports};
@@ -45,6 +45,9 @@ pub(crate) struct Parts {
     pub memory: u64,
 }
 
+/// How long somebody may be at work with a machine that has left: as long as the longest call, which flushes a disk.
+const FREE: Duration = Duration::from_secs(30);
+
 /// Where a machine is.
 #[derive(Default)]
 enum Place {
@@ -72,6 +75,8 @@ struct SeatState {
     reset: bool,
     /// Somebody wants it to end.
     stop: bool,
+    /// What has left last. Somebody may still be at work with it.
+    left: Weak<Parts>,
 }
 
 impl Seat {
@@ -110,11 +115,25 @@ impl Seat {
                 true => Place::Coming,
                 false => Place::Gone,
             };
-            std::mem::replace(&mut state.place, next)
+            let old = std::mem::replace(&mut state.place, next);
+            if let Place::There(parts) = &old {
+                state.left = Arc::downgrade(parts);
+            }
+            old
         };
         self.changed.notify_all();
         // Not under the lock: it may be the last one who has it.
         drop(old);
+    }
+
+    /// Waits until nobody is at work any more with a machine that has left, so that its files are free. Whoever is
+    /// finds that it has ended, and is not long; one who is all the same is left behind.
+    pub fn wait_free(&self) {
+        let left = self.state.lock().left.clone();
+        let until = Instant::now() + FREE;
+        while left.strong_count() > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// Tells whether somebody outside has asked for a reset, and forgets it.
@@ -134,9 +153,11 @@ impl Seat {
         }
     }
 
-    /// Waits until a machine that ends has left.
-    fn wait_left(&self, parts: &Arc<Parts>) {
-        let is_it = |place: &Place| matches!(place, Place::There(now) if Arc::ptr_eq(now, parts));
+    /// Waits until a machine that ends has left. It is not held meanwhile, for the next one needs what it has.
+    fn wait_left(&self, parts: Arc<Parts>) {
+        let left = Arc::downgrade(&parts);
+        drop(parts);
+        let is_it = |place: &Place| matches!(place, Place::There(now) if Weak::ptr_eq(&Arc::downgrade(now), &left));
         let mut state = self.state.lock();
         while is_it(&state.place) {
             self.changed.wait(&mut state);
@@ -146,6 +167,9 @@ impl Seat {
 
 /// Ends a machine from outside, holds it still, changes it, looks into it. Cheap to clone. Where the machine is reset
 /// and begins again, whatever is asked of it waits until it has.
+///
+/// What it gives away to change one device ([`disk`](Self::disk) and the like) is of the device in this life. Who keeps
+/// that of a disk keeps its file, and the machine cannot open it again after a reset: better ask for it each time.
 #[derive(Clone)]
 pub struct Handle {
     pub(crate) seat: Arc<Seat>,
@@ -204,9 +228,7 @@ impl Handle {
     /// # Errors
     /// If the machine is ending.
     pub fn pause(&self) -> Result<Paused, HandleError> {
-        let (reply, answer) = channel();
-        self.tell(Event::Pause(reply))?;
-        answer.recv().map_err(|_| HandleError::Ended)
+        self.ask(Event::Pause)
     }
 
     /// Makes one processor stand still, and returns its registers; the others and the devices go on. It stands still
@@ -218,9 +240,7 @@ impl Handle {
     /// If the machine is ending, or has no such processor.
     pub fn pause_cpu(&self, cpu: usize) -> Result<PausedCpu, HandleError> {
         self.expect_cpu(cpu)?;
-        let (reply, answer) = channel();
-        self.tell(Event::PauseCpu(cpu, reply))?;
-        answer.recv().map_err(|_| HandleError::Ended)
+        self.ask(|reply| Event::PauseCpu(cpu, reply))
     }
 
     /// Lets a processor go on that was held by itself; nothing if it was not. While the machine is paused it goes on
@@ -230,16 +250,36 @@ impl Handle {
     /// If the machine has ended, or has no such processor.
     pub fn resume_cpu(&self, cpu: usize) -> Result<(), HandleError> {
         self.expect_cpu(cpu)?;
-        self.tell(Event::ResumeCpu(cpu))
+        self.tell(|| Event::ResumeCpu(cpu))
     }
 
+    /// What there is. Who has it neither asks the driver nor waits for another life: a reset waits for him.
     fn parts(&self) -> Result<Arc<Parts>, HandleError> {
         self.seat.parts().ok_or(HandleError::Ended)
     }
 
-    fn tell(&self, event: Event) -> Result<(), HandleError> {
-        let told = self.parts()?.events.send(event);
-        told.map_err(|_| HandleError::Ended)
+    /// Tells the driver something. One that is on its way out hears nothing more; the next one does.
+    fn tell(&self, event: impl Fn() -> Event) -> Result<(), HandleError> {
+        loop {
+            let parts = self.parts()?;
+            match parts.events.send(event()) {
+                Ok(()) => return Ok(()),
+                Err(_) => self.seat.wait_left(parts),
+            }
+        }
+    }
+
+    /// Asks the driver, and waits for its answer; one that is on its way out gives none, and the next one is asked.
+    fn ask<T>(&self, event: impl Fn(Sender<T>) -> Event) -> Result<T, HandleError> {
+        loop {
+            let parts = self.parts()?;
+            let (reply, answer) = channel();
+            let told = parts.events.send(event(reply));
+            match told.ok().and_then(|()| answer.recv().ok()) {
+                Some(answer) => return Ok(answer),
+                None => self.seat.wait_left(parts),
+            }
+        }
     }
 
     fn expect_cpu(&self, cpu: usize) -> Result<(), HandleError> {
@@ -252,7 +292,7 @@ impl Handle {
     /// Lets the processors go on that are not held by themselves; nothing if they do. Never blocks.
     pub fn resume(&self) {
         // A machine that has ended hears nothing more.
-        let _ = self.tell(Event::Resume);
+        let _ = self.tell(|| Event::Resume);
     }
 
     /// Presses Ctrl, Alt and Delete on the machine's keyboard, and lets them go. What that means is the guest's
@@ -263,10 +303,10 @@ impl Handle {
     /// If the machine has ended, has no keyboard ([`Spec::keyboard`](crate::Spec::keyboard)), or one that takes no
     /// keys now.
     pub fn press_ctrl_alt_del(&self) -> Result<(), HandleError> {
+        self.expect_alive()?;
         let parts = self.parts()?;
         let keyboard = parts.buttons.keyboard.as_ref();
         let keyboard = keyboard.ok_or(HandleError::NoKeyboard)?;
-        self.expect_alive()?;
         Ok(keyboard.press_ctrl_alt_del()?)
     }
 
@@ -304,7 +344,7 @@ impl Handle {
     /// Fails if nobody hears any more what the machine is told.
     fn expect_alive(&self) -> Result<(), HandleError> {
         // The driver looks at the time, which it may always do.
-        self.tell(Event::Timer)
+        self.tell(|| Event::Timer)
     }
 
     /// Describes the page tables of a processor, guest and shadow side by side, for people; only what
@@ -317,10 +357,13 @@ impl Handle {
         cpu: usize,
         address: Option<u64>,
     ) -> Result<Vec<String>, HandleError> {
-        let parts = self.parts()?;
         let paused = self.pause()?;
         let state = paused.states.get(cpu);
-        let lines = state.map(|state| parts.backend.describe_tables(state, address));
+        let (lines, backend) = {
+            let backend = self.parts()?.backend.clone();
+            let lines = state.map(|state| backend.describe_tables(state, address));
+            (lines, backend.name())
+        };
         if !paused.already {
             self.resume();
         }
@@ -328,9 +371,7 @@ impl Handle {
             cpu,
             last: paused.states.len().saturating_sub(1),
         })?;
-        lines.ok_or(HandleError::NoTables {
-            backend: parts.backend.name(),
-        })
+        lines.ok_or(HandleError::NoTables { backend })
     }
 
     /// Lists the virtio devices, in the order in which they came; none when the machine has ended.
@@ -470,10 +511,10 @@ impl Handle {
     /// # Errors
     /// If the machine has ended.
     pub fn reset(&self) -> Result<(), HandleError> {
-        let parts = self.parts()?;
-        self.seat.state.lock().reset = true;
-        let told = parts.events.send(Event::End(Outcome::Reset));
-        told.map_err(|_| HandleError::Ended)
+        self.tell(|| {
+            self.seat.state.lock().reset = true;
+            Event::End(Outcome::Reset)
+        })
     }
 
     /// Returns the number of processors.
@@ -512,12 +553,8 @@ impl Handle {
     /// # Errors
     /// If the machine has ended.
     pub fn inspect(&self) -> Result<Inspection, HandleError> {
-        let parts = self.parts()?;
-        let (reply, answer) = channel();
-        let told = parts.events.send(Event::Count(reply));
-        told.map_err(|_| HandleError::Ended)?;
-        let cpus = answer.recv().map_err(|_| HandleError::Ended)?;
-        Ok(Inspection::of(&parts, cpus))
+        let counted = self.ask(Event::Count)?;
+        Ok(Inspection::of(&*self.parts()?, counted))
     }
 
     /// Shows a device of one's own at a range of guest-physical addresses, where nothing is. It takes effect for every
@@ -673,7 +710,7 @@ impl ConsoleInput {
                 return Ok(());
             }
             // It is on its way out; wait until it has left.
-            self.seat.wait_left(&parts);
+            self.seat.wait_left(parts);
         }
     }
 

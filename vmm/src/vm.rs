@@ -20,7 +20,9 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use umbra_block::OpenError;
 use umbra_bus::{MmioDevice, PioDevice};
 use umbra_cpu::{Backend, CpuError};
 use umbra_slots::GpaRange;
@@ -35,6 +37,9 @@ use crate::own::{BackendParts, Own};
 use crate::plan::Plan;
 use crate::policy::Outcome;
 use crate::spec::{OnReset, Spec, VirtioKind, VirtioSpec};
+
+/// How long somebody who looks at a disk just now may keep it from being opened again.
+const LET_GO: Duration = Duration::from_secs(5);
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -245,6 +250,32 @@ impl Drop for Vm {
     }
 }
 
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// Builds a machine for its next life.
+fn again(spec: &Spec, console: &Console, own: &Own, seat: &Arc<Seat>) -> Result<Machine, Error> {
+    let until = Instant::now() + LET_GO;
+    loop {
+        let plan = Plan::new(spec.clone())?;
+        match Machine::assemble(plan, console.clone(), own, seat.clone()) {
+            Err(BuildError::Disk {
+                source: OpenError::Locked { .. },
+                ..
+            }) if Instant::now() < until => thread::sleep(Duration::from_millis(1)),
+            built => return Ok(built?),
+        }
+    }
+}
+
 /// Takes away the socket's file of a device that has left it behind: the next one makes it again.
 fn free_socket(device: &VirtioSpec) {
     if let VirtioKind::Vsock(vsock) = &device.kind
@@ -295,19 +326,11 @@ impl Lives {
             }
             seated.again = true;
             drop(seated);
+            seat.wait_free();
             seat.journal.note(News::Reset { by_guest: !asked });
             spec.virtio = devices;
             spec.virtio.iter().for_each(free_socket);
-            let again = Plan::new(spec.clone()).map_err(Error::Plan);
-            let again = again.and_then(|plan| {
-                Ok(Machine::assemble(
-                    plan,
-                    console.clone(),
-                    &own,
-                    seat.clone(),
-                )?)
-            });
-            match again {
+            match again(&spec, &console, &own, &seat) {
                 Ok(next) => {
                     machine = next;
                     machine.begin();
@@ -322,7 +345,7 @@ impl Lives {
                 }
                 ended.outcome.to_string()
             }
-            Err(error) => error.to_string(),
+            Err(error) => chain(error),
         };
         seat.leave(false);
         seat.journal.note(News::Ended { reason });

@@ -138,6 +138,17 @@ impl Rig {
         self.join()
     }
 
+    /// What has happened to the machine, and how it ended if it has.
+    pub fn log(self) -> Option<String> {
+        let _ = self.owner.send(Message::Stop);
+        let mut rig = self;
+        let ended = rig.thread.take().unwrap().join().unwrap();
+        Some(match ended {
+            Ok(ended) => format!("{:?}", ended.map(|ended| ended.outcome)),
+            Err(error) => format!("{error:?}"),
+        })
+    }
+
     /// Waits until the machine has ended, and returns how.
     pub fn join(mut self) -> Option<Ended> {
         self.thread.take().unwrap().join().unwrap().unwrap()

@@ -266,6 +266,57 @@ fn what_was_changed_outlives_a_reset(backend: Backend) {
     assert!(news.iter().any(replaced));
 }
 
+fn a_reset_waits_for_nobody_who_waits_for_it(backend: Backend) {
+    let bench = bench(backend, &SPIN);
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    std::fs::write(&disk, [0; 512]).unwrap();
+    let spec = bench.spec.clone().pci().keyboard();
+    let spec = spec.virtio("d", VirtioKind::Block(DiskSpec::new(&disk)));
+    let mut vm = Builder::new(spec).build().unwrap();
+    let handle = vm.handle();
+    vm.start().unwrap();
+    let calls: [fn(&Handle); 9] = [
+        |handle| drop(handle.inspect()),
+        |handle| drop(handle.page_tables(0, None)),
+        |handle| drop(handle.press_ctrl_alt_del()),
+        |handle| drop(handle.press_power_button()),
+        |handle| drop(handle.pause().map(|_| handle.resume())),
+        |handle| drop(handle.pause_cpu(0).map(|_| handle.resume_cpu(0))),
+        |handle| drop(handle.device_specs()),
+        |handle| drop(handle.disk("d").map(|disk| disk.statistics())),
+        |handle| {
+            let _ = handle.remove_device("d");
+            handle.wait_removed("d", Duration::from_secs(60));
+        },
+    ];
+    let threads: Vec<_> = calls
+        .into_iter()
+        .map(|call| {
+            let handle = handle.clone();
+            thread::spawn(move || {
+                while handle.cpus().is_ok() {
+                    call(&handle);
+                }
+            })
+        })
+        .collect();
+    for boot in 2..12 {
+        let start = Instant::now();
+        handle.reset().unwrap();
+        until(
+            &handle,
+            |news| matches!(news, News::Started { boot: b, .. } if *b == boot),
+        );
+        assert!(start.elapsed() < Duration::from_secs(10), "boot {boot}");
+    }
+    handle.stop();
+    assert_eq!(vm.wait().unwrap().outcome, Outcome::Stopped);
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+}
+
 /// Descriptors and threads of this process, and mappings of guest memory.
 fn holdings() -> (usize, usize, usize) {
     let count = |path: &str| std::fs::read_dir(path).unwrap().count();
@@ -306,6 +357,7 @@ on_both_backends! {
     own_devices_come_and_go_under_a_guest_that_hammers_them,
     what_the_builder_was_told_is_there_in_every_life,
     what_was_changed_outlives_a_reset,
+    a_reset_waits_for_nobody_who_waits_for_it,
     a_machine_that_is_dropped_gives_everything_back_whoever_has_a_handle,
 }
 
