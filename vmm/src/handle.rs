@@ -75,6 +75,8 @@ struct SeatState {
     reset: bool,
     /// Somebody wants it to end.
     stop: bool,
+    /// Columns and rows of the terminal that shows the console, if somebody has said.
+    console: Option<(u16, u16)>,
     /// What has left last. Somebody may still be at work with it.
     left: Weak<Parts>,
 }
@@ -91,6 +93,9 @@ impl Seat {
     /// Takes a machine that was built; returns whether somebody has asked meanwhile that it ends.
     pub fn take(&self, parts: Parts) -> bool {
         let mut state = self.state.lock();
+        if let Some((columns, rows)) = state.console {
+            parts.devices.resize_console(columns, rows);
+        }
         state.place = Place::There(Arc::new(parts));
         self.changed.notify_all();
         state.stop
@@ -492,7 +497,16 @@ impl Handle {
     /// Says how large the terminal is that shows the machine's console. The guest hears of it where a virtio
     /// console has that ([`PortEnd::Console`](crate::PortEnd::Console)); a serial port has no size.
     pub fn resize_console(&self, columns: u16, rows: u16) {
-        if let Some(parts) = self.seat.parts() {
+        let parts = {
+            let mut state = self.seat.state.lock();
+            state.console = Some((columns, rows));
+            match &state.place {
+                Place::There(parts) => Some(parts.clone()),
+                // One that is being built is told when it is there.
+                Place::Coming | Place::Gone => None,
+            }
+        };
+        if let Some(parts) = parts {
             parts.devices.resize_console(columns, rows);
         }
     }

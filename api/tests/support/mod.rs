@@ -229,6 +229,14 @@ impl Client {
         answer
     }
 
+    /// Asks, and reads the status of an answer that has no end.
+    pub fn status(&mut self, method: &str, path: &str) -> u16 {
+        self.send(request(method, path, "").as_bytes());
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        line.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
     /// Reads an answer.
     pub fn answer(&mut self) -> io::Result<Answer> {
         let mut line = String::new();
