@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use umbra_vmm::{Module, Spec};
 
 pub use backend::{Backend as BackendCommand, Serve};
-pub use machine::{BackendArg, MachineArgs};
+pub use machine::{BackendArg, MachineArgs, Watch};
 pub use serve::ServeArgs;
 
 use crate::serve::firecracker::Firecracker;
@@ -15,6 +15,7 @@ use crate::status::{HELP, Status};
 
 mod backend;
 mod balloon;
+mod config;
 mod console;
 mod disk;
 mod fw_cfg;
@@ -52,7 +53,7 @@ pub enum Command {
     Fetch(Fetch),
     /// Tell whether KVM can be used here, and what `--backend auto` takes
     Probe(Probe),
-    /// Serve a machine's API on a unix socket: that of Firecracker
+    /// Serve a machine's API on a unix socket: that of Firecracker, and more under /v1
     #[command(after_help = HELP)]
     Serve(ServeArgs),
     /// Be Firecracker, with its command line, API and exit codes; also under its name
@@ -75,50 +76,63 @@ pub struct Probe {
 #[derive(Debug, Args)]
 pub struct Run {
     /// The kernel: a bzImage, an ELF image with a PVH note, or a multiboot 1 image
-    #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    pub kernel: Option<PathBuf>,
     /// The initial RAM disk; of a multiboot kernel the modules: "FILE STRING,FILE STRING"
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// One more module for a multiboot kernel, which is told the whole value; may be repeated
     #[arg(long = "module", value_name = "FILE[ STRING]")]
     pub modules: Vec<String>,
+    /// The machine as --print-config prints it (JSON), instead of all options that describe one
+    #[arg(long, value_name = "FILE", value_parser = config::parse,
+          conflicts_with_all = ["kernel", "initrd", "modules", "MachineArgs"])]
+    pub config: Option<Box<Spec>>,
     #[command(flatten)]
     pub machine: MachineArgs,
+    #[command(flatten)]
+    pub watch: Watch,
 }
 
 impl Run {
     /// Makes the specification.
     pub fn spec(&self) -> Spec {
-        Spec {
-            modules: self
-                .modules
-                .iter()
-                .map(|text| Module::parse(text, None))
-                .collect(),
-            ..self.machine.spec(self.kernel.clone(), self.initrd.clone())
+        match (&self.config, &self.kernel) {
+            (Some(config), _) => (**config).clone(),
+            (None, kernel) => {
+                let kernel = kernel.clone().unwrap_or_default();
+                let modules = self.modules.iter().map(|text| Module::parse(text, None));
+                Spec {
+                    modules: modules.collect(),
+                    ..self.machine.spec(kernel, self.initrd.clone())
+                }
+            }
         }
     }
 }
 
 impl Command {
-    /// What was said of the machine, if there will be one.
-    pub fn machine(&self) -> Option<&MachineArgs> {
+    /// How the machine is watched, if there will be one.
+    pub fn watch(&self) -> Option<&Watch> {
         match self {
-            Self::Run(run) => Some(&run.machine),
-            Self::Demo(demo) => Some(&demo.machine),
-            Self::Fetch(_)
-            | Self::Probe(_)
-            | Self::Backend(_)
-            | Self::Serve(_)
-            | Self::Firecracker(_) => None,
+            Self::Run(run) => Some(&run.watch),
+            Self::Demo(demo) => Some(&demo.watch),
+            _ => None,
         }
     }
 
     /// Tells whether the guest will have a port by which it chooses the exit status.
     pub fn has_exit_port(&self) -> bool {
-        self.machine()
-            .is_some_and(|machine| machine.debug_exit.is_some() || machine.test_device)
+        let (debug_exit, test_device) = match self {
+            Self::Run(Run {
+                config: Some(spec), ..
+            }) => (spec.debug_exit, spec.test_device),
+            Self::Run(Run { machine, .. }) | Self::Demo(Demo { machine, .. }) => {
+                (machine.debug_exit, machine.test_device)
+            }
+            _ => (None, false),
+        };
+        debug_exit.is_some() || test_device
     }
 }
 
@@ -129,6 +143,8 @@ pub struct Demo {
     pub fetch: Fetch,
     #[command(flatten)]
     pub machine: MachineArgs,
+    #[command(flatten)]
+    pub watch: Watch,
 }
 
 /// `umbra fetch`.

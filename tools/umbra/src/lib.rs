@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
         Ok(command) => command,
         Err(status) => return status.into(),
     };
-    let trace = command.machine().and_then(|machine| machine.trace.as_ref());
+    let trace = command.watch().and_then(|watch| watch.trace.as_ref());
     if let Command::Serve(arguments) = &command {
         let served = serve::run(arguments);
         return served
@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
     };
     let exit_port = command.has_exit_port();
     let result = match command {
-        Command::Run(arguments) => run::run(arguments.spec(), &arguments.machine),
+        Command::Run(arguments) => run::run(arguments.spec(), &arguments.watch),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Fetch(arguments) => demo::fetch(&arguments),
         Command::Probe(arguments) => Ok(probe::run(&arguments.kvm_device)),

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use umbra_vmm::{
-    Backend, CpuModel, CpuTemplate, IrqchipMode, KvmSpec, Processor, Spec, Verify, VirtioKind,
-    VirtioSpec,
+    Backend, CpuModel, CpuTemplate, IrqchipMode, KvmSpec, OnReset, Processor, Spec, Verify,
+    VirtioKind, VirtioSpec,
 };
 
 use super::{
@@ -119,9 +119,9 @@ pub struct MachineArgs {
     #[arg(long, value_name = "ITEM", num_args = 0..=1, default_missing_value = "",
           value_parser = fw_cfg::parse)]
     pub fw_cfg: Option<Vec<fw_cfg::Item>>,
-    /// Write the MMU's events to FILE, for Perfetto or Chrome's about:tracing: mmu=FILE
-    #[arg(long, value_name = "mmu=FILE", value_parser = trace::parse)]
-    pub trace: Option<trace::Request>,
+    /// What becomes of the machine when its guest resets it
+    #[arg(long, value_enum, default_value_t = OnResetArg::End)]
+    pub on_reset: OnResetArg,
     /// What the software processor claims to be
     #[arg(long, value_enum, default_value_t = CpuArg::Stock)]
     pub cpu: CpuArg,
@@ -131,12 +131,6 @@ pub struct MachineArgs {
     /// Hide processor features: x86-64-v2, x86-64-v3, x86-64-v4, or a file in Firecracker's format
     #[arg(long, value_name = "NAME|FILE")]
     pub cpu_template: Option<String>,
-    /// Answer `ptdump` on this unix socket
-    #[arg(long, value_name = "SOCKET")]
-    pub inspect: Option<PathBuf>,
-    /// Print counters when the guest has ended
-    #[arg(long)]
-    pub stats: bool,
     /// Width of the generation tag in MMIO entries, 2 to 19 (for debugging)
     #[arg(long, value_name = "N", default_value_t = 19, hide = true)]
     pub tag_bits: u32,
@@ -147,6 +141,32 @@ pub struct MachineArgs {
     /// slow faults (for debugging; slow)
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1000", hide = true)]
     pub audit: Option<u32>,
+}
+
+/// What is no part of the machine: how it is watched.
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// Print the machine as JSON, as --config, `umbra serve --config` and the API take it, and end
+    #[arg(long)]
+    pub print_config: bool,
+    /// Write the MMU's events to FILE, for Perfetto or Chrome's about:tracing: mmu=FILE
+    #[arg(long, value_name = "mmu=FILE", value_parser = trace::parse)]
+    pub trace: Option<trace::Request>,
+    /// Answer `ptdump` on this unix socket
+    #[arg(long, value_name = "SOCKET")]
+    pub inspect: Option<PathBuf>,
+    /// Print counters when the guest has ended
+    #[arg(long)]
+    pub stats: bool,
+}
+
+/// `--on-reset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnResetArg {
+    /// It ends, with status 3
+    End,
+    /// It begins again, with the devices that it has then
+    Restart,
 }
 
 /// `--backend`.
@@ -245,6 +265,10 @@ impl MachineArgs {
                 .fw_cfg
                 .as_ref()
                 .map(|items| items.iter().filter_map(|item| item.0.clone()).collect()),
+            on_reset: match self.on_reset {
+                OnResetArg::End => OnReset::End,
+                OnResetArg::Restart => OnReset::Restart,
+            },
             ..Spec::new(kernel)
         }
     }
