@@ -207,6 +207,38 @@ fn a_machine_of_a_file_is_there_when_the_first_client_comes() {
 }
 
 #[test]
+fn a_configuration_has_either_form() {
+    let place = Place::new(&[SAY, REBOOT].concat());
+    let umbra = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_umbra"));
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let kernel = place.text("kernel");
+    let machine = ["--kernel", &kernel, "--backend", "soft", "--memory", "16M"];
+    let printed = umbra(&[&["run", "--print-config"], &machine[..]].concat());
+    std::fs::write(place.path("spec"), printed.stdout).unwrap();
+    let bad = format!(r#"{{"kernel": "{kernel}", "cpus": 0}}"#);
+    std::fs::write(place.path("bad"), bad).unwrap();
+    for (file, status, said) in [
+        ("spec", 3, "v"),
+        ("config", 3, "v"),
+        ("bad", 2, "1 to 255 processors"),
+        ("kernel", 2, "cannot read"),
+    ] {
+        let path = place.text(file);
+        let output = umbra(&["serve", "--backend", "soft", "--no-api", "--config", &path]);
+        assert_eq!(output.status.code(), Some(status), "{file}: {output:?}");
+        let all = [output.stdout, output.stderr].concat();
+        let all = String::from_utf8_lossy(&all).into_owned();
+        assert!(all.contains(said), "{file}: {all}");
+    }
+}
+
+#[test]
 fn serve_ends_with_the_statuses_of_run() {
     for (code, status) in [(REBOOT, 3), (CRASH, 4)] {
         let place = Place::new(code);
