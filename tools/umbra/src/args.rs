@@ -7,17 +7,19 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use umbra_vmm::{Module, Spec};
 
 pub use backend::{Backend as BackendCommand, Serve};
+pub use events::Events;
 pub use machine::{BackendArg, MachineArgs, Watch};
 pub use serve::ServeArgs;
 
 use crate::serve::firecracker::Firecracker;
-use crate::status::{HELP, Status};
+use crate::status::{CLIENT_HELP, HELP, Status};
 
 mod backend;
 mod balloon;
 mod config;
 mod console;
 mod disk;
+mod events;
 mod fw_cfg;
 mod limit;
 mod list;
@@ -56,6 +58,9 @@ pub enum Command {
     /// Serve a machine's API on a unix socket: that of Firecracker, and more under /v1
     #[command(after_help = HELP)]
     Serve(ServeArgs),
+    /// Print what happens to a machine that is served, until it has ended
+    #[command(after_help = CLIENT_HELP)]
+    Events(Events),
     /// Be Firecracker, with its command line, API and exit codes; also under its name
     #[command(disable_version_flag = true)]
     Firecracker(Box<Firecracker>),

@@ -7,16 +7,20 @@
 
 mod args;
 mod backend;
+mod client;
 mod console;
 pub mod demo;
+mod events;
 mod inspect;
 mod limits;
+mod out;
 mod probe;
 mod report;
 mod run;
 mod serve;
 mod size;
 mod status;
+mod table;
 mod trace;
 
 use std::process::ExitCode;
@@ -51,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Fetch(arguments) => demo::fetch(&arguments),
         Command::Probe(arguments) => Ok(probe::run(&arguments.kvm_device)),
         Command::Backend(arguments) => backend::run(&arguments),
+        Command::Events(arguments) => events::run(&arguments),
         Command::Serve(_) | Command::Firecracker(_) => unreachable!("served above"),
     };
     let status = result.unwrap_or_else(|error| report::failure(&error));

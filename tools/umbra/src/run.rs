@@ -7,13 +7,14 @@ use crate::args::Watch;
 use crate::console::Session;
 use crate::inspect::Inspector;
 use crate::limits;
+use crate::out;
 use crate::report::{self, BadInput};
 use crate::status::Status;
 
 /// Runs a machine, or prints what it would be, as `watch` says. Returns how it ended.
 pub fn run(spec: Spec, watch: &Watch) -> Result<Status> {
     if watch.print_config {
-        println!("{}", config(&spec)?);
+        out::line(&config(&spec)?)?;
         return Ok(Status::Success);
     }
     limits::survive();
