@@ -18,6 +18,7 @@ mod backend;
 mod balloon;
 mod config;
 mod console;
+pub mod ctl;
 mod disk;
 mod events;
 mod fw_cfg;
@@ -37,9 +38,9 @@ mod vsock;
 /// Runs microVMs anywhere, with or without KVM
 #[derive(Debug, Parser)]
 #[command(name = "umbra", version, after_help = HELP)]
-struct Cli {
+pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    pub command: Command,
 }
 
 /// What to do.
@@ -58,6 +59,9 @@ pub enum Command {
     /// Serve a machine's API on a unix socket: that of Firecracker, and more under /v1
     #[command(after_help = HELP)]
     Serve(ServeArgs),
+    /// Ask a machine that is served: how it is, that it starts, stops, gets devices, and everything else
+    #[command(after_help = CLIENT_HELP)]
+    Ctl(Box<ctl::Ctl>),
     /// Print what happens to a machine that is served, until it has ended
     #[command(after_help = CLIENT_HELP)]
     Events(Events),

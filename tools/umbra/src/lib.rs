@@ -9,6 +9,8 @@ mod args;
 mod backend;
 mod client;
 mod console;
+mod counters;
+mod ctl;
 pub mod demo;
 mod events;
 mod inspect;
@@ -55,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Fetch(arguments) => demo::fetch(&arguments),
         Command::Probe(arguments) => Ok(probe::run(&arguments.kvm_device)),
         Command::Backend(arguments) => backend::run(&arguments),
+        Command::Ctl(arguments) => ctl::run(&arguments),
         Command::Events(arguments) => events::run(&arguments),
         Command::Serve(_) | Command::Firecracker(_) => unreachable!("served above"),
     };
