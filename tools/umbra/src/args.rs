@@ -10,6 +10,7 @@ pub use backend::{Backend as BackendCommand, Serve};
 pub use events::Events;
 pub use machine::{BackendArg, MachineArgs, Watch};
 pub use serve::ServeArgs;
+pub use top::Top;
 
 use crate::serve::firecracker::Firecracker;
 use crate::status::{CLIENT_HELP, HELP, Status};
@@ -31,6 +32,7 @@ mod pmem;
 mod port;
 mod rng;
 mod serve;
+mod top;
 mod vdpa;
 mod vhost_user;
 mod vsock;
@@ -65,6 +67,9 @@ pub enum Command {
     /// Print what happens to a machine that is served, until it has ended
     #[command(after_help = CLIENT_HELP)]
     Events(Events),
+    /// Show what machines that are served do: exits, MMIO, throughput of devices
+    #[command(after_help = CLIENT_HELP)]
+    Top(Top),
     /// Be Firecracker, with its command line, API and exit codes; also under its name
     #[command(disable_version_flag = true)]
     Firecracker(Box<Firecracker>),

@@ -23,6 +23,7 @@ mod serve;
 mod size;
 mod status;
 mod table;
+mod top;
 mod trace;
 
 use std::process::ExitCode;
@@ -59,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Backend(arguments) => backend::run(&arguments),
         Command::Ctl(arguments) => ctl::run(&arguments),
         Command::Events(arguments) => events::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Serve(_) | Command::Firecracker(_) => unreachable!("served above"),
     };
     let status = result.unwrap_or_else(|error| report::failure(&error));

@@ -28,6 +28,11 @@ impl Table {
         self.rows.push(cells);
     }
 
+    /// Tells whether there is nothing under the head.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// Writes it, a line a row.
     pub fn lines(&self) -> Vec<String> {
         let width = |column: usize| {

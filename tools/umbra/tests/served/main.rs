@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test it is the failure")]
 
 mod ctl;
+mod top;
 
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
