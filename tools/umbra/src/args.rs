@@ -8,6 +8,7 @@ use umbra_vmm::{Module, Spec};
 
 pub use backend::{Backend as BackendCommand, Serve};
 pub use events::Events;
+pub use generate::{Completions, Man};
 pub use machine::{BackendArg, MachineArgs, Watch};
 pub use serve::ServeArgs;
 pub use top::Top;
@@ -23,6 +24,7 @@ pub mod ctl;
 mod disk;
 mod events;
 mod fw_cfg;
+mod generate;
 mod limit;
 mod list;
 mod machine;
@@ -70,6 +72,10 @@ pub enum Command {
     /// Show what machines that are served do: exits, MMIO, throughput of devices
     #[command(after_help = CLIENT_HELP)]
     Top(Top),
+    /// Print a shell's completions of this command
+    Completions(Completions),
+    /// Print or write the manual pages of this command
+    Man(Man),
     /// Be Firecracker, with its command line, API and exit codes; also under its name
     #[command(disable_version_flag = true)]
     Firecracker(Box<Firecracker>),
@@ -195,15 +201,19 @@ pub fn parse() -> Result<Command, Status> {
                 Status::Success
             }
             _ => {
-                eprintln!("umbra: {}", one_line(&error.render().to_string()));
+                eprintln!("umbra: {}", one_line(&error));
                 Status::BadInput
             }
         })
 }
 
 /// Makes one line of clap's several: the cause, its hints, and where to read on.
-fn one_line(message: &str) -> String {
-    let cause = message.split("\n\nUsage:").next().unwrap_or(message);
+fn one_line(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no command was given; 'umbra --help' tells more".into();
+    }
+    let message = error.render().to_string();
+    let cause = message.split("\n\nUsage:").next().unwrap_or(&message);
     let cause = cause
         .split("\n\nFor more information")
         .next()
@@ -214,12 +224,7 @@ fn one_line(message: &str) -> String {
         .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
         .filter(|part| !part.is_empty())
         .collect();
-    let cause = if cause.starts_with("Runs microVMs") {
-        "no command was given".to_owned()
-    } else {
-        parts.join("; ")
-    };
-    format!("{cause}; 'umbra --help' tells more")
+    format!("{}; 'umbra --help' tells more", parts.join("; "))
 }
 
 #[cfg(test)]
@@ -230,13 +235,14 @@ mod tests {
 
     fn refusal(arguments: &[&str]) -> String {
         let all = ["umbra"].iter().chain(arguments);
-        one_line(&Cli::try_parse_from(all).unwrap_err().render().to_string())
+        one_line(&Cli::try_parse_from(all).unwrap_err())
     }
 
     #[test]
     fn every_refusal_is_one_line_that_names_the_culprit() {
-        let table: [(&[&str], &str); 7] = [
+        let table: [(&[&str], &str); 8] = [
             (&[], "no command was given"),
+            (&["ctl"], "no command was given"),
             (&["fly"], "'fly'"),
             (&["run"], "--kernel"),
             (&["run", "--kernel", "k", "--turbo"], "--turbo"),

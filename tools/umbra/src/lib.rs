@@ -13,6 +13,7 @@ mod counters;
 mod ctl;
 pub mod demo;
 mod events;
+mod generate;
 mod inspect;
 mod limits;
 mod out;
@@ -61,6 +62,8 @@ pub fn main() -> ExitCode {
         Command::Ctl(arguments) => ctl::run(&arguments),
         Command::Events(arguments) => events::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
+        Command::Completions(arguments) => generate::completions(&arguments),
+        Command::Man(arguments) => generate::man(&arguments),
         Command::Serve(_) | Command::Firecracker(_) => unreachable!("served above"),
     };
     let status = result.unwrap_or_else(|error| report::failure(&error));

@@ -40,6 +40,7 @@ Exit status:
          kernel said so
   5      ended with Ctrl-A x
   7      the host's KVM could not execute the guest (stderr shows registers and the instruction)
+  8, 9   of ctl, events and top: the API refused it, or could not be asked
   128+N  ended by signal N
 With --debug-exit or --test-device the odd numbers are the guest's: a write of V to the exit port
 ends with (V << 1) | 1, of which the lower 8 bits count. 1, 3, 5, 7 above are then 6, 8, 10, 12.";

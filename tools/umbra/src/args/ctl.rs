@@ -69,8 +69,16 @@ pub enum Verb {
         id: String,
     },
     /// Add a device: to the description before the start, and to the guest afterwards
-    Add(Add),
+    #[command(
+        override_usage = "umbra ctl --api-sock PATH add ID JSON|@FILE|-\n       \
+                                umbra ctl --api-sock PATH add [ID] --disk PATH, or one of the other options"
+    )]
+    Add(Box<Add>),
     /// Change a device while it is at work
+    #[command(
+        override_usage = "umbra ctl --api-sock PATH change ID JSON|@FILE|-\n       \
+                                umbra ctl --api-sock PATH change ID OPTIONS"
+    )]
     Change(Change),
     /// Ask the guest to let a device go; ends with status 1 if it has not in time
     Remove {
