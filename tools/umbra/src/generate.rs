@@ -174,6 +174,21 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_names_every_command_and_verb() {
+        let text = include_str!("../../../docs/command.md");
+        let command = Cli::command();
+        for below in command.get_subcommands() {
+            let row = format!("| `umbra {}` |", below.get_name());
+            assert!(text.contains(&row), "{row}");
+        }
+        let ctl = command.find_subcommand("ctl").unwrap();
+        for verb in ctl.get_subcommands().map(Command::get_name) {
+            let there = [format!("`{verb}`"), format!("`{verb} ")];
+            assert!(there.iter().any(|said| text.contains(said)), "{verb}");
+        }
+    }
+
+    #[test]
     fn groff_finds_nothing_wrong_with_the_pages() {
         if !is_there("groff") {
             return;

@@ -49,7 +49,7 @@ ends with (V << 1) | 1, of which the lower 8 bits count. 1, 3, 5, 7 above are th
 pub const CLIENT_HELP: &str = "\
 Exit status:
   0      it is done
-  1      it was not done in time: the guest has not let a device go
+  1      the guest has not let a device go in time (remove), or the host failed
   2      bad input: a file, a number or an argument is wrong
   8      the API refused it (one line on stderr says why, and what to do)
   9      the API could not be asked: no socket, nobody who listens, no answer
