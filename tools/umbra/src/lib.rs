@@ -1,8 +1,9 @@
 //! The `umbra` command: runs a microVM with its console on the user's terminal.
 //!
-//! `umbra-vmm` does the work; here are the command line (`args`), the terminal and its signals
-//! (`console`), the exit status (`status`), a device by itself (`backend`), and the demonstration guest ([`demo`]). This is a
-//! library only so that the command's tests make their guests as `umbra demo` does.
+//! `umbra-vmm` does the work; here are the command line (`args`), the terminal and its signals (`console`), the exit
+//! status (`status`), a machine behind the API (`serve`), those who ask one (`client`, and on it `ctl`, `events`, `top`), a
+//! device by itself (`backend`), and the demonstration guest ([`demo`]). This is a library only so that the command's
+//! tests make their guests as `umbra demo` does.
 #![forbid(unsafe_code)]
 
 mod args;

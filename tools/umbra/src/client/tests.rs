@@ -73,6 +73,19 @@ Connection: close
 }
 
 #[test]
+fn an_answer_that_is_too_long_is_not_read_to_its_end() {
+    let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
+    let most = format!("{head}{}", "a".repeat(ANSWER_MAX)).leak();
+    let (_place, client, _server) = serve(most.as_bytes());
+    let answer = client.ask(&Request::get("/")).unwrap();
+    assert_eq!(answer.body.len(), ANSWER_MAX);
+    let more = format!("{most}a").leak();
+    let (_place, client, _server) = serve(more.as_bytes());
+    let error = client.ask(&Request::get("/")).unwrap_err();
+    assert!(matches!(error, ClientError::TooLong), "{error}");
+}
+
+#[test]
 fn who_does_not_answer_is_told_from_who_refuses() {
     for answer in [
         &b""[..],

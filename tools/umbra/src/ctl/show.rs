@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
+use umbra_vmm::Spec;
 
 use super::operation::Operation;
 use crate::client::ClientError;
@@ -17,7 +18,8 @@ use crate::table::{Table, plain};
 pub fn answer(operation: Operation, path: &str, body: &str) -> Result<String> {
     let name = plain(name(path));
     let lines = match operation {
-        Operation::Openapi | Operation::Spec => return Ok(anything(body)),
+        Operation::Spec => return Ok(spec(body)),
+        Operation::Openapi => return Ok(anything(body)),
         Operation::Metrics => return Ok(body.to_owned()),
         Operation::Info | Operation::Start | Operation::Pause | Operation::Resume => {
             info(&json(body)?)
@@ -54,6 +56,13 @@ pub fn anything(body: &str) -> String {
         text if text.is_empty() || text.ends_with('\n') => text,
         text => text + "\n",
     }
+}
+
+/// Shows a machine in the order of its fields, if it is one as this version knows them.
+fn spec(body: &str) -> String {
+    let spec = serde_json::from_str::<Spec>(body);
+    let text = spec.and_then(|spec| serde_json::to_string_pretty(&spec));
+    text.map_or_else(|_| anything(body), |text| text + "\n")
 }
 
 /// The name in a path: behind `devices` or `cpus`.

@@ -180,7 +180,12 @@ fn a_machine_lives_by_ctl() {
     rig.done(&["reset"]);
     let reset = rig.done(&["events", "--since", "0", "--wait", "1"]);
     assert!(reset.contains("reset by_guest=false"), "{reset}");
+    // What it is now is a machine again.
     assert_eq!(rig.json(&["spec"])["virtio"][0]["id"], "disk0");
+    let now = rig.place.text("now");
+    std::fs::write(&now, rig.done(&["spec"])).unwrap();
+    let printed = umbra(&["run", "--config", &now, "--print-config"], "");
+    assert_eq!(printed.stdout, std::fs::read(&now).unwrap(), "{printed:?}");
     rig.stop();
 }
 
@@ -316,4 +321,51 @@ fn a_monitor_that_ends_without_a_machine_leaves_its_followers() {
     end_by(rig.server.take().unwrap().into_child(), Signal::TERM);
     let output = follower.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(9), "{output:?}");
+}
+
+/// Somebody who answers one request with this.
+fn answered_with(answer: &'static str) -> (tempfile::TempDir, String) {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        while !lines.next().unwrap().unwrap().is_empty() {}
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    let path = path.to_str().unwrap().to_owned();
+    (place, path)
+}
+
+#[test]
+fn events_that_are_no_longer_kept_are_told() {
+    let stream = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n: here\n\nevent: missed\ndata: {\"missed\":7}\n\n\
+                  event: ended\ndata: {\"at_ms\":0,\"event\":\"ended\",\"number\":8,\"reason\":\"by itself\"}\n\n";
+    for (more, said) in [
+        (
+            &[][..],
+            "missed: 7 events are no longer kept\n1970-01-01T00:00:00.000Z      8 ended reason=\"by itself\"\n",
+        ),
+        (
+            &["--json"],
+            "{\"missed\":7}\n{\"at_ms\":0,\"event\":\"ended\",\"number\":8,\"reason\":\"by itself\"}\n",
+        ),
+    ] {
+        let (_place, socket) = answered_with(stream);
+        let output = umbra(
+            &[&["events", "--since", "0", "--api-sock", &socket], more].concat(),
+            "",
+        );
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            text.trim_start_matches([' ', '-']).ends_with(said),
+            "{text}"
+        );
+    }
+    let (_place, socket) =
+        answered_with("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nevent: x\ndata: {\n\n");
+    let odd = umbra(&["events", "--api-sock", &socket], "");
+    assert_eq!(odd.status.code(), Some(9), "{odd:?}");
 }
