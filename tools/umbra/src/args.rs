@@ -4,32 +4,37 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use umbra_vmm::{
-    Backend, CpuModel, CpuTemplate, IrqchipMode, KvmSpec, Module, Processor, Spec, Verify,
-    VirtioKind, VirtioSpec,
-};
+use umbra_vmm::{Module, Spec};
 
 pub use backend::{Backend as BackendCommand, Serve};
+pub use events::Events;
+pub use generate::{Completions, Man};
+pub use machine::{BackendArg, MachineArgs, Watch};
 pub use serve::ServeArgs;
+pub use top::Top;
 
 use crate::serve::firecracker::Firecracker;
-use crate::size;
-use crate::status::{HELP, Status};
-use crate::trace;
+use crate::status::{CLIENT_HELP, HELP, Status};
 
 mod backend;
 mod balloon;
+mod config;
 mod console;
+pub mod ctl;
 mod disk;
+mod events;
 mod fw_cfg;
+mod generate;
 mod limit;
 mod list;
+mod machine;
 mod mem;
 mod net;
 mod pmem;
 mod port;
 mod rng;
 mod serve;
+mod top;
 mod vdpa;
 mod vhost_user;
 mod vsock;
@@ -37,9 +42,9 @@ mod vsock;
 /// Runs microVMs anywhere, with or without KVM
 #[derive(Debug, Parser)]
 #[command(name = "umbra", version, after_help = HELP)]
-struct Cli {
+pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    pub command: Command,
 }
 
 /// What to do.
@@ -55,9 +60,22 @@ pub enum Command {
     Fetch(Fetch),
     /// Tell whether KVM can be used here, and what `--backend auto` takes
     Probe(Probe),
-    /// Serve a machine's API on a unix socket: that of Firecracker
+    /// Serve a machine's API on a unix socket: that of Firecracker, and more under /v1
     #[command(after_help = HELP)]
     Serve(ServeArgs),
+    /// Ask a machine that is served: how it is, that it starts, stops, gets devices, and everything else
+    #[command(after_help = CLIENT_HELP)]
+    Ctl(Box<ctl::Ctl>),
+    /// Print what happens to a machine that is served, until it has ended
+    #[command(after_help = CLIENT_HELP)]
+    Events(Events),
+    /// Show what machines that are served do: exits, MMIO, throughput of devices
+    #[command(after_help = CLIENT_HELP)]
+    Top(Top),
+    /// Print a shell's completions of this command
+    Completions(Completions),
+    /// Print or write the manual pages of this command
+    Man(Man),
     /// Be Firecracker, with its command line, API and exit codes; also under its name
     #[command(disable_version_flag = true)]
     Firecracker(Box<Firecracker>),
@@ -78,50 +96,63 @@ pub struct Probe {
 #[derive(Debug, Args)]
 pub struct Run {
     /// The kernel: a bzImage, an ELF image with a PVH note, or a multiboot 1 image
-    #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    pub kernel: Option<PathBuf>,
     /// The initial RAM disk; of a multiboot kernel the modules: "FILE STRING,FILE STRING"
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// One more module for a multiboot kernel, which is told the whole value; may be repeated
     #[arg(long = "module", value_name = "FILE[ STRING]")]
     pub modules: Vec<String>,
+    /// The machine as --print-config prints it (JSON), instead of all options that describe one
+    #[arg(long, value_name = "FILE", value_parser = config::parse,
+          conflicts_with_all = ["kernel", "initrd", "modules", "MachineArgs"])]
+    pub config: Option<Box<Spec>>,
     #[command(flatten)]
     pub machine: MachineArgs,
+    #[command(flatten)]
+    pub watch: Watch,
 }
 
 impl Run {
     /// Makes the specification.
     pub fn spec(&self) -> Spec {
-        Spec {
-            modules: self
-                .modules
-                .iter()
-                .map(|text| Module::parse(text, None))
-                .collect(),
-            ..self.machine.spec(self.kernel.clone(), self.initrd.clone())
+        match (&self.config, &self.kernel) {
+            (Some(config), _) => (**config).clone(),
+            (None, kernel) => {
+                let kernel = kernel.clone().unwrap_or_default();
+                let modules = self.modules.iter().map(|text| Module::parse(text, None));
+                Spec {
+                    modules: modules.collect(),
+                    ..self.machine.spec(kernel, self.initrd.clone())
+                }
+            }
         }
     }
 }
 
 impl Command {
-    /// What was said of the machine, if there will be one.
-    pub fn machine(&self) -> Option<&MachineArgs> {
+    /// How the machine is watched, if there will be one.
+    pub fn watch(&self) -> Option<&Watch> {
         match self {
-            Self::Run(run) => Some(&run.machine),
-            Self::Demo(demo) => Some(&demo.machine),
-            Self::Fetch(_)
-            | Self::Probe(_)
-            | Self::Backend(_)
-            | Self::Serve(_)
-            | Self::Firecracker(_) => None,
+            Self::Run(run) => Some(&run.watch),
+            Self::Demo(demo) => Some(&demo.watch),
+            _ => None,
         }
     }
 
     /// Tells whether the guest will have a port by which it chooses the exit status.
     pub fn has_exit_port(&self) -> bool {
-        self.machine()
-            .is_some_and(|machine| machine.debug_exit.is_some() || machine.test_device)
+        let (debug_exit, test_device) = match self {
+            Self::Run(Run {
+                config: Some(spec), ..
+            }) => (spec.debug_exit, spec.test_device),
+            Self::Run(Run { machine, .. }) | Self::Demo(Demo { machine, .. }) => {
+                (machine.debug_exit, machine.test_device)
+            }
+            _ => (None, false),
+        };
+        debug_exit.is_some() || test_device
     }
 }
 
@@ -132,6 +163,8 @@ pub struct Demo {
     pub fetch: Fetch,
     #[command(flatten)]
     pub machine: MachineArgs,
+    #[command(flatten)]
+    pub watch: Watch,
 }
 
 /// `umbra fetch`.
@@ -157,277 +190,6 @@ pub enum Arch {
     I386,
 }
 
-/// What every machine can be given.
-#[derive(Debug, Args)]
-pub struct MachineArgs {
-    /// The kernel's command line [default: "console=ttyS0 panic=-1", for a multiboot kernel nothing]
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub cmdline: Option<String>,
-    /// Number of processors
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub cpus: u32,
-    /// Size of memory, like 512M or 2G
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
-    pub memory: u64,
-    /// What executes the guest
-    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
-    pub backend: BackendArg,
-    /// Where KVM is
-    #[arg(long, value_name = "PATH", default_value = umbra_vmm::KVM_DEVICE)]
-    pub kvm_device: PathBuf,
-    /// Which interrupt controllers are in KVM: only local APICs (split), all (full), or what the
-    /// kernel offers
-    #[arg(long, value_enum, default_value_t = IrqchipArg::Auto)]
-    pub kvm_irqchip: IrqchipArg,
-    /// Frequency of the guest's time-stamp counter [default: the host's on KVM, else 1000000]
-    #[arg(long, value_name = "KHZ")]
-    pub tsc_khz: Option<u32>,
-    /// Add a disk (virtio-blk): PATH, then format=raw or qcow2, backing (follow a qcow2 file's backing files),
-    /// readonly, direct, cache=writeback, writethrough or unsafe, serial=TEXT, queues=N, engine=io_uring or
-    /// threads, bandwidth=LIMIT, ops=LIMIT, id=NAME; may be repeated. A LIMIT is SIZE[:MILLISECONDS[:BURST]]: so
-    /// much in that time, which is a second if it is not said, and BURST once besides
-    #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = disk::parse)]
-    pub disk: Vec<disk::Disk>,
-    /// Add a network interface (virtio-net): user (by passt, with tcp=PORTS and udp=PORTS to forward),
-    /// tap=NAME (with queues=N, and vhost to have the host's kernel move the frames: /dev/vhost-net, no limits) or
-    /// socket=PATH, each with mac=ADDRESS, mtu=N, id=NAME, and limits as a disk has
-    /// them for what the guest receives and sends: rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=; by metadata=FILE
-    /// the guest finds that JSON at http://169.254.169.254 (metadata-version=2: with a token; metadata-address=ADDRESS:
-    /// elsewhere; metadata-text: always as text, as on EC2); may be repeated
-    #[arg(long, value_name = "KIND[,KEY=VALUE...]", value_parser = net::parse)]
-    pub net: Vec<net::Net>,
-    /// Connect programs of the guest and of the host (virtio-vsock): cid=N and path=PATH of a unix socket that
-    /// is made; who connects there says "CONNECT PORT", and who serves port N listens at PATH_N. Or vhost instead of
-    /// path=PATH: the host's kernel connects them with its AF_VSOCK (/dev/vhost-vsock), and cid=N is this guest's
-    /// alone on the host
-    #[arg(long, value_name = "cid=N,path=PATH|vhost", value_parser = vsock::parse)]
-    pub vsock: Option<vsock::Vsock>,
-    /// Add a device whose work is done by a vhost-user back end, which has to be there already: block, fs
-    /// (tag=NAME to mount it by, if the back end does not say), net (mac=ADDRESS), vsock, or device=TYPE with
-    /// config=BYTES of configuration; then socket=PATH at which the back end listens, queues=N, queue-size=N,
-    /// id=NAME; may be repeated
-    #[arg(long, value_name = "KIND,socket=PATH[,KEY=VALUE...]", value_parser = vhost_user::parse)]
-    pub vhost_user: Vec<vhost_user::VhostUser>,
-    /// Add a virtio device of the host's (vDPA), hardware or a simulation: its node, as /dev/vhost-vdpa-0, then
-    /// id=NAME; all memory of the guest is locked for it, so there is no balloon; may be repeated
-    #[arg(long, value_name = "NODE[,id=NAME]", value_parser = vdpa::parse)]
-    pub vdpa: Vec<vdpa::Vdpa>,
-    /// Add a file of the host as persistent memory (virtio-pmem), /dev/pmem0 in the guest: PATH, whose size is
-    /// a multiple of 2M, then readonly, size=SIZE, id=NAME, and limits of flushes, bandwidth= and
-    /// ops=, as a disk has them; may be repeated
-    #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = pmem::parse)]
-    pub pmem: Vec<pmem::Pmem>,
-    /// Add memory that the guest takes and gives back in blocks while it runs (virtio-mem): max=SIZE it may
-    /// have, size=SIZE it shall take from the beginning, block=SIZE, id=NAME [default: size=0, block=2M]; may be
-    /// repeated
-    #[arg(long, value_name = "max=SIZE[,KEY=VALUE...]", value_parser = mem::parse)]
-    pub mem: Vec<mem::Mem>,
-    /// Add an entropy device (virtio-rng), with limits if some are named: bandwidth=SIZE[:MILLISECONDS[:BURST]],
-    /// ops=COUNT[:MILLISECONDS[:BURST]]
-    #[arg(long, value_name = "KEY=VALUE...", num_args = 0..=1, default_missing_value = "",
-          value_parser = rng::parse)]
-    pub rng: Option<umbra_vmm::RngSpec>,
-    /// Add a memory balloon (virtio-balloon), by which the guest gives memory back: size=SIZE it shall lend
-    /// from the beginning, deflate-on-oom=on or off, free-page-reporting=on or off [default: 0, on, on]
-    #[arg(long, value_name = "KEY=VALUE...", num_args = 0..=1, default_missing_value = "",
-          value_parser = balloon::parse)]
-    pub balloon: Option<balloon::Balloon>,
-    /// Add a virtio console: stdio (this terminal, which the serial port then shares for output only),
-    /// socket=PATH (a unix socket that is made) or file=PATH; with name=NAME a port that the guest finds as
-    /// /dev/virtio-ports/NAME instead of a console; may be repeated. The kernel takes it with console=hvc0
-    #[arg(long, value_name = "END[,name=NAME]", value_parser = console::parse)]
-    pub console: Vec<umbra_vmm::PortSpec>,
-    /// Name virtio devices on the kernel's command line too, for kernels without ACPI
-    #[arg(long)]
-    pub virtio_cmdline: bool,
-    /// Put virtio devices on a PCI bus, with MSI-X, where others can come and go
-    #[arg(long, conflicts_with = "virtio_cmdline")]
-    pub pci: bool,
-    /// Drop what the guest sends by the serial port over a limit: SIZE[:MILLISECONDS[:BURST]]
-    #[arg(long, value_name = "LIMIT", value_parser = limit::bandwidth)]
-    pub serial_limit: Option<umbra_vmm::Bucket>,
-    /// Add a keyboard, behind an 8042 controller
-    #[arg(long)]
-    pub keyboard: bool,
-    /// Let a write to PORT end the machine, and choose the exit status (QEMU's isa-debug-exit)
-    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4",
-          value_parser = port::parse)]
-    pub debug_exit: Option<u16>,
-    /// Add the device by which test kernels drive interrupt lines (QEMU's pc-testdev), and an exit
-    /// port at 0xf4
-    #[arg(long)]
-    pub test_device: bool,
-    /// Add the firmware configuration device (QEMU's fw_cfg), with an item if one is named:
-    /// name=NAME,file=PATH or name=NAME,string=TEXT; may be repeated
-    #[arg(long, value_name = "ITEM", num_args = 0..=1, default_missing_value = "",
-          value_parser = fw_cfg::parse)]
-    pub fw_cfg: Option<Vec<fw_cfg::Item>>,
-    /// Write the MMU's events to FILE, for Perfetto or Chrome's about:tracing: mmu=FILE
-    #[arg(long, value_name = "mmu=FILE", value_parser = trace::parse)]
-    pub trace: Option<trace::Request>,
-    /// What the software processor claims to be
-    #[arg(long, value_enum, default_value_t = CpuArg::Stock)]
-    pub cpu: CpuArg,
-    /// How the software processor executes guest code
-    #[arg(long, value_enum, default_value_t = ProcessorArg::Translator)]
-    pub processor: ProcessorArg,
-    /// Hide processor features: x86-64-v2, x86-64-v3, x86-64-v4, or a file in Firecracker's format
-    #[arg(long, value_name = "NAME|FILE")]
-    pub cpu_template: Option<String>,
-    /// Answer `ptdump` on this unix socket
-    #[arg(long, value_name = "SOCKET")]
-    pub inspect: Option<PathBuf>,
-    /// Print counters when the guest has ended
-    #[arg(long)]
-    pub stats: bool,
-    /// Width of the generation tag in MMIO entries, 2 to 19 (for debugging)
-    #[arg(long, value_name = "N", default_value_t = 19, hide = true)]
-    pub tag_bits: u32,
-    /// The generation of the first map, to begin near a wrap of the tag (for debugging)
-    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
-    pub first_generation: u64,
-    /// Compare every translation with a plain page walk, and audit the MMU's structures every N
-    /// slow faults (for debugging; slow)
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1000", hide = true)]
-    pub audit: Option<u32>,
-}
-
-/// `--backend`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BackendArg {
-    /// KVM where it is there and runs stock systems, else the software processor
-    Auto,
-    /// The software processor
-    Soft,
-    /// The host's KVM, whatever it can do
-    Kvm,
-}
-
-impl From<BackendArg> for Backend {
-    fn from(argument: BackendArg) -> Self {
-        match argument {
-            BackendArg::Auto => Self::Auto,
-            BackendArg::Soft => Self::Soft,
-            BackendArg::Kvm => Self::Kvm,
-        }
-    }
-}
-
-/// `--kvm-irqchip`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum IrqchipArg {
-    /// Split where the kernel offers it, else full
-    Auto,
-    /// Only local APICs
-    Split,
-    /// All
-    Full,
-}
-
-/// `--processor`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ProcessorArg {
-    /// Instruction by instruction
-    Interpreter,
-    /// What is hot runs as host code
-    Translator,
-    /// Everything runs as host code (for debugging)
-    #[value(hide = true)]
-    Eager,
-}
-
-/// `--cpu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CpuArg {
-    /// What stock kernels boot fastest on
-    Stock,
-    /// Everything that works: XSAVE, protection keys, 57-bit addresses and more
-    Max,
-}
-
-impl MachineArgs {
-    /// Makes the specification of a machine that boots `kernel`.
-    pub fn spec(&self, kernel: PathBuf, initrd: Option<PathBuf>) -> Spec {
-        Spec {
-            initrd,
-            command_line: self.cmdline.clone(),
-            cpus: self.cpus,
-            memory: self.memory,
-            backend: self.backend.into(),
-            kvm: KvmSpec {
-                device: self.kvm_device.clone(),
-                irqchip: match self.kvm_irqchip {
-                    IrqchipArg::Auto => IrqchipMode::Auto,
-                    IrqchipArg::Split => IrqchipMode::Split,
-                    IrqchipArg::Full => IrqchipMode::Full,
-                },
-                tsc_khz: self.tsc_khz,
-                ..KvmSpec::default()
-            },
-            cpu_model: match self.cpu {
-                CpuArg::Stock => CpuModel::Stock,
-                CpuArg::Max => CpuModel::Maximal,
-            },
-            processor: match self.processor {
-                ProcessorArg::Interpreter => Processor::Interpreter,
-                ProcessorArg::Translator => Processor::Translator,
-                ProcessorArg::Eager => Processor::Eager,
-            },
-            cpu_template: self.cpu_template.clone().map(CpuTemplate::Load),
-            tag_bits: self.tag_bits,
-            first_generation: self.first_generation,
-            virtio: self.virtio(),
-            virtio_on_command_line: self.virtio_cmdline,
-            pci: self.pci,
-            keyboard: self.keyboard,
-            serial_limit: self.serial_limit,
-            verify: self.audit.map_or(Verify::Off, Verify::EveryFault),
-            debug_exit: self.debug_exit,
-            test_device: self.test_device,
-            fw_cfg: self
-                .fw_cfg
-                .as_ref()
-                .map(|items| items.iter().filter_map(|item| item.0.clone()).collect()),
-            ..Spec::new(kernel)
-        }
-    }
-}
-
-impl MachineArgs {
-    fn virtio(&self) -> Vec<VirtioSpec> {
-        let rng = self.rng.map(|spec| VirtioSpec {
-            id: "rng".into(),
-            kind: VirtioKind::Rng(spec),
-        });
-        let nets = (0..).zip(&self.net).map(|(number, net)| net.device(number));
-        let disks = (0..)
-            .zip(&self.disk)
-            .map(|(number, disk)| disk.device(number));
-        let pmems = (0..)
-            .zip(&self.pmem)
-            .map(|(number, pmem)| pmem.device(number));
-        let mems = (0..).zip(&self.mem).map(|(number, mem)| mem.device(number));
-        let vhosts = (0..).zip(&self.vhost_user);
-        let vhosts = vhosts.map(|(number, vhost)| vhost.device(number));
-        let vdpas = (0..).zip(&self.vdpa);
-        let vdpas = vdpas.map(|(number, vdpa)| vdpa.device(number));
-        let vsock = self.vsock.as_ref().map(vsock::Vsock::device);
-        let balloon = self.balloon.as_ref().map(balloon::Balloon::device);
-        let consoles = console::devices(&self.console);
-        disks
-            .chain(nets)
-            .chain(vhosts)
-            .chain(vdpas)
-            .chain(pmems)
-            .chain(mems)
-            .chain(rng)
-            .chain(vsock)
-            .chain(balloon)
-            .chain(consoles)
-            .collect()
-    }
-}
-
 /// Parses the process's arguments. Prints what is wrong in one line, or the help that was asked for.
 pub fn parse() -> Result<Command, Status> {
     Cli::try_parse()
@@ -439,15 +201,19 @@ pub fn parse() -> Result<Command, Status> {
                 Status::Success
             }
             _ => {
-                eprintln!("umbra: {}", one_line(&error.render().to_string()));
+                eprintln!("umbra: {}", one_line(&error));
                 Status::BadInput
             }
         })
 }
 
 /// Makes one line of clap's several: the cause, its hints, and where to read on.
-fn one_line(message: &str) -> String {
-    let cause = message.split("\n\nUsage:").next().unwrap_or(message);
+fn one_line(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no command was given; 'umbra --help' tells more".into();
+    }
+    let message = error.render().to_string();
+    let cause = message.split("\n\nUsage:").next().unwrap_or(&message);
     let cause = cause
         .split("\n\nFor more information")
         .next()
@@ -458,27 +224,25 @@ fn one_line(message: &str) -> String {
         .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
         .filter(|part| !part.is_empty())
         .collect();
-    let cause = if cause.starts_with("Runs microVMs") {
-        "no command was given".to_owned()
-    } else {
-        parts.join("; ")
-    };
-    format!("{cause}; 'umbra --help' tells more")
+    format!("{}; 'umbra --help' tells more", parts.join("; "))
 }
 
 #[cfg(test)]
 mod tests {
+    use umbra_vmm::Verify;
+
     use super::*;
 
     fn refusal(arguments: &[&str]) -> String {
         let all = ["umbra"].iter().chain(arguments);
-        one_line(&Cli::try_parse_from(all).unwrap_err().render().to_string())
+        one_line(&Cli::try_parse_from(all).unwrap_err())
     }
 
     #[test]
     fn every_refusal_is_one_line_that_names_the_culprit() {
-        let table: [(&[&str], &str); 7] = [
+        let table: [(&[&str], &str); 8] = [
             (&[], "no command was given"),
+            (&["ctl"], "no command was given"),
             (&["fly"], "'fly'"),
             (&["run"], "--kernel"),
             (&["run", "--kernel", "k", "--turbo"], "--turbo"),

@@ -3,12 +3,15 @@
 use std::io::Write;
 
 use anyhow::{Error, Result};
+use signal_hook::consts::SIGPIPE;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use umbra_vmm::{ApartError, BuildError, Crash, Ended, Outcome, PlanError};
 
+use crate::client::ClientError;
+use crate::out::Closed;
 use crate::status::Status;
 use crate::trace;
 
@@ -42,6 +45,10 @@ pub fn observe(request: Option<&trace::Request>) -> Result<Option<trace::Ending>
 
 /// Prints a failure as one line; returns the status that it means.
 pub fn failure(error: &Error) -> Status {
+    if error.is::<Closed>() {
+        // Whoever read has seen enough, as the signal would have said that the process ignores.
+        return Status::Signal(SIGPIPE);
+    }
     let mut line = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {
         // A cause that its parent has quoted already is not said twice.
@@ -53,10 +60,10 @@ pub fn failure(error: &Error) -> Status {
         }
     }
     eprintln!("umbra: {}", line.replace(['\n', '\r'], " "));
-    if is_bad_input(error) {
-        Status::BadInput
-    } else {
-        Status::Failed
+    match error.downcast_ref::<ClientError>() {
+        Some(error) => error.status(),
+        None if is_bad_input(error) => Status::BadInput,
+        None => Status::Failed,
     }
 }
 

@@ -1,33 +1,40 @@
 //! `umbra run`: one machine, its console on this terminal.
 
-use anyhow::Result;
-use umbra_vmm::{Console, Machine, Outcome, Plan, Spec};
+use anyhow::{Error, Result};
+use umbra_vmm::{Builder, Console, Outcome, Spec};
 
-use crate::args::MachineArgs;
+use crate::args::Watch;
 use crate::console::Session;
 use crate::inspect::Inspector;
 use crate::limits;
-use crate::report;
+use crate::out;
+use crate::report::{self, BadInput};
 use crate::status::Status;
 
-/// Runs a machine, watched as `arguments` say. Returns how it ended.
-pub fn run(spec: Spec, arguments: &MachineArgs) -> Result<Status> {
+/// Runs a machine, or prints what it would be, as `watch` says. Returns how it ended.
+pub fn run(spec: Spec, watch: &Watch) -> Result<Status> {
+    if watch.print_config {
+        out::line(&config(&spec)?)?;
+        return Ok(Status::Success);
+    }
     limits::survive();
     limits::raise(&spec.virtio);
-    let machine = Machine::build(Plan::new(spec)?, Console::to(std::io::stdout()))?;
-    if let Some(reason) = machine.fallback() {
+    let builder = Builder::new(spec).console(Console::to(std::io::stdout()));
+    let vm = builder.build().map_err(cause)?;
+    let fallback = vm.machine().and_then(|machine| machine.fallback());
+    if let Some(reason) = fallback {
         report::note(&format!("{reason}; the software processor is used"));
     }
-    let socket = arguments.inspect.as_deref();
+    let socket = watch.inspect.as_deref();
     let _inspector = socket
-        .map(|path| Inspector::start(path, machine.handle()))
+        .map(|path| Inspector::start(path, vm.handle()))
         .transpose()?;
-    let session = Session::start(machine.handle())?;
-    let result = machine.run();
+    let session = Session::start(vm.handle())?;
+    let result = vm.run();
     // The terminal is the user's again before anything is printed.
     let signal = session.end();
     let ended = result?;
-    if arguments.stats {
+    if watch.stats {
         report::statistics(&ended);
     }
     report::crash_of(&ended.outcome);
@@ -35,4 +42,22 @@ pub fn run(spec: Spec, arguments: &MachineArgs) -> Result<Status> {
         Some(number) if ended.outcome == Outcome::Stopped => Status::Signal(number),
         _ => Status::from(&ended.outcome),
     })
+}
+
+/// Unwraps what tells whose mistake it is.
+fn cause(error: umbra_vmm::Error) -> Error {
+    match error {
+        umbra_vmm::Error::Plan(plan) => plan.into(),
+        umbra_vmm::Error::Build(build) => build.into(),
+        other => other.into(),
+    }
+}
+
+/// Writes a machine down as JSON.
+///
+/// # Errors
+/// If a path in it is no text.
+pub fn config(spec: &Spec) -> Result<String> {
+    let text = serde_json::to_string_pretty(spec);
+    text.map_err(|error| BadInput(format!("this machine cannot be said in JSON: {error}")).into())
 }

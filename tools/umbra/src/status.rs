@@ -19,6 +19,10 @@ pub enum Status {
     Ended,
     /// The backend could not execute the guest.
     Stuck,
+    /// A machine's API has refused what it was asked.
+    Refused,
+    /// A machine's API could not be asked.
+    Unreachable,
     /// The guest wrote this value to the exit port.
     Guest(u32),
     /// A signal ended it.
@@ -36,9 +40,20 @@ Exit status:
          kernel said so
   5      ended with Ctrl-A x
   7      the host's KVM could not execute the guest (stderr shows registers and the instruction)
+  8, 9   of ctl, events and top: the API refused it, or could not be asked
   128+N  ended by signal N
 With --debug-exit or --test-device the odd numbers are the guest's: a write of V to the exit port
 ends with (V << 1) | 1, of which the lower 8 bits count. 1, 3, 5, 7 above are then 6, 8, 10, 12.";
+
+/// The same for commands that ask a machine's API.
+pub const CLIENT_HELP: &str = "\
+Exit status:
+  0      it is done
+  1      the guest has not let a device go in time (remove), or the host failed
+  2      bad input: a file, a number or an argument is wrong
+  8      the API refused it (one line on stderr says why, and what to do)
+  9      the API could not be asked: no socket, nobody who listens, no answer
+  128+N  ended by signal N";
 
 /// Added to an odd number of the command's own where odd numbers are the guest's.
 const OUT_OF_THE_GUESTS_WAY: u8 = 5;
@@ -54,6 +69,8 @@ impl Status {
             Self::Crash => 4,
             Self::Ended => 5,
             Self::Stuck => 7,
+            Self::Refused => 8,
+            Self::Unreachable => 9,
             Self::Guest(value) => (value << 1 | 1) as u8,
             Self::Signal(number) => 128 + number as u8,
         }

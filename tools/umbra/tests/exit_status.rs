@@ -1,10 +1,11 @@
 //! The command from outside: exit status, one line for bad input, the console through pipes.
 #![allow(clippy::unwrap_used, reason = "in a test it is the failure")]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// Runs the command with `input` on its standard input.
@@ -72,6 +73,54 @@ fn the_status_says_how_the_guest_ended() {
             "{output:?}"
         );
     }
+}
+
+#[test]
+fn a_machine_that_is_printed_is_not_built_and_runs_from_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = guest(&dir, &out(0xf4, 0x10));
+    let printed = run(Path::new("/no/such/kernel"), &["--print-config"], b"");
+    assert_eq!(printed.status.code(), Some(0), "{printed:?}");
+    let printed = run(&kernel, &["--debug-exit", "--print-config"], b"");
+    let config = dir.path().join("config");
+    std::fs::write(&config, printed.stdout).unwrap();
+    let output = umbra(&["run", "--config", config.to_str().unwrap()], b"");
+    assert_eq!(output.status.code(), Some(33), "{output:?}");
+}
+
+#[test]
+fn a_guest_that_resets_begins_again_if_that_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    // Says `v`, and resets.
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03, 0xb0, b'v', 0xee];
+    code.extend(out(0x64, 0xfe));
+    let kernel = guest(&dir, &code);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_umbra"))
+        .args([
+            "run",
+            "--backend",
+            "soft",
+            "--memory",
+            "16M",
+            "--on-reset",
+            "restart",
+            "--kernel",
+        ])
+        .arg(kernel)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 3];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut said)
+        .unwrap();
+    assert_eq!(&said, b"vvv");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
 }
 
 /// Which of the two this host has depends on the host: nothing is said, or why not, once.

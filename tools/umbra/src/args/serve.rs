@@ -16,7 +16,8 @@ pub struct ServeArgs {
     /// The unix socket of the API; one that nobody serves any more is replaced
     #[arg(long, value_name = "PATH", required_unless_present = "no_api")]
     pub api_sock: Option<PathBuf>,
-    /// A machine's configuration (JSON, in Firecracker's form), which starts at once
+    /// A machine's configuration (JSON), which starts at once: in Firecracker's form, or as `umbra run --print-config`
+    /// prints it, which says itself what --backend, --pci and --metadata say of the other
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Serve no API

@@ -1,6 +1,7 @@
-//! The terminal in raw mode, and back.
+//! The terminal in raw mode or with its other screen, and back.
 
-use std::io;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
@@ -10,6 +11,13 @@ use umbra_vmm::Handle;
 /// panic hook and the signal thread must find it.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 static HOOK: Once = Once::new();
+/// Its other screen is shown.
+static OTHER_SCREEN: AtomicBool = AtomicBool::new(false);
+
+/// Shows the other screen, and hides the cursor (xterm, `smcup` and `civis`).
+const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+/// The other way round.
+const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
 /// The terminal is in raw mode until this is dropped.
 pub struct RawMode(());
@@ -47,6 +55,40 @@ pub fn reenter() -> io::Result<()> {
     Ok(())
 }
 
+/// The terminal's other screen is shown, without a cursor, until this is dropped.
+pub struct Screen(());
+
+impl Screen {
+    /// Shows it.
+    pub fn enter() -> Self {
+        restore_on_panic();
+        OTHER_SCREEN.store(true, Ordering::Relaxed);
+        show(ENTER);
+        Self(())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        leave_screen();
+    }
+}
+
+/// Shows the usual screen again, if the other one is shown.
+fn leave_screen() {
+    if OTHER_SCREEN.swap(false, Ordering::Relaxed) {
+        show(LEAVE);
+    }
+}
+
+fn show(sequence: &str) {
+    let mut stdout = io::stdout();
+    // A terminal that hung up shows nothing any more.
+    let _ = stdout
+        .write_all(sequence.as_bytes())
+        .and_then(|()| stdout.flush());
+}
+
 /// Tells the machine how large the terminal is, if there is one.
 pub fn tell_size(machine: &Handle) {
     if let Ok(size) = tcgetwinsize(io::stdin()) {
@@ -54,8 +96,9 @@ pub fn tell_size(machine: &Handle) {
     }
 }
 
-/// Puts the terminal back, if it is in raw mode. Once is enough; more do no harm.
+/// Puts the terminal back, if it is in raw mode or shows its other screen. Once is enough; more do no harm.
 pub fn restore() {
+    leave_screen();
     let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(before) = before {
         // A terminal that hung up cannot be put back.

@@ -57,9 +57,12 @@ struct Guest {
 /// Boots into a shell.
 pub(crate) fn demo(arguments: &args::Demo) -> Result<Status> {
     let guest = prepare(&arguments.fetch)?;
-    eprintln!("Ctrl-A x ends the machine, Ctrl-A h explains, `poweroff -f` switches it off.");
+    let watch = &arguments.watch;
+    if !watch.print_config {
+        eprintln!("Ctrl-A x ends the machine, Ctrl-A h explains, `poweroff -f` switches it off.");
+    }
     let spec = arguments.machine.spec(guest.kernel, Some(guest.initrd));
-    run::run(spec, &arguments.machine)
+    run::run(spec, watch)
 }
 
 /// Prints the paths as shell assignments.

@@ -22,7 +22,8 @@ use umbra_api::firecracker::fault::Fault;
 use umbra_api::firecracker::instance::Instance;
 use umbra_api::firecracker::resources::logger::LoggerConfig;
 use umbra_api::server::{Limits, Server};
-use umbra_vmm::Ended;
+use umbra_api::v1::routes::Order;
+use umbra_vmm::{Ended, Spec};
 
 use crate::args::ServeArgs;
 use crate::console::Escapes;
@@ -95,9 +96,8 @@ impl Service {
             .map(|path| Server::start(path, limits, owner));
         let server = server.transpose()?;
         if let Some(path) = &self.config {
-            let file = ConfigFile::parse(&read(path)?);
-            let started = file.and_then(|file| instance.start_from(file));
-            started.map_err(|fault: Fault| BadInput(format!("{}: {fault}", path.display())))?;
+            let started = start(&mut instance, &read(path)?);
+            started.map_err(|why| BadInput(format!("{}: {why}", path.display())))?;
         }
         let ended = instance.run(&messages);
         tracing::info!("Vmm is stopping.");
@@ -107,6 +107,22 @@ impl Service {
         }
         Ok(ended?.map_or(Served::Nothing, Served::Machine))
     }
+}
+
+/// Starts what a file says: a machine in the form of `/v1/vm/spec`, which names a kernel in its outermost braces, or
+/// in Firecracker's.
+fn start(instance: &mut Instance, text: &str) -> Result<(), String> {
+    let value = serde_json::from_str::<serde_json::Value>(text);
+    if !value.is_ok_and(|value| value.get("kernel").is_some()) {
+        let file = ConfigFile::parse(text);
+        let started = file.and_then(|file| instance.start_from(file));
+        return started.map_err(|fault: Fault| fault.to_string());
+    }
+    let spec: Spec = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    [Order::PutSpec(Box::new(spec)), Order::Start]
+        .into_iter()
+        .try_for_each(|order| instance.carry_out_order(order).map(drop))
+        .map_err(|problem| problem.to_string())
 }
 
 fn read(path: &PathBuf) -> Result<String> {

@@ -1,6 +1,9 @@
 //! `umbra serve` and `umbra firecracker` from outside: what is printed, how they end, what they leave.
 #![allow(clippy::unwrap_used, reason = "in a test it is the failure")]
 
+mod ctl;
+mod top;
+
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
@@ -70,16 +73,51 @@ impl Place {
     /// Starts it with a socket, and waits until that is there.
     fn start(&self, more: &[&str]) -> Child {
         let socket = self.text("api.sock");
-        let child = self
-            .command(&[&["--api-sock", &socket], more].concat())
-            .spawn()
-            .unwrap();
+        let mut command = self.command(&[&["--api-sock", &socket], more].concat());
+        self.wait_for_socket(command.spawn().unwrap())
+    }
+
+    /// The same of `umbra serve`.
+    fn serve(&self) -> Served {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_umbra"));
+        command
+            .args(["serve", "--api-sock", &self.text("api.sock")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Served(Some(self.wait_for_socket(command.spawn().unwrap())))
+    }
+
+    fn wait_for_socket(&self, child: Child) -> Child {
+        let socket = self.path("api.sock");
         let started = Instant::now();
         while UnixStream::connect(&socket).is_err() {
             assert!(started.elapsed() < Duration::from_secs(20));
             std::thread::sleep(Duration::from_millis(5));
         }
         child
+    }
+}
+
+/// A server that does not outlive its test.
+struct Served(Option<Child>);
+
+impl Served {
+    fn into_child(mut self) -> Child {
+        self.0.take().unwrap()
+    }
+
+    fn wait(self) -> ExitStatus {
+        self.into_child().wait().unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -204,6 +242,38 @@ fn a_machine_of_a_file_is_there_when_the_first_client_comes() {
     end_by(child, Signal::TERM);
     let text = std::fs::read_to_string(log).unwrap();
     assert!(text.contains("[anonymous-instance:"), "{text}");
+}
+
+#[test]
+fn a_configuration_has_either_form() {
+    let place = Place::new(&[SAY, REBOOT].concat());
+    let umbra = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_umbra"));
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let kernel = place.text("kernel");
+    let machine = ["--kernel", &kernel, "--backend", "soft", "--memory", "16M"];
+    let printed = umbra(&[&["run", "--print-config"], &machine[..]].concat());
+    std::fs::write(place.path("spec"), printed.stdout).unwrap();
+    let bad = format!(r#"{{"kernel": "{kernel}", "cpus": 0}}"#);
+    std::fs::write(place.path("bad"), bad).unwrap();
+    for (file, status, said) in [
+        ("spec", 3, "v"),
+        ("config", 3, "v"),
+        ("bad", 2, "1 to 255 processors"),
+        ("kernel", 2, "cannot read"),
+    ] {
+        let path = place.text(file);
+        let output = umbra(&["serve", "--backend", "soft", "--no-api", "--config", &path]);
+        assert_eq!(output.status.code(), Some(status), "{file}: {output:?}");
+        let all = [output.stdout, output.stderr].concat();
+        let all = String::from_utf8_lossy(&all).into_owned();
+        assert!(all.contains(said), "{file}: {all}");
+    }
 }
 
 #[test]
