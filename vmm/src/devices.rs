@@ -17,7 +17,7 @@
 //! **Pause.** Devices stand still after the processors. Leaving ones are waited for first, so that nothing
 //! writes memory; one that is added meanwhile stands still from the beginning.
 //!
-//! **Locks**: `changes` (one host thread adds, or replaces a disk) → `state` → root bus. Only `state` is taken on a
+//! **Locks**: `changes` (one host thread adds, or replaces a disk) → `state` → root bus, or the journal. Only `state` is taken on a
 //! processor's thread, and nothing blocks under it but a pause, which happens while no processor runs.
 
 use std::collections::BTreeSet;
@@ -601,8 +601,11 @@ fn see_off(leavers: &Receiver<Leaver>, shared: &Shared) {
         device.transport.shut_down();
         let id = device.spec.id.clone();
         drop(device);
-        shared.journal.note(News::DeviceRemoved { id: id.clone() });
-        shared.state.lock().leaving.remove(&id);
+        // In one step: who hears of it can use the name, and nobody uses it before it is told.
+        let mut state = shared.state.lock();
+        state.leaving.remove(&id);
+        shared.journal.note(News::DeviceRemoved { id });
+        drop(state);
         shared.gone.notify_all();
     }
 }

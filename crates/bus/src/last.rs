@@ -76,7 +76,7 @@ impl LastHit {
             generation: map.generation(),
             first: gpa.0 - offset,
             len: offset.saturating_add(remaining),
-            device: Arc::downgrade(&entry.device),
+            device: entry.device,
             gate: entry.gate,
         });
     }

@@ -69,6 +69,20 @@ fn slow() -> (Arc<Slow>, Receiver<()>, Sender<()>) {
 }
 
 #[test]
+fn a_removed_device_is_given_up_although_another_one_is_being_used() {
+    let (bus, (used, began, end), (other, ..)) = (bus(), slow(), slow());
+    bus.insert(range(0x1000), used).unwrap();
+    let id = bus.insert(range(0x2000), other.clone()).unwrap();
+    let theirs = bus.clone();
+    let reader = thread::spawn(move || read(&theirs, theirs.space(), 0x1000));
+    began.recv().unwrap();
+    drop(bus.remove(id).map(Removed::wait));
+    assert_eq!(Arc::strong_count(&other), 1);
+    end.send(()).unwrap();
+    assert_eq!(reader.join().unwrap(), 1);
+}
+
+#[test]
 fn r28_a_removed_device_is_given_back_when_its_last_handler_has_returned() {
     let space = AddressSpace::new(Options::default());
     let bus = Arc::new(Bus::new(space.clone()));

@@ -4,9 +4,6 @@ use std::io::Write;
 
 use umbra_fuzz::Source;
 
-/// Names the folder into which a target writes inputs to begin with.
-const SEEDS: &str = "UMBRA_FUZZ_SEEDS";
-
 /// A kernel: one that boots, with some changes, or what is left of the input.
 pub fn kernel(source: &mut Source<'_>) -> Vec<u8> {
     let choice = source.u8();
@@ -175,13 +172,10 @@ fn lz4(bytes: &[u8]) -> Vec<u8> {
     [&[0x02, 0x21, 0x4c, 0x18][..], &len, bytes].concat()
 }
 
-/// Writes an input for each kind of kernel, as it is and as mere bytes, if somebody wants them.
-pub fn write_seeds() {
-    let Some(folder) = std::env::var_os(SEEDS) else {
-        return;
-    };
-    let folder = std::path::Path::new(&folder);
+/// An input for each kind of kernel, as it is and as mere bytes.
+pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let kernels = [bzimage(), elf64(), elf32(true), elf32(false), multiboot()];
+    let mut all = Vec::new();
     for (number, kernel) in kernels.into_iter().enumerate() {
         // Memory, platform, command line, no module; then the initrd; then the kernel.
         for initrd in 3..13 {
@@ -190,9 +184,9 @@ pub fn write_seeds() {
             let bytes = [&seed[..], &[5], &kernel].concat();
             let chosen = [&seed[..], &[number as u8, 0]].concat();
             for (kind, input) in [("bytes", bytes), ("chosen", chosen)] {
-                let path = folder.join(format!("{kind}-{number}-{initrd}"));
-                std::fs::write(path, input).expect("the folder for seeds is writable");
+                all.push((format!("{kind}-{number}-{initrd}"), input));
             }
         }
     }
+    all
 }

@@ -55,7 +55,7 @@ fn image(role: Role, name: &str, bytes: &[u8]) -> Option<Image> {
     Image::from_file(role, Path::new(name), machine::file(bytes)).ok()
 }
 
-fuzz_target!(init: images::write_seeds(), |input: &[u8]| {
+fuzz_target!(init: umbra_fuzz::write_seeds(images::seeds()), |input: &[u8]| {
     let mut source = Source::new(input);
     let memory = Memory::new(&mut source);
     let platform = platform(&mut source);

@@ -32,6 +32,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("vhost", 1024),
     ("backend", 1024),
     ("api", 4096),
+    ("config", 4096),
     ("mmds", 2048),
 ];
 

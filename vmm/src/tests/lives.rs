@@ -317,6 +317,30 @@ fn a_reset_waits_for_nobody_who_waits_for_it(backend: Backend) {
         .for_each(|thread| thread.join().unwrap());
 }
 
+fn who_hears_that_a_device_has_gone_can_use_its_name(backend: Backend) {
+    let mut bench = bench(backend, &SPIN);
+    bench.spec = bench.spec.pci();
+    let mut vm = builder(&bench).build().unwrap();
+    let handle = vm.handle();
+    vm.start().unwrap();
+    let spec = VirtioSpec {
+        id: "a".into(),
+        kind: VirtioKind::Rng(RngSpec::default()),
+    };
+    let mut events = handle.events(None).unwrap();
+    handle.add_device(&spec).unwrap();
+    for _ in 0..200 {
+        handle.remove_device_at_once("a").unwrap();
+        let gone = News::DeviceRemoved { id: "a".into() };
+        let mut heard = false;
+        while !heard {
+            let taken = events.wait(Duration::from_secs(60), 9);
+            heard = taken.entries.iter().any(|entry| entry.news == gone);
+        }
+        handle.add_device(&spec).unwrap();
+    }
+}
+
 /// Descriptors and threads of this process, and mappings of guest memory.
 fn holdings() -> (usize, usize, usize) {
     let count = |path: &str| std::fs::read_dir(path).unwrap().count();
@@ -358,6 +382,7 @@ on_both_backends! {
     what_the_builder_was_told_is_there_in_every_life,
     what_was_changed_outlives_a_reset,
     a_reset_waits_for_nobody_who_waits_for_it,
+    who_hears_that_a_device_has_gone_can_use_its_name,
     a_machine_that_is_dropped_gives_everything_back_whoever_has_a_handle,
 }
 

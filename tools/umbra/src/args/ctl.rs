@@ -79,7 +79,7 @@ pub enum Verb {
         override_usage = "umbra ctl --api-sock PATH change ID JSON|@FILE|-\n       \
                                 umbra ctl --api-sock PATH change ID OPTIONS"
     )]
-    Change(Change),
+    Change(Box<Change>),
     /// Ask the guest to let a device go; ends with status 1 if it has not in time
     Remove {
         /// Its name

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use umbra_vmm::{Limits, LimitsForm, NetHost, PortEnd, VirtioKind};
 
 use super::operation::Operation;
-use crate::args::ctl::{Add, Change, Cpu, Link, NewState, Part, Verb};
+use crate::args::ctl::{Add, Cpu, Link, NewState, Part, Verb};
 use crate::client::{PATIENCE, Request};
 use crate::report::BadInput;
 
@@ -40,7 +40,7 @@ pub fn of(verb: &Verb) -> Result<(Option<Operation>, Request)> {
         Verb::Devices => asked(Operation::Devices),
         Verb::Device { id } => named(Operation::Device, id),
         Verb::Add(add) => device(add)?,
-        Verb::Change(Change { id, what }) => body(named(Operation::Change, id), change(what)?),
+        Verb::Change(wanted) => body(named(Operation::Change, &wanted.id), change(&wanted.what)?),
         Verb::Remove { id, timeout, force } => {
             let query = [
                 ("timeout_ms", Some(timeout.as_millis().to_string())),

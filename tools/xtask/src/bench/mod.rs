@@ -1,5 +1,6 @@
 //! Benchmarks: always beside the rival, in one run, as a ratio.
 
+mod api;
 mod boot;
 mod figures;
 mod io;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail};
 /// Runs a benchmark by its name.
 pub fn run(name: &str) -> Result<()> {
     match name {
+        "api" => api::run(),
         "boot" => boot::run(),
         "io" => io::run(),
         "processor" => processor::run(),
