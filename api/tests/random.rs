@@ -172,7 +172,7 @@ fn order(call: Call) -> Option<(Order, bool)> {
         Call::Remove(id, _) => (Order::Remove(id), false),
         Call::Events(_) | Call::EventPage(..) => (Order::Log, false),
         Call::Metrics => (Order::Info, false),
-        Call::Reply(_) => return None,
+        Call::Reply(_) | Call::Made(_) => return None,
     })
 }
 

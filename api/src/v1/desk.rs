@@ -62,6 +62,7 @@ impl Desk {
     async fn carry_out(&self, call: Call) -> Result<Reply, Problem> {
         match call {
             Call::Reply(reply) => Ok(reply),
+            Call::Made(make) => self.task(move || Ok(make())).await,
             Call::Order(order) => Ok(self.order(order).await?.into()),
             Call::Task(task) => {
                 let handle = self.handle().await?;

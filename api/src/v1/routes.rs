@@ -87,6 +87,8 @@ pub type Task = Box<dyn FnOnce(&Handle) -> Result<Reply, Problem> + Send>;
 pub enum Call {
     /// This is the answer.
     Reply(Reply),
+    /// This makes it, and takes its time.
+    Made(fn() -> Reply),
     /// The owner does it.
     Order(Order),
     /// It is done with a handle.

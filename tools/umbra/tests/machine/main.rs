@@ -7,6 +7,7 @@
 // All of this is a test; the helpers are not recognised as such.
 #![allow(clippy::unwrap_used)]
 
+mod api_devices;
 mod audit;
 mod bad_input;
 mod balloon;
