@@ -9,7 +9,10 @@
 //! which does one thing at a time and stands on [`umbra_vmm::Handle`]. No global state, no signal handler, no end of
 //! the process: those are the command's.
 //!
-//! Start reading at [`firecracker`], then [`server`]. What can be asked is in [`openapi`] for programs.
+//! Two interfaces are before the same machine: [`firecracker`], which clients of Firecracker know, and [`v1`], which has
+//! the rest. [`openapi`] describes both.
+//!
+//! Start reading at [`firecracker`], then [`v1`], then [`server`].
 #![forbid(unsafe_code)]
 
 pub mod firecracker;
