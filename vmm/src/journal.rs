@@ -132,7 +132,7 @@ pub enum News {
         /// The device's name.
         id: String,
     },
-    /// The guest's kernel says that it has crashed.
+    /// The guest's kernel says that it has crashed. What becomes of it is its own affair; told once in each life.
     GuestPanic,
     /// The machine is reset, and begins again.
     Reset {

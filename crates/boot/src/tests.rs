@@ -31,6 +31,7 @@ fn platform() -> Platform {
         keyboard: None,
         pci: None,
         power_button: None,
+        panic_port: None,
         event_interrupt: 9,
         sleep_control: 0x600,
         timer: 0x608,

@@ -8,7 +8,7 @@ use umbra_bus::{Bus, PioDevice, Ports};
 use umbra_clock::Clock;
 use umbra_cpu::Backend;
 use umbra_devices::{
-    Cmos, DebugExit, FwCfg, I8042, Keyboard, MemorySizes, Power, PowerButton, PowerEvent,
+    Cmos, DebugExit, FwCfg, I8042, Keyboard, MemorySizes, PanicPort, Power, PowerButton, PowerEvent,
     PowerListener, ResetControl, Serial, TestDevice,
 };
 use umbra_irq::{Controller, Line, PulsedLine, Unconnected};
@@ -16,6 +16,7 @@ use umbra_slots::{Gpa, GpaRange};
 
 use crate::console::Output;
 use crate::error::BuildError;
+use crate::journal::{Journal, News};
 use crate::layout;
 use crate::policy::{Event, Outcome};
 use crate::spec::{Bucket, Spec};
@@ -31,6 +32,7 @@ pub struct Parts<'a> {
     pub serial_limit: Option<Bucket>,
     pub output: Output,
     pub to_driver: Sender<Event>,
+    pub journal: Arc<Journal>,
 }
 
 /// What the host presses.
@@ -66,6 +68,7 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Added, BuildError>
         serial_limit,
         output,
         to_driver,
+        journal,
     } = parts;
     controllers(backend, bus, ports)?;
     if let Some(timer) = backend.timer() {
@@ -85,6 +88,8 @@ pub fn add(parts: Parts<'_>, power: &PowerListener) -> Result<Added, BuildError>
     let events: Arc<dyn Line> = Arc::new(PulsedLine::new(events));
     let button = Arc::new(PowerButton::new(events.clone()));
     ports.insert(layout::POWER_BUTTON, PowerButton::PORTS, button.clone())?;
+    let panic = PanicPort::new(move || journal.note(News::GuestPanic));
+    ports.insert(PanicPort::PORT, 1, Arc::new(panic))?;
     let reset = Arc::new(ResetControl::new(power.clone()));
     ports.insert(ResetControl::PORT_A, 1, reset.clone())?;
 

@@ -22,7 +22,7 @@ use umbra_boot::{KeyboardController, Platform, Request};
 use umbra_bus::{Bus, Ports};
 use umbra_clock::Clock;
 use umbra_cpu::{Backend, Vcpu};
-use umbra_devices::{FwCfg, I8042, Power};
+use umbra_devices::{FwCfg, I8042, PanicPort, Power};
 use umbra_slots::{AddressSpace, Generation, Options};
 use umbra_x86::state::CpuState;
 
@@ -91,6 +91,7 @@ pub fn machine(
         serial_limit: spec.serial_limit,
         output: output.clone(),
         to_driver: to_driver.clone(),
+        journal: seat.journal.clone(),
     };
     let power = devices::listener(to_driver.clone());
     let Added {
@@ -206,6 +207,7 @@ fn platform(spec: &Spec) -> Platform {
         }),
         pci: spec.pci.then(pci::place),
         power_button: Some(layout::POWER_BUTTON),
+        panic_port: Some(PanicPort::PORT),
         event_interrupt: layout::EVENT_INTERRUPT,
         sleep_control: layout::POWER + Power::SLEEP_CONTROL,
         timer: layout::POWER + Power::TIMER,

@@ -342,6 +342,23 @@ fn who_hears_that_a_device_has_gone_can_use_its_name(backend: Backend) {
     }
 }
 
+fn a_kernel_that_crashes_is_news_once_in_each_life(backend: Backend) {
+    let says = [0x66, 0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xee];
+    let code = [says.to_vec(), says_and_resets()].concat();
+    let mut bench = bench(backend, &code);
+    restarts(&mut bench);
+    let mut vm = builder(&bench).build().unwrap();
+    let handle = vm.handle();
+    vm.start().unwrap();
+    let news = until(
+        &handle,
+        |news| matches!(news, News::Started { boot: 3, .. }),
+    );
+    let panics = news.iter().filter(|news| **news == News::GuestPanic);
+    // The third life may have come to it, too.
+    assert!((2..=3).contains(&panics.count()), "{news:?}");
+}
+
 /// Descriptors and threads of this process, and mappings of guest memory.
 fn holdings() -> (usize, usize, usize) {
     let count = |path: &str| std::fs::read_dir(path).unwrap().count();
@@ -383,6 +400,7 @@ on_both_backends! {
     what_the_builder_was_told_is_there_in_every_life,
     what_was_changed_outlives_a_reset,
     a_reset_waits_for_nobody_who_waits_for_it,
+    a_kernel_that_crashes_is_news_once_in_each_life,
     who_hears_that_a_device_has_gone_can_use_its_name,
     a_machine_that_is_dropped_gives_everything_back_whoever_has_a_handle,
 }

@@ -27,6 +27,9 @@ pub fn table(platform: &Platform) -> Sdt {
     if let Some(controller) = &platform.keyboard {
         keyboard(controller, &mut code);
     }
+    if let Some(port) = platform.panic_port {
+        panic(port, &mut code);
+    }
     for (number, device) in (0..).zip(&platform.virtio_mmio) {
         virtio(number, device, &mut code);
     }
@@ -83,6 +86,20 @@ fn keyboard(controller: &KeyboardController, code: &mut Vec<u8>) {
         Path::new("_SB_.KBD0"),
         vec![
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0303")),
+            &Name::new(Path::new("_CRS"), &resources),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// The port by which a kernel says that it has crashed: `QEMU0001` is what Linux and others know it by.
+fn panic(port: u16, code: &mut Vec<u8>) {
+    let port = IO::new(port, port, 1, 1);
+    let resources = ResourceTemplate::new(vec![&port]);
+    Device::new(
+        Path::new("_SB_.PEVT"),
+        vec![
+            &Name::new(Path::new("_HID"), &"QEMU0001"),
             &Name::new(Path::new("_CRS"), &resources),
         ],
     )

@@ -46,6 +46,8 @@ pub struct Platform {
     pub pci: Option<PciRoot>,
     /// Port of a register that reads as one if the power button was pressed since the last time.
     pub power_button: Option<u16>,
+    /// The port by which a kernel says that it has crashed.
+    pub panic_port: Option<u16>,
     /// The edge-triggered interrupt that has the guest look at the registers of hot-plug and of the button.
     pub event_interrupt: u32,
     /// Port of the sleep control register; the sleep status register is the next one.
@@ -223,6 +225,7 @@ pub mod tests {
                 hotplug: 0x620,
             }),
             power_button: Some(0x610),
+            panic_port: Some(0x505),
             event_interrupt: 9,
             sleep_control: 0x600,
             timer: 0x608,
@@ -426,6 +429,8 @@ pub mod tests {
         assert!(dsdt.windows(4).any(|w| w == b"_S5_"));
         assert!(dsdt.windows(4).any(|w| w == b"COM1"));
         assert!(dsdt.windows(4).any(|w| w == b"RTC0"));
+        assert!(dsdt.windows(8).any(|w| w == b"QEMU0001"));
+        assert!(dsdt.windows(2).any(|w| w == [0x05, 0x05]));
         assert!(dsdt.windows(2).any(|w| w == [0xf8, 0x03]));
     }
 }

@@ -12,7 +12,7 @@ use tempfile::{NamedTempFile, TempDir};
 use crate::report::BadInput;
 
 /// Changes when the initramfs is built otherwise, so that an old one is not taken.
-const INITRAMFS_VERSION: u32 = 6;
+const INITRAMFS_VERSION: u32 = 7;
 
 /// `$XDG_CACHE_HOME/umbra`, or `~/.cache/umbra`.
 pub struct Cache {

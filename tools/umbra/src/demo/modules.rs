@@ -10,11 +10,12 @@ use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection};
 
 /// What a guest of ours can have a use for, where the kernel has it as a module.
-pub const WANTED: [&str; 15] = [
+pub const WANTED: [&str; 16] = [
     "button",
     "evdev",
     "ext4",
     "nd_pmem",
+    "pvpanic_mmio",
     "virtio_balloon",
     "virtio_blk",
     "virtio_console",

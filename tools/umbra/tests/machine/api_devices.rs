@@ -255,7 +255,56 @@ fn disks_and_memory_change_their_size_and_a_reset_keeps_them(backend: &str) {
     guest.ctl(&["stop"]);
 }
 
+fn what_devices_and_the_guest_do_is_news(backend: &str) {
+    let Some(mut guest) = Served::boot(backend) else {
+        return;
+    };
+    let file = |name: &str| {
+        let path = guest.text(name);
+        fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
+        path
+    };
+    let (disk, theirs) = (file("disk"), file("theirs"));
+    let (net, socket) = (guest.text("net"), guest.text("back_end.sock"));
+    let limits = json!({ "operations": { "size": 5, "refill_time_ms": 200 } });
+    guest.add("d", &json!({ "kind": "blk", "path": disk, "limits": limits }));
+    guest.ask("dd if=/dev/vda of=/dev/null bs=4k count=30 iflag=direct");
+    let limited = guest.event_of("rate_limited", "d");
+    assert!(limited["throttled"].as_u64() > Some(0), "{limited}");
+
+    let _peer = UnixListener::bind(&net).unwrap();
+    guest.add("n", &json!({ "kind": "net", "host": { "type": "stream", "path": net } }));
+    guest.ctl(&["change", "n", "--link", "down"]);
+    assert_eq!(guest.event_of("link_changed", "n")["up"], false);
+    guest.ctl(&["change", "n", "--link", "up"]);
+    assert_eq!(guest.event_of("link_changed", "n")["up"], true);
+
+    let log = guest.place.path().join("back_end.log");
+    let arguments = ["backend", "block", &theirs, "--socket", &socket];
+    let begin = || {
+        let server = back_ends::ours().start(&arguments, &log);
+        back_ends::wait_for(|| fs::read_to_string(&log).is_ok_and(|text| text.contains("listens")));
+        server
+    };
+    let mut back_end = begin();
+    let device = json!({ "kind": "vhost-user", "device": { "type": "block" }, "socket": socket });
+    guest.add("t", &device);
+    back_end.kill();
+    let lost = guest.event_of("back_end_lost", "t");
+    assert!(!lost["reason"].as_str().unwrap().is_empty(), "{lost}");
+    let _back_end = begin();
+    guest.event_of("back_end_found", "t");
+
+    guest.wait_for("grep -c ^pvpanic_mmio /proc/modules", "1");
+    guest.serve.say("echo c > /proc/sysrq-trigger\n");
+    guest.event(|event| event["event"] == "guest_panic");
+    let reset = guest.event(|event| event["event"] == "reset");
+    assert_eq!(reset["by_guest"], true);
+    guest.ctl(&["stop"]);
+}
+
 on_each_stock_backend! {
     devices_of_every_kind_come_and_are_let_go,
     disks_and_memory_change_their_size_and_a_reset_keeps_them,
+    what_devices_and_the_guest_do_is_news,
 }
