@@ -24,7 +24,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::Limits;
-use crate::firecracker::fault::Fault;
+use crate::firecracker::fault::{Fault, Unreadable};
 use crate::firecracker::instance::{Answer, Message};
 use crate::firecracker::request::{self, Method};
 use crate::v1::events::Stream;
@@ -380,17 +380,20 @@ async fn ask(action: request::Action, owner: &Sender<Message>) -> Result<Answer,
 }
 
 /// What is no request as HTTP knows it.
-fn refusal(text: &str) -> Response<Full<Bytes>> {
-    let body = serde_json::json!({ "error": text });
-    let mut response = json(StatusCode::BAD_REQUEST, body.to_string());
+fn refusal(error: &str) -> Response<Full<Bytes>> {
+    let error = error.to_owned();
+    let mut response = json(StatusCode::BAD_REQUEST, text(&Unreadable { error }));
     close(&mut response);
     response
 }
 
+fn text(body: &impl serde::Serialize) -> String {
+    serde_json::to_string(body).expect("keys are strings, and there are no numbers")
+}
+
 fn fault_response(fault: &Fault) -> Response<Full<Bytes>> {
     let status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::BAD_REQUEST);
-    let body = serde_json::json!({ "fault_message": fault.to_string(), "code": fault.code() });
-    json(status, body.to_string())
+    json(status, text(&fault.body()))
 }
 
 fn empty() -> Response<Full<Bytes>> {

@@ -3,9 +3,10 @@
 //!
 //! ```text
 //!   Before ── Start ──> Running { Handle, paused } ── the machine has ended ──> Ended
-//!     Config               its thread: Machine::run
+//!     Config               Vm, on its threads
 //! ```
-//! Which action is possible in which state is [`policy`](super::policy); here it is done.
+//! Which action is possible in which state is [`policy`](super::policy); here it is done. What `/v1` wants of the owner
+//! are orders, with a policy of their own ([`v1::policy`](crate::v1::policy)).
 
 mod balloon;
 mod devices;
@@ -31,7 +32,7 @@ use super::request::Action;
 use super::resources::logger::LoggerConfig;
 use super::resources::metrics::MetricsConfig;
 use super::resources::serial::SerialDevice;
-use super::resources::vm::{InstanceInfo, VmState};
+use super::resources::vm::{FirecrackerVersion, InstanceInfo, VmState};
 use crate::v1::Problem;
 use crate::v1::routes::{self, Order};
 use orders::Said;
@@ -243,7 +244,9 @@ impl Instance {
         policy::check(self.state(), self.options.pci, &action)?;
         match action {
             Action::GetInstanceInfo => json(&self.info()),
-            Action::GetVersion => json(&serde_json::json!({ "firecracker_version": VERSION })),
+            Action::GetVersion => json(&FirecrackerVersion {
+                firecracker_version: VERSION.into(),
+            }),
             Action::GetFullConfig => json(&self.config.full()),
             Action::GetMachineConfig => json(&self.config.machine()),
             Action::GetMmds => json(&self.metadata.get()),
