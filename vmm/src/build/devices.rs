@@ -8,8 +8,8 @@ use umbra_bus::{Bus, PioDevice, Ports};
 use umbra_clock::Clock;
 use umbra_cpu::Backend;
 use umbra_devices::{
-    Cmos, DebugExit, FwCfg, I8042, Keyboard, MemorySizes, PanicPort, Power, PowerButton, PowerEvent,
-    PowerListener, ResetControl, Serial, TestDevice,
+    Cmos, DebugExit, FwCfg, I8042, Keyboard, MemorySizes, PanicPort, Power, PowerButton,
+    PowerEvent, PowerListener, ResetControl, Serial, TestDevice,
 };
 use umbra_irq::{Controller, Line, PulsedLine, Unconnected};
 use umbra_slots::{Gpa, GpaRange};

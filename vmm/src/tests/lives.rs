@@ -350,10 +350,9 @@ fn a_kernel_that_crashes_is_news_once_in_each_life(backend: Backend) {
     let mut vm = builder(&bench).build().unwrap();
     let handle = vm.handle();
     vm.start().unwrap();
-    let news = until(
-        &handle,
-        |news| matches!(news, News::Started { boot: 3, .. }),
-    );
+    let news = until(&handle, |news| {
+        matches!(news, News::Started { boot: 3, .. })
+    });
     let panics = news.iter().filter(|news| **news == News::GuestPanic);
     // The third life may have come to it, too.
     assert!((2..=3).contains(&panics.count()), "{news:?}");

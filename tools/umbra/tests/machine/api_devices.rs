@@ -267,13 +267,19 @@ fn what_devices_and_the_guest_do_is_news(backend: &str) {
     let (disk, theirs) = (file("disk"), file("theirs"));
     let (net, socket) = (guest.text("net"), guest.text("back_end.sock"));
     let limits = json!({ "operations": { "size": 5, "refill_time_ms": 200 } });
-    guest.add("d", &json!({ "kind": "blk", "path": disk, "limits": limits }));
+    guest.add(
+        "d",
+        &json!({ "kind": "blk", "path": disk, "limits": limits }),
+    );
     guest.ask("dd if=/dev/vda of=/dev/null bs=4k count=30 iflag=direct");
     let limited = guest.event_of("rate_limited", "d");
     assert!(limited["throttled"].as_u64() > Some(0), "{limited}");
 
     let _peer = UnixListener::bind(&net).unwrap();
-    guest.add("n", &json!({ "kind": "net", "host": { "type": "stream", "path": net } }));
+    guest.add(
+        "n",
+        &json!({ "kind": "net", "host": { "type": "stream", "path": net } }),
+    );
     guest.ctl(&["change", "n", "--link", "down"]);
     assert_eq!(guest.event_of("link_changed", "n")["up"], false);
     guest.ctl(&["change", "n", "--link", "up"]);
