@@ -121,7 +121,7 @@ impl Code {
             Self::DeviceExists => "Take another name, or remove the device first.",
             Self::DeviceLeaving => "Wait for the event device_removed, or take another name.",
             Self::DeviceFixed | Self::NoHotplug => {
-                "Start the machine with \"pci\": true in its specification (--enable-pci)."
+                "Start the machine with \"pci\": true in its specification (--pci; of `umbra firecracker`: --enable-pci)."
             }
             Self::MemoryInUse => {
                 "PATCH the device with \"requested\": 0, wait for the event memory_changed with \"plugged\": 0, and \
@@ -132,7 +132,7 @@ impl Code {
                 "Try again when the guest's driver has got on."
             }
             Self::TooLarge => {
-                "Say less, or start the monitor with a larger --http-api-max-payload-size."
+                "Say less, or start the monitor with a larger --body-max (of `umbra firecracker`: --http-api-max-payload-size)."
             }
             Self::Invalid => "Change the value as the message says.",
             Self::NotOfThisDevice => "GET the device for its kind, and change what this kind has.",

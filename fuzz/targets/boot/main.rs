@@ -43,6 +43,7 @@ fn platform(source: &mut Source<'_>) -> Platform {
             hotplug: 0x620,
         }),
         power_button: (devices & 4 != 0).then_some(0x610),
+        panic_port: (devices & 8 != 0).then_some(0x505),
         event_interrupt: 9,
         sleep_control: 0x600,
         timer: 0x608,
