@@ -43,6 +43,7 @@ impl Emitter<'_> {
     }
 
     fn conditional(&mut self, insn: &Instruction) {
+        self.require_sse();
         self.place.restore(&mut self.asm);
         let (target, condition) = (insn.near_branch_target(), insn.condition_code());
         let Some(condition) = crate::decode::condition(condition) else {
@@ -75,6 +76,7 @@ impl Emitter<'_> {
     pub(super) fn edge(&mut self, target: u64, from: u64) {
         let ahead = target > from || self.polled;
         if let Some(label) = self.head(target) {
+            self.require_sse();
             if !ahead {
                 self.poll(target);
             }

@@ -2,10 +2,11 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
-use super::asm::Reg;
+use super::asm::{Mem, Reg};
 use super::emit::Emitter;
 use super::flags::{Effect, Place, Recipe, effect};
-use super::layout::{AX, Home, S0, S1, home, is_high_byte, sized};
+use super::forms::{general, turned};
+use super::layout::{AX, FRAME, Home, S0, S1, home, is_high_byte, sized};
 use super::memory::{has_memory, is_plain};
 use super::sse::{is_aligned, is_sse};
 use crate::native::writes;
@@ -59,14 +60,22 @@ struct Plan {
     second: bool,
     /// RAX goes in and, if the second is set, out.
     ax: Option<bool>,
-    /// Guest registers of the frame: number, scratch register, to be stored. All are loaded, even those
-    /// that are only written: an instruction may leave them alone (BSF of zero), and what a scratch
-    /// register holds is no business of the guest's.
-    spilled: Vec<(u8, Reg, bool)>,
+    /// Guest registers of the frame that a scratch register stands for.
+    spilled: Vec<Spilled>,
     /// Size of the memory operand, and whether it is written.
     memory: Option<(usize, bool)>,
     /// Guest registers that are written.
     written: Vec<u8>,
+}
+
+/// A guest register of the frame, in a scratch register for one instruction.
+struct Spilled {
+    number: u8,
+    scratch: Reg,
+    /// Also where it is only written, if the instruction may leave it alone (BSF of zero): what a scratch
+    /// register holds is no business of the guest's.
+    load: bool,
+    store: bool,
 }
 
 impl Emitter<'_> {
@@ -75,6 +84,7 @@ impl Emitter<'_> {
         if insn.mnemonic() == Mnemonic::Lea {
             return self.lea(insn);
         }
+        let insn = &general(insn);
         let scans = insn.mnemonic() == Mnemonic::Tzcnt && !self.bmi1;
         let sse = is_sse(insn);
         if !scans && !sse && !is_copied(insn) {
@@ -90,14 +100,10 @@ impl Emitter<'_> {
                 self.about_to_write(*number);
             }
         }
-        let resume = self.asm.label();
-        let mut written = 0;
         if sse {
-            if !self.sse.ready {
-                self.place.secure(&mut self.asm);
-            }
-            written = self.begin_sse(insn, op);
+            self.require_sse();
         }
+        let resume = self.asm.label();
         if let Some((size, write)) = plan.memory {
             if needs_flags {
                 self.place.save(&mut self.asm);
@@ -121,19 +127,16 @@ impl Emitter<'_> {
         if plan.ax.is_some() {
             self.asm.mov(S0, AX);
         }
-        for (number, scratch, _) in &plan.spilled {
-            self.fetch(*scratch, *number);
+        for spilled in plan.spilled.iter().filter(|s| s.load) {
+            self.fetch(spilled.scratch, spilled.number);
         }
         self.asm.bytes(&plan.bytes);
-        for (number, scratch, store) in &plan.spilled {
-            if *store {
-                self.put(*number, *scratch);
-            }
+        for spilled in plan.spilled.iter().filter(|s| s.store) {
+            self.put(spilled.number, spilled.scratch);
         }
         if plan.ax == Some(true) {
             self.asm.mov(AX, S0);
         }
-        self.end_sse(written);
         self.asm.bind(resume);
         if matches!(effect, Effect::Replaces | Effect::Changes) {
             self.place = Place {
@@ -183,6 +186,8 @@ impl Emitter<'_> {
             code => code,
         });
         let code = insn.op_code();
+        // One register of the frame can be an operand as it is.
+        let mut in_place = memory || ax || differs_in_memory(insn);
         for i in 0..insn.op_count() {
             match insn.op_kind(i) {
                 OpKind::Memory => {
@@ -211,15 +216,28 @@ impl Emitter<'_> {
                     let host = match home(number) {
                         _ if number == 0 && ax => S0,
                         Home::Host(reg) => reg,
-                        Home::Frame(_) => {
-                            let access = info.op_access(i);
-                            let known = plan.spilled.iter_mut().find(|s| s.0 == number);
+                        Home::Frame(place) => {
+                            let store = writes(info.op_access(i));
+                            // A part that was written would have to be put together when all is read.
+                            let whole = size == 8 && !is_sse(insn);
+                            if !in_place && (whole || !store) && set_memory(&mut out, i, place) {
+                                in_place = true;
+                                continue;
+                            }
+                            let known = plan.spilled.iter_mut().find(|s| s.number == number);
                             if let Some(known) = known {
-                                known.2 |= writes(access);
-                                known.1
+                                known.load = true;
+                                known.store |= store;
+                                known.scratch
                             } else {
                                 let scratch = free.pop()?;
-                                plan.spilled.push((number, scratch, writes(access)));
+                                let load = !(store && i == 0 && replaces(insn));
+                                plan.spilled.push(Spilled {
+                                    number,
+                                    scratch,
+                                    load,
+                                    store,
+                                });
                                 scratch
                             }
                         }
@@ -266,6 +284,47 @@ impl Emitter<'_> {
         }
         true
     }
+}
+
+/// Tells whether `insn` writes its first operand whole without reading it, and is sure to write it.
+fn replaces(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    insn.op0_register().size() >= 4
+        && match insn.mnemonic() {
+            Mov | Movzx | Movsx | Movsxd | Popcnt | Movd | Movq => true,
+            Imul => insn.op_count() == 3,
+            _ => false,
+        }
+}
+
+/// Tells whether `insn` does something else where a register operand is replaced by memory: a bit number
+/// reaches beyond it, an exchange locks the bus.
+fn differs_in_memory(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(insn.mnemonic(), Bt | Bts | Btr | Btc | Xchg)
+}
+
+/// Makes operand `i`, a general register, the word of the frame at `place`; `false` where `insn` has no such
+/// form.
+fn set_memory(insn: &mut Instruction, i: u32, place: Mem) -> bool {
+    use OpCodeOperandKind as Kind;
+    let either = |kind| {
+        matches!(
+            kind,
+            Kind::r8_or_mem | Kind::r16_or_mem | Kind::r32_or_mem | Kind::r64_or_mem
+        )
+    };
+    if !either(insn.op_code().op_kind(i)) {
+        match turned(insn.code()) {
+            Some(code) if i == 1 => insn.set_code(code),
+            _ => return false,
+        }
+    }
+    insn.set_op_kind(i, OpKind::Memory);
+    set_base(insn, FRAME);
+    insn.set_memory_displacement64(place.disp as u64);
+    insn.set_memory_displ_size(1);
+    true
 }
 
 /// Replaces the memory operand by what `base` points to.

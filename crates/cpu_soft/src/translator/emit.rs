@@ -16,7 +16,7 @@ use super::cache::{Cache, Link};
 use super::flags::{Effect, Place, effect};
 use super::glue::{Glue, Single};
 use super::layout::{Home, S0, S1, frame, home, slot};
-use super::sse::Loaded;
+use super::sse::is_sse;
 use crate::op::{Leave, Op};
 
 /// A run of instructions, each with the operation that the interpreter would execute.
@@ -40,13 +40,21 @@ impl Piece {
 
 /// What happens out of line.
 enum Cold {
-    /// The interpreter executes an instruction; the code goes on at the label, if at all, with this
-    /// loaded.
-    Single(usize, Option<Label>, Loaded),
-    /// The interpreter executes an instruction, and the code is left behind it.
-    Refused(usize),
+    /// The interpreter executes an instruction; the code goes on at the label, if at all.
+    Single(usize, Option<Resume>),
+    /// SSE state is loaded, or the interpreter executes an instruction and the code is left behind it.
+    NotLoaded(usize, Label),
     /// The code is left before the instruction at this address.
     Attention(u64),
+}
+
+/// Where code goes on after a call of the interpreter.
+struct Resume {
+    label: Label,
+    /// The address of the instruction there.
+    rip: u64,
+    /// SSE state is loaded there.
+    sse: bool,
 }
 
 /// The far end of a branch, made when the pieces are done.
@@ -69,11 +77,14 @@ pub struct Emitter<'a> {
     pub(super) cache: &'a mut Cache,
     /// The guest has BMI1.
     pub(super) bmi1: bool,
-    glue: Glue,
-    /// Address of the image of the SSE state.
-    pub(super) fx: u64,
-    /// What of it is loaded.
-    pub(super) sse: Loaded,
+    pub(super) glue: Glue,
+    /// The unit has SSE instructions, and SSE state is loaded where its pieces begin.
+    pub(super) uses_sse: bool,
+    /// It is loaded here.
+    pub(super) sse_loaded: bool,
+    /// Addresses of the current instruction, and of the one behind it.
+    pub(super) at: u64,
+    pub(super) next: u64,
     colds: Vec<(Label, Place, Cold)>,
     pub(super) tails: Vec<Tail>,
     pub(super) singles: Vec<Single>,
@@ -104,7 +115,6 @@ impl<'a> Emitter<'a> {
         page: (u64, u64),
         count: usize,
         bmi1: bool,
-        fx: u64,
     ) -> Self {
         Self {
             asm: Asm::default(),
@@ -114,8 +124,10 @@ impl<'a> Emitter<'a> {
             cache,
             bmi1,
             glue,
-            fx,
-            sse: Loaded::default(),
+            uses_sse: false,
+            sse_loaded: false,
+            at: 0,
+            next: 0,
             colds: Vec::new(),
             tails: Vec::new(),
             // One that may be refused, and one whose check may fail.
@@ -130,13 +142,17 @@ impl<'a> Emitter<'a> {
 
     /// Emits all pieces. The first is the entry; the others are gone to from inside.
     pub fn run(mut self, pieces: &[Piece]) -> Made {
+        let insns = || pieces.iter().flat_map(|piece| &piece.insns);
+        self.uses_sse = insns().any(is_sse);
         for piece in pieces.iter().skip(1) {
             let label = self.asm.label();
             self.heads.push((piece.rip, label));
         }
         for (i, piece) in pieces.iter().enumerate() {
             self.place = Place::SAVED;
-            if i > 0 {
+            if i == 0 {
+                self.enter_sse(&piece.ops[0]);
+            } else {
                 let label = self.heads[i - 1].1;
                 self.asm.bind(label);
                 self.place = Place::HOST;
@@ -148,6 +164,7 @@ impl<'a> Emitter<'a> {
         for tail in std::mem::take(&mut self.tails) {
             self.asm.bind(tail.label);
             (self.place, self.polled) = (tail.place, tail.polled);
+            self.sse_loaded = self.uses_sse;
             self.edge(tail.target, tail.from);
         }
         self.colds();
@@ -160,7 +177,7 @@ impl<'a> Emitter<'a> {
 
     fn piece(&mut self, piece: &Piece) {
         self.polled = false;
-        self.sse = Loaded::default();
+        self.sse_loaded = self.uses_sse;
         let poll = poll_place(piece);
         let mut open = true;
         for (i, (insn, op)) in piece.insns.iter().zip(&piece.ops).enumerate() {
@@ -168,6 +185,7 @@ impl<'a> Emitter<'a> {
                 self.poll(insn.ip());
                 self.polled = true;
             }
+            (self.at, self.next) = (insn.ip(), insn.next_ip());
             // What ends a block without being a branch is refused by the interpreter, or halts.
             let ends = piece.ended && i + 1 == piece.insns.len();
             open = if ends && insn.flow_control() == FlowControl::Next {
@@ -177,6 +195,7 @@ impl<'a> Emitter<'a> {
                 self.instruction(insn, op)
             };
         }
+        self.at = piece.end();
         if open {
             self.edge(piece.end(), piece.end().wrapping_sub(1));
         }
@@ -202,7 +221,7 @@ impl<'a> Emitter<'a> {
         let single = self.add_single(op);
         self.call(single);
         self.place = Place::BOTH;
-        self.sse = Loaded::default();
+        self.sse_loaded = false;
     }
 
     fn add_single(&mut self, op: &Op) -> usize {
@@ -225,16 +244,22 @@ impl<'a> Emitter<'a> {
     pub(super) fn failed(&mut self, op: &Op, resume: Option<Label>) -> Label {
         let single = self.add_single(op);
         let label = self.asm.label();
-        let cold = Cold::Single(single, resume, self.sse);
+        let resume = resume.map(|label| Resume {
+            label,
+            rip: self.next,
+            sse: self.sse_loaded,
+        });
+        let cold = Cold::Single(single, resume);
         self.colds.push((label, self.place, cold));
         label
     }
 
-    /// A label for what happens when `op` may raise what translated code does not expect.
-    pub(super) fn refused(&mut self, op: &Op) -> Label {
-        let single = self.add_single(op);
+    /// A label for what happens when SSE state is not loaded; `first` is the unit's first operation.
+    pub(super) fn not_loaded(&mut self, first: &Op, resume: Label) -> Label {
+        let single = self.add_single(first);
         let label = self.asm.label();
-        self.colds.push((label, self.place, Cold::Refused(single)));
+        let cold = Cold::NotLoaded(single, resume);
+        self.colds.push((label, self.place, cold));
         label
     }
 
@@ -262,18 +287,27 @@ impl<'a> Emitter<'a> {
             place.host = false;
             place.save(&mut self.asm);
             match cold {
-                Cold::Single(single, None, _) => {
+                Cold::Single(single, None) => {
                     self.call(single);
                     self.asm.unreachable();
                 }
-                Cold::Single(single, Some(resume), loaded) => {
+                Cold::Single(single, Some(resume)) => {
                     self.call(single);
-                    self.load_sse(loaded);
-                    self.asm.jmp(resume);
+                    if resume.sse {
+                        self.load_or_leave(resume.rip);
+                        super::flags::restore(&mut self.asm);
+                    }
+                    self.asm.jmp(resume.label);
                 }
-                Cold::Refused(single) => {
-                    self.asm.load(S0, frame(slot::CPU));
-                    self.asm.store_byte_imm(at(S0, super::glue::STOP), 1);
+                Cold::NotLoaded(single, resume) => {
+                    let refused = self.asm.label();
+                    self.asm.load(S1, frame(slot::CPU));
+                    self.asm.cmp_byte_imm(at(S1, super::glue::READY), 0);
+                    self.asm.jcc(cc::E, refused);
+                    self.asm.call(self.glue.load);
+                    self.asm.jmp(resume);
+                    self.asm.bind(refused);
+                    self.asm.store_byte_imm(at(S1, super::glue::STOP), 1);
                     self.call(single);
                     self.asm.unreachable();
                 }

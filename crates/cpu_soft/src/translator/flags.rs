@@ -234,7 +234,8 @@ fn save(asm: &mut Asm) {
     asm.store(2, frame(slot::FLAGS), S0);
 }
 
-fn restore(asm: &mut Asm) {
+/// Loads the host's flags from the frame. `S0` is lost.
+pub fn restore(asm: &mut Asm) {
     asm.load16(S0, frame(slot::FLAGS));
     asm.flags_from_ax();
 }

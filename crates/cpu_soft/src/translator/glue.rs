@@ -17,7 +17,7 @@ use super::asm::{Alu, Asm, Mem, Reg, at, cc};
 use super::cache::Cache;
 use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
 use crate::cpu::Cpu;
-use crate::fpu::MXCSR;
+use crate::fpu::{MXCSR, XMM};
 use crate::jumps::{JUMP_HASH, TRANSLATED, jump_tag};
 use crate::op::{Leave, Op};
 use crate::tlb::Class;
@@ -76,6 +76,8 @@ pub struct Glue {
     enter: Enter,
     /// Executes the [`Single`] at `S0`; returns when it went on.
     pub call: u64,
+    /// Loads SSE state; `S1` is lost, and no flag.
+    pub load: u64,
     /// Leaves with RIP in `S1` and the reason in `S0`; flags are in the frame.
     pub exit: u64,
 }
@@ -100,7 +102,12 @@ fn register(number: u8) -> i32 {
     offset_of!(Cpu, regs) as i32 + 8 * i32::from(number)
 }
 
-/// Stores the guest's registers, and MXCSR if it is loaded; the processor is at `S1`, the frame `above`
+/// Where an XMM register is in the image.
+fn xmm(number: u8) -> i32 {
+    XMM as i32 + 16 * i32::from(number)
+}
+
+/// Stores the guest's registers, and SSE state if it is loaded; the processor is at `S1`, the frame `above`
 /// bytes above RSP, the image of the SSE state at `fx`. `S0` is lost.
 fn spill(asm: &mut Asm, above: i32, fx: u64) {
     let loaded = asm.label();
@@ -108,6 +115,9 @@ fn spill(asm: &mut Asm, above: i32, fx: u64) {
     asm.jcc(cc::E, loaded);
     asm.store(8, at(FRAME, slot::SAVED + above), S1);
     asm.imm(S1, fx);
+    for number in 0..16 {
+        asm.store_xmm(at(S1, xmm(number)), number);
+    }
     asm.stmxcsr(at(S1, MXCSR as i32));
     asm.ldmxcsr(at(FRAME, slot::MXCSR + above));
     asm.store_byte_imm(at(FRAME, slot::FLOAT + above), 0);
@@ -192,6 +202,15 @@ impl Glue {
         fill(&mut asm, 8);
         asm.ret();
 
+        let load = asm.here();
+        asm.imm(S1, fx);
+        for number in 0..16 {
+            asm.load_xmm(number, at(S1, xmm(number)));
+        }
+        asm.ldmxcsr(at(S1, MXCSR as i32));
+        asm.store_byte_imm(at(FRAME, slot::FLOAT + 8), 1);
+        asm.ret();
+
         asm.bind(out);
         asm.lea(8, FRAME, at(FRAME, 8));
         asm.jmp(leave);
@@ -212,11 +231,8 @@ impl Glue {
 
         let at = cache.next();
         let address = |label, asm: &Asm| Some(at + asm.offset(label)? as u64);
-        let (enter, call, exit) = (
-            address(enter, &asm)?,
-            address(call, &asm)?,
-            address(exit, &asm)?,
-        );
+        let (enter, call) = (address(enter, &asm)?, address(call, &asm)?);
+        let (load, exit) = (address(load, &asm)?, address(exit, &asm)?);
         let code = asm.finish(at)?;
         cache.add(&code);
         cache.fix();
@@ -224,6 +240,7 @@ impl Glue {
             // SAFETY: the code at `enter` was just made to be called so, and is never dropped.
             enter: unsafe { std::mem::transmute::<u64, Enter>(enter) },
             call,
+            load,
             exit,
         })
     }

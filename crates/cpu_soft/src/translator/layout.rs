@@ -61,7 +61,7 @@ pub mod slot {
     pub const R13: i32 = 48;
     /// Anything within one instruction.
     pub const TEMP: i32 = 72;
-    /// A byte that is not zero while the guest's MXCSR is loaded; behind it, this program's own.
+    /// A byte that is not zero while the guest's XMM registers and MXCSR are loaded; behind it, this program's own.
     pub const FLOAT: i32 = 88;
     /// This program's MXCSR.
     pub const MXCSR: i32 = 96;

@@ -1,34 +1,22 @@
 //! SSE in translated code.
 //!
-//! The guest's XMM registers are the host's, by their numbers, from where a piece first names them until
-//! the interpreter is called, which keeps no such register. What is written is stored into the state's
-//! image at once, so the image is always true, and whoever leaves has nothing to save.
+//! The guest's XMM registers are the host's, by their numbers, and MXCSR is the host's, from the first unit
+//! that needs them until translated code is left or the interpreter is called, which keep neither: they store
+//! all into the state's image ([`glue`](super::glue)). A byte in the frame says which it is.
 //!
-//! MXCSR is loaded before the first instruction that it matters to, and stored, for the flags in it, by
-//! whatever leaves translated code or calls the interpreter ([`glue`](super::glue)). Where an instruction
-//! would raise something (CR0.TS, CR4.OSFXSR, an exception that MXCSR does not mask) the interpreter
-//! executes it, and translated code is left behind it.
+//! A unit with SSE instructions asks that byte when it is entered; within it, all is loaded where a piece
+//! begins, so a loop loads nothing. What calls the interpreter loads anew before the next instruction that
+//! needs it. Where an SSE instruction would raise something (CR0.TS, CR4.OSFXSR, an exception that MXCSR does
+//! not mask) nothing is loaded: the interpreter executes one instruction, and translated code is left.
 
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
 
-use super::asm::at;
+use super::asm::{at, cc};
 use super::emit::Emitter;
 use super::glue::READY;
-use super::layout::{FRAME, S0, S1, frame, slot};
-use crate::fpu::{MXCSR, XMM};
+use super::layout::{S0, S1, frame, slot};
 use crate::native;
-use crate::op::Op;
-
-/// What of the guest's SSE state is in the host's registers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Loaded {
-    /// XMM registers, a bit each.
-    pub xmm: u16,
-    /// MXCSR.
-    pub mxcsr: bool,
-    /// Nothing would be raised.
-    pub ready: bool,
-}
+use crate::op::{Leave, Op};
 
 /// Tells whether `insn` is an SSE instruction that is copied if its operands allow it: on XMM registers,
 /// perhaps general ones, and memory.
@@ -81,63 +69,42 @@ pub fn is_aligned(insn: &Instruction) -> bool {
 }
 
 impl Emitter<'_> {
-    /// Before an SSE instruction: leaves to the interpreter what would raise something, and loads what
-    /// `insn` names. The flags are safe, and lost. Returns the XMM registers that it writes.
-    pub(super) fn begin_sse(&mut self, insn: &Instruction, op: &Op) -> u16 {
-        let (mut used, mut written) = (0u16, 0u16);
-        for register in self.info.info(insn).used_registers() {
-            if register.register().is_xmm() {
-                let bit = 1 << register.register().number();
-                used |= bit;
-                if native::writes(register.access()) {
-                    written |= bit;
-                }
-            }
-        }
-        if !self.sse.ready {
-            let failed = self.refused(op);
-            self.asm.load(S1, frame(slot::CPU));
-            self.asm.cmp_byte_imm(at(S1, READY), 0);
-            self.asm.jcc(super::asm::cc::E, failed);
-            self.place.disturbed();
-            self.sse.ready = true;
-        }
-        self.load_sse(Loaded {
-            xmm: used & !self.sse.xmm,
-            mxcsr: native::is_float(insn) && !self.sse.mxcsr,
-            ready: true,
-        });
-        self.sse.xmm |= used;
-        self.sse.mxcsr |= native::is_float(insn);
-        written
-    }
-
-    /// Loads what is in `what`. `S1` is lost.
-    pub(super) fn load_sse(&mut self, what: Loaded) {
-        if what.xmm == 0 && !what.mxcsr {
+    /// At the entry of a unit: loads what is not loaded. Flags are in the frame, and lost in the host.
+    pub(super) fn enter_sse(&mut self, first: &Op) {
+        if !self.uses_sse {
             return;
         }
-        self.asm.imm(S1, self.fx);
-        for number in (0..16).filter(|n| what.xmm >> n & 1 != 0) {
-            self.asm
-                .load_xmm(number, at(S1, XMM as i32 + 16 * i32::from(number)));
-        }
-        if what.mxcsr {
-            self.asm.ldmxcsr(at(S1, MXCSR as i32));
-            self.asm.store_byte_imm(at(FRAME, slot::FLOAT), 1);
-        }
+        let resume = self.asm.label();
+        let load = self.not_loaded(first, resume);
+        self.asm.cmp_byte_imm(frame(slot::FLOAT), 0);
+        self.asm.jcc(cc::E, load);
+        self.asm.bind(resume);
+        self.place.disturbed();
+        self.sse_loaded = true;
     }
 
-    /// After it: what was written, into the image. `S1` is lost.
-    pub(super) fn end_sse(&mut self, written: u16) {
-        if written == 0 {
+    /// Loads, in a unit that needs it, what a call of the interpreter has stored. Leaves for the next
+    /// instruction where SSE instructions would raise something. The host's flags may be lost.
+    pub(super) fn require_sse(&mut self) {
+        if !self.uses_sse || self.sse_loaded {
             return;
         }
-        self.asm.imm(S1, self.fx);
-        for number in (0..16).filter(|n| written >> n & 1 != 0) {
-            self.asm
-                .store_xmm(at(S1, XMM as i32 + 16 * i32::from(number)), number);
-        }
+        self.place.save(&mut self.asm);
+        self.load_or_leave(self.at);
+        self.place.disturbed();
+        self.sse_loaded = true;
+    }
+
+    /// Loads; leaves for `rip` where SSE instructions would raise something. Flags are in the frame; those
+    /// of the host and `S1` are lost.
+    pub(super) fn load_or_leave(&mut self, rip: u64) {
+        let ready = self.asm.label();
+        self.asm.load(S1, frame(slot::CPU));
+        self.asm.cmp_byte_imm(at(S1, READY), 0);
+        self.asm.jcc(cc::NE, ready);
+        self.leave(rip, Leave::Done);
+        self.asm.bind(ready);
+        self.asm.call(self.glue.load);
     }
 
     /// Goes to `failed` where the host address in `S0` is no multiple of sixteen.
