@@ -15,6 +15,14 @@ pub struct Mem {
     pub disp: i32,
 }
 
+impl Mem {
+    /// So many bytes further, which the caller has found to be in reach.
+    pub fn plus(self, bytes: i32) -> Self {
+        let disp = self.disp.wrapping_add(bytes);
+        Self { disp, ..self }
+    }
+}
+
 /// `[base + disp]`.
 pub const fn at(base: Reg, disp: i32) -> Mem {
     Mem {
@@ -241,11 +249,6 @@ impl Asm {
     pub fn store_byte_imm(&mut self, to: Mem, value: u8) {
         self.rm(4, &[0xc6], 0, to);
         self.code.push(value);
-    }
-
-    /// TEST AL.
-    pub fn test_low(&mut self, bits: u8) {
-        self.bytes(&[0xa8, bits]);
     }
 
     /// LEA of 64 or 32 bits.
@@ -501,7 +504,6 @@ mod tests {
             asm.ldmxcsr(at(Reg(15), 24));
             asm.stmxcsr(at(Reg(0), 24));
             asm.store_byte_imm(at(Reg(4), 0x58), 1);
-            asm.test_low(15);
             asm.cmp_byte_imm(at(Reg(15), 8), 3);
             asm.alu_mem_imm(Alu::Or, at(Reg(15), 0x100), 0x200);
             asm.sar(4, Reg(0), 31);
@@ -542,7 +544,6 @@ mod tests {
                 "ldmxcsr 0x18(%r15)",
                 "stmxcsr 0x18(%rax)",
                 "movb $1,0x58(%rsp)",
-                "test $0xF,%al",
                 "cmpb $3,8(%r15)",
                 "orl $0x200,0x100(%r15)",
                 "sar $0x1F,%eax",

@@ -12,6 +12,7 @@ use super::cache::Link;
 use super::emit::{Emitter, Tail};
 use super::layout::{S0, S1, SP, frame, slot};
 use super::memory::is_plain;
+use super::pins::{Target, Way};
 use crate::jumps::{JUMPS, Jump, TRANSLATED, jump_index, jump_tag};
 use crate::op::{Leave, Op};
 use crate::ops::branch::KNOWN;
@@ -158,57 +159,64 @@ impl Emitter<'_> {
     }
 
     /// The target of a branch by register or memory, into `S0`.
-    fn target(&mut self, insn: &Instruction, failed: Label) {
-        if insn.op0_kind() == OpKind::Register {
-            self.fetch(S0, insn.op0_register().number() as u8);
+    fn target(&mut self, insn: &Instruction, way: Option<Way>, op: &Op) {
+        if let Some(way) = way {
+            let from = self.reach(way, Target::Operand(insn), (8, false), op, None);
+            self.asm.load(S0, at(S0, from));
         } else {
-            self.address(insn);
-            self.check(8, false, failed);
-            self.asm.load(S0, at(S0, 0));
+            self.fetch(S0, insn.op0_register().number() as u8);
         }
+    }
+
+    /// How the memory is reached that holds a branch's target, if it is in memory.
+    fn way_to_target(&mut self, insn: &Instruction) -> Option<Way> {
+        let memory = insn.op0_kind() == OpKind::Memory;
+        memory.then(|| self.way(Target::Operand(insn), 8, false))
     }
 
     fn jump_indirect(&mut self, insn: &Instruction, op: &Op) {
         self.begin_indirect(insn);
+        let way = self.way_to_target(insn);
         let failed = self.not_found(op);
-        self.target(insn, failed);
+        self.target(insn, way, op);
         self.find(failed);
         self.asm.jmp_mem(at(S1, CODE));
     }
 
     fn call_indirect(&mut self, insn: &Instruction, op: &Op) {
         self.begin_indirect(insn);
+        let (way, push) = (self.way_to_target(insn), self.way_to_push());
         let failed = self.not_found(op);
-        self.target(insn, failed);
+        self.target(insn, way, op);
         self.find(failed);
         self.asm.load(S0, at(S1, CODE));
         self.asm.store(8, frame(slot::TEMP), S0);
-        self.check_push(failed);
-        self.push_return(insn);
+        self.push_return(push, insn, op);
         self.asm.jmp_mem(frame(slot::TEMP));
     }
 
-    /// Stores the return address at `S0` and moves the stack pointer.
-    fn push_return(&mut self, insn: &Instruction) {
+    /// Stores the return address and moves the stack pointer.
+    fn push_return(&mut self, way: Way, insn: &Instruction, op: &Op) {
+        let to = self.reach_push(way, op, None);
         self.asm.imm(S1, insn.next_ip());
-        self.asm.store(8, at(S0, 0), S1);
+        self.asm.store(8, at(S0, to), S1);
         self.asm.lea(8, SP, at(SP, -8));
     }
 
     fn call_direct(&mut self, insn: &Instruction, op: &Op) {
+        let way = self.way_to_push();
         self.place.save(&mut self.asm);
-        let failed = self.not_found(op);
-        self.check_push(failed);
-        self.push_return(insn);
+        self.push_return(way, insn, op);
         self.edge(insn.near_branch_target(), insn.ip());
     }
 
     fn ret(&mut self, insn: &Instruction, op: &Op) {
         self.begin_indirect(insn);
+        let target = Target::Stack(0);
+        let way = self.way(target, 8, false);
         let failed = self.not_found(op);
-        self.asm.mov(S0, SP);
-        self.check(8, false, failed);
-        self.asm.load(S0, at(S0, 0));
+        let from = self.reach(way, target, (8, false), op, None);
+        self.asm.load(S0, at(S0, from));
         self.find(failed);
         let arguments = if insn.op_count() == 0 {
             0

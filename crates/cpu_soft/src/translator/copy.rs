@@ -8,6 +8,7 @@ use super::flags::{Effect, Place, Recipe, effect};
 use super::forms::{general, turned};
 use super::layout::{AX, FRAME, Home, S0, S1, home, is_high_byte, sized};
 use super::memory::{has_memory, is_plain};
+use super::pins::Target;
 use super::sse::{is_aligned, is_sse};
 use crate::native::writes;
 use crate::op::Op;
@@ -62,8 +63,6 @@ struct Plan {
     ax: Option<bool>,
     /// Guest registers of the frame that a scratch register stands for.
     spilled: Vec<Spilled>,
-    /// Size of the memory operand, and whether it is written.
-    memory: Option<(usize, bool)>,
     /// Guest registers that are written.
     written: Vec<u8>,
 }
@@ -90,7 +89,13 @@ impl Emitter<'_> {
         if !scans && !sse && !is_copied(insn) {
             return false;
         }
-        let Some(plan) = self.plan(insn) else {
+        let access = match (has_memory(insn), self.operand_access(insn)) {
+            (true, None) => return false,
+            (_, access) => access,
+        };
+        let target = Target::Operand(insn);
+        let way = access.map(|(size, write)| self.way(target, size, write));
+        let Some(plan) = self.plan(insn, way.map_or(0, |way| way.distance())) else {
             return false;
         };
         let effect = effect(insn);
@@ -104,18 +109,19 @@ impl Emitter<'_> {
             self.require_sse();
         }
         let resume = self.asm.label();
-        if let Some((size, write)) = plan.memory {
-            if needs_flags {
+        if let (Some(way), Some(access)) = (way, access) {
+            let aligned = !sse || !is_aligned(insn) || self.known_aligned(way, insn);
+            if way.is_pinned() && aligned {
+                // No flag is disturbed.
+            } else if needs_flags {
                 self.place.save(&mut self.asm);
             } else {
                 self.place.secure(&mut self.asm);
             }
-            let failed = self.failed(op, Some(resume));
-            let known = self.address(insn);
-            debug_assert!(known, "the plan has asked");
-            self.check(size, write, failed);
-            if sse && is_aligned(insn) {
-                self.check_aligned(failed);
+            let from = self.reach(way, target, access, op, Some(resume));
+            if !aligned {
+                self.check_aligned(from, op, resume);
+                self.found_aligned(way, insn);
             }
             if plan.second {
                 self.asm.mov(S1, S0);
@@ -147,7 +153,20 @@ impl Emitter<'_> {
         true
     }
 
-    fn plan(&mut self, insn: &Instruction) -> Option<Plan> {
+    /// Size of the memory operand and whether it is written, if it is one that is checked in the usual way.
+    fn operand_access(&mut self, insn: &Instruction) -> Option<(usize, bool)> {
+        let i = (0..insn.op_count()).find(|i| insn.op_kind(*i) == OpKind::Memory)?;
+        let offset = insn.op_code().op_kind(i) == OpCodeOperandKind::mem_offs;
+        let size = insn.memory_size().size();
+        let usual = matches!(size, 1 | 2 | 4 | 8) || size == 16 && is_sse(insn);
+        if offset || !is_plain(insn) || !usual {
+            return None;
+        }
+        Some((size, writes(self.info.info(insn).op_access(i))))
+    }
+
+    /// How to copy `insn`, whose memory operand is so far behind what the register points to.
+    fn plan(&mut self, insn: &Instruction, distance: i32) -> Option<Plan> {
         let memory = has_memory(insn);
         let effect = effect(insn);
         let ax = names_ax(insn);
@@ -158,7 +177,6 @@ impl Emitter<'_> {
             second,
             ax: None,
             spilled: Vec::new(),
-            memory: None,
             written: Vec::new(),
         };
         for used in info.used_registers() {
@@ -190,16 +208,6 @@ impl Emitter<'_> {
         let mut in_place = memory || ax || differs_in_memory(insn);
         for i in 0..insn.op_count() {
             match insn.op_kind(i) {
-                OpKind::Memory => {
-                    if code.op_kind(i) == OpCodeOperandKind::mem_offs || !is_plain(insn) {
-                        return None;
-                    }
-                    let size = insn.memory_size().size();
-                    if !(matches!(size, 1 | 2 | 4 | 8) || size == 16 && is_sse(insn)) {
-                        return None;
-                    }
-                    plan.memory = Some((size, writes(info.op_access(i))));
-                }
                 OpKind::Register => {
                     let register = insn.op_register(i);
                     if register.is_xmm() && is_sse(insn) {
@@ -250,8 +258,8 @@ impl Emitter<'_> {
                 _ => {}
             }
         }
-        if plan.memory.is_some() {
-            set_base(&mut out, if second { S1 } else { S0 });
+        if memory {
+            set_base(&mut out, if second { S1 } else { S0 }, distance);
         }
         out.set_has_rep_prefix(false);
         out.set_has_repne_prefix(false);
@@ -321,18 +329,16 @@ fn set_memory(insn: &mut Instruction, i: u32, place: Mem) -> bool {
         }
     }
     insn.set_op_kind(i, OpKind::Memory);
-    set_base(insn, FRAME);
-    insn.set_memory_displacement64(place.disp as u64);
-    insn.set_memory_displ_size(1);
+    set_base(insn, FRAME, place.disp);
     true
 }
 
-/// Replaces the memory operand by what `base` points to.
-fn set_base(insn: &mut Instruction, base: Reg) {
+/// Replaces the memory operand by what is `distance` bytes behind `base`.
+fn set_base(insn: &mut Instruction, base: Reg, distance: i32) {
     insn.set_memory_base(sized(base, 8));
     insn.set_memory_index(Register::None);
     insn.set_memory_index_scale(1);
-    insn.set_memory_displacement64(0);
-    insn.set_memory_displ_size(0);
+    insn.set_memory_displacement64(i64::from(distance) as u64);
+    insn.set_memory_displ_size(u32::from(distance != 0));
     insn.set_segment_prefix(Register::None);
 }

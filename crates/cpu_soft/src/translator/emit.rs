@@ -12,10 +12,12 @@
 use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic};
 
 use super::asm::{Asm, Label, Mem, Reg, at, cc};
+use super::bases::Bases;
 use super::cache::{Cache, Link};
 use super::flags::{Effect, Place, effect};
 use super::glue::{Glue, Single};
 use super::layout::{Home, S0, S1, frame, home, slot};
+use super::pins::Making;
 use super::sse::is_sse;
 use crate::op::{Leave, Op};
 
@@ -42,19 +44,21 @@ impl Piece {
 enum Cold {
     /// The interpreter executes an instruction; the code goes on at the label, if at all.
     Single(usize, Option<Resume>),
+    /// The piece goes on as it is made the second time.
+    Plain(Resume),
     /// SSE state is loaded, or the interpreter executes an instruction and the code is left behind it.
     NotLoaded(usize, Label),
     /// The code is left before the instruction at this address.
     Attention(u64),
 }
 
-/// Where code goes on after a call of the interpreter.
+/// Where code goes on out of line.
 struct Resume {
     label: Label,
     /// The address of the instruction there.
     rip: u64,
-    /// SSE state is loaded there.
-    sse: bool,
+    /// SSE state has to be loaded for it.
+    load: bool,
 }
 
 /// The far end of a branch, made when the pieces are done.
@@ -85,6 +89,12 @@ pub struct Emitter<'a> {
     /// Addresses of the current instruction, and of the one behind it.
     pub(super) at: u64,
     pub(super) next: u64,
+    /// What is known of registers here.
+    pub(super) bases: Bases,
+    /// The instructions of the current piece.
+    pub(super) ahead: Vec<Instruction>,
+    /// How it is being made.
+    pub(super) making: Making,
     colds: Vec<(Label, Place, Cold)>,
     pub(super) tails: Vec<Tail>,
     pub(super) singles: Vec<Single>,
@@ -128,10 +138,13 @@ impl<'a> Emitter<'a> {
             sse_loaded: false,
             at: 0,
             next: 0,
+            bases: Bases::new(),
+            ahead: Vec::new(),
+            making: Making::default(),
             colds: Vec::new(),
             tails: Vec::new(),
-            // One that may be refused, and one whose check may fail.
-            singles: Vec::with_capacity(2 * count),
+            // Up to three whose checks may fail, twice, and the one at the entry.
+            singles: Vec::with_capacity(6 * count + 1),
             page,
             heads: Vec::new(),
             following: None,
@@ -148,6 +161,7 @@ impl<'a> Emitter<'a> {
             let label = self.asm.label();
             self.heads.push((piece.rip, label));
         }
+        let mut again = Vec::new();
         for (i, piece) in pieces.iter().enumerate() {
             self.place = Place::SAVED;
             if i == 0 {
@@ -158,9 +172,16 @@ impl<'a> Emitter<'a> {
                 self.place = Place::HOST;
             }
             self.following = pieces.get(i + 1).map(|next| next.rip);
-            self.piece(piece);
+            self.making = Making::first(piece.insns.len());
+            self.piece(piece, None);
+            again.push(std::mem::take(&mut self.making));
         }
         self.following = None;
+        for (piece, first) in pieces.iter().zip(&again) {
+            if let Some(needed) = first.needed() {
+                self.piece(piece, Some(needed));
+            }
+        }
         for tail in std::mem::take(&mut self.tails) {
             self.asm.bind(tail.label);
             (self.place, self.polled) = (tail.place, tail.polled);
@@ -175,17 +196,27 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    fn piece(&mut self, piece: &Piece) {
-        self.polled = false;
+    /// Emits a piece: whole, or the second time, from the first of the instructions that have a label.
+    fn piece(&mut self, piece: &Piece, again: Option<&[Option<Label>]>) {
         self.sse_loaded = self.uses_sse;
+        (self.bases, self.ahead) = (Bases::new(), piece.insns.clone());
         let poll = poll_place(piece);
+        let first = again.and_then(|labels| labels.iter().position(Option::is_some));
+        let first = first.unwrap_or(0);
+        // Who comes from the first making has looked there.
+        self.polled = poll.is_some_and(|poll| poll < first);
         let mut open = true;
-        for (i, (insn, op)) in piece.insns.iter().zip(&piece.ops).enumerate() {
+        let ops = piece.insns.iter().zip(&piece.ops);
+        for (i, (insn, op)) in ops.enumerate().skip(first) {
+            if let Some(label) = again.and_then(|labels| labels[i]) {
+                self.bind_plain(label, i > first);
+            }
+            self.making.index = i;
+            (self.at, self.next) = (insn.ip(), insn.next_ip());
             if poll == Some(i) {
                 self.poll(insn.ip());
                 self.polled = true;
             }
-            (self.at, self.next) = (insn.ip(), insn.next_ip());
             // What ends a block without being a branch is refused by the interpreter, or halts.
             let ends = piece.ended && i + 1 == piece.insns.len();
             open = if ends && insn.flow_control() == FlowControl::Next {
@@ -194,11 +225,28 @@ impl<'a> Emitter<'a> {
             } else {
                 self.instruction(insn, op)
             };
+            self.bases.step(insn, &mut self.info);
         }
         self.at = piece.end();
+        if let Some(label) = again.and_then(|labels| labels[piece.insns.len()]) {
+            self.bind_plain(label, open && first < piece.insns.len());
+            open = true;
+        }
         if open {
             self.edge(piece.end(), piece.end().wrapping_sub(1));
         }
+    }
+
+    /// Where the first making comes to the second: flags are in the frame, SSE state is loaded if the unit needs
+    /// it. The same goes for who comes from above, if anybody does.
+    fn bind_plain(&mut self, label: Label, from_above: bool) {
+        if from_above {
+            self.require_sse();
+            self.place.save(&mut self.asm);
+        }
+        self.asm.bind(label);
+        self.place = Place::SAVED;
+        self.sse_loaded = self.uses_sse;
     }
 
     /// Emits one instruction; tells whether the next one follows it.
@@ -222,6 +270,7 @@ impl<'a> Emitter<'a> {
         self.call(single);
         self.place = Place::BOTH;
         self.sse_loaded = false;
+        self.making.pins.clear();
     }
 
     fn add_single(&mut self, op: &Op) -> usize {
@@ -244,13 +293,32 @@ impl<'a> Emitter<'a> {
     pub(super) fn failed(&mut self, op: &Op, resume: Option<Label>) -> Label {
         let single = self.add_single(op);
         let label = self.asm.label();
-        let resume = resume.map(|label| Resume {
-            label,
-            rip: self.next,
-            sse: self.sse_loaded,
+        let resume = resume.map(|resume| {
+            let label = self.behind(resume);
+            Resume {
+                label,
+                rip: self.next,
+                load: self.sse_loaded || self.uses_sse && label != resume,
+            }
         });
         let cold = Cold::Single(single, resume);
         self.colds.push((label, self.place, cold));
+        label
+    }
+
+    /// A label for what happens when the check of a stretch fails: the current instruction, `op`, and what
+    /// follows are executed as they were made the second time.
+    pub(super) fn plainly(&mut self, op: &Op) -> Label {
+        let Some(plain) = self.plain_at(self.making.index) else {
+            return self.failed(op, None);
+        };
+        let label = self.asm.label();
+        let resume = Resume {
+            label: plain,
+            rip: self.at,
+            load: self.uses_sse && !self.sse_loaded,
+        };
+        self.colds.push((label, self.place, Cold::Plain(resume)));
         label
     }
 
@@ -293,9 +361,15 @@ impl<'a> Emitter<'a> {
                 }
                 Cold::Single(single, Some(resume)) => {
                     self.call(single);
-                    if resume.sse {
+                    if resume.load {
                         self.load_or_leave(resume.rip);
                         super::flags::restore(&mut self.asm);
+                    }
+                    self.asm.jmp(resume.label);
+                }
+                Cold::Plain(resume) => {
+                    if resume.load {
+                        self.load_or_leave(resume.rip);
                     }
                     self.asm.jmp(resume.label);
                 }

@@ -19,6 +19,8 @@ pub const S1: Reg = Reg(15);
 pub const FRAME: Reg = Reg(4);
 /// Guest RSP.
 pub const SP: Reg = Reg(13);
+/// Guest RBP.
+pub const BP: Reg = Reg(5);
 /// Guest RAX.
 pub const AX: Reg = Reg(14);
 
@@ -61,14 +63,16 @@ pub mod slot {
     pub const R13: i32 = 48;
     /// Anything within one instruction.
     pub const TEMP: i32 = 72;
+    /// Host addresses that checks found ([`pins`](super::super::pins)).
+    pub const PINS: i32 = 88;
     /// A byte that is not zero while the guest's XMM registers and MXCSR are loaded; behind it, this program's own.
-    pub const FLOAT: i32 = 88;
+    pub const FLOAT: i32 = 120;
     /// This program's MXCSR.
-    pub const MXCSR: i32 = 96;
+    pub const MXCSR: i32 = 128;
     /// A register while another value is needed in it.
-    pub const SAVED: i32 = 104;
+    pub const SAVED: i32 = 136;
     /// Bytes of the frame: a multiple of sixteen, and eight.
-    pub const SIZE: i32 = 120;
+    pub const SIZE: i32 = 152;
 }
 
 /// A place in the frame.
@@ -129,5 +133,9 @@ mod tests {
     fn the_frame_keeps_the_stack_aligned() {
         assert_eq!(slot::SIZE % 16, 8);
         assert_eq!(slot::TEMP, slot::R13 + 24);
+        assert_eq!(
+            slot::FLOAT,
+            slot::PINS + 8 * super::super::pins::PINS as i32
+        );
     }
 }

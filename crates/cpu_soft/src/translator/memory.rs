@@ -23,25 +23,23 @@ pub fn has_memory(insn: &Instruction) -> bool {
 }
 
 impl Emitter<'_> {
-    /// The linear address of the memory operand, into `S0`. `false` where that is left to the
-    /// interpreter: then nothing was emitted.
-    pub(super) fn address(&mut self, insn: &Instruction) -> bool {
-        if !is_plain(insn) {
-            return false;
-        }
+    /// The linear address of the memory operand, a plain one, and `more` bytes, into `S0`.
+    pub(super) fn address(&mut self, insn: &Instruction, more: i32) {
         match self.operand(insn) {
-            Some(mem) => self.asm.lea(8, S0, mem),
-            None => self.asm.imm(S0, insn.memory_displacement64()),
+            Some(mem) => self.asm.lea(8, S0, mem.plus(more)),
+            None => {
+                let constant = insn.memory_displacement64();
+                self.asm.imm(S0, constant.wrapping_add_signed(more.into()));
+            }
         }
         let segment = match insn.memory_segment() {
             Register::FS => seg::FS,
             Register::GS => seg::GS,
-            _ => return true,
+            _ => return,
         };
         let base = std::mem::offset_of!(Cpu, seg_base) + 8 * segment;
         self.asm.load(S1, frame(slot::CPU));
         self.asm.alu_mem(Alu::Add, S0, at(S1, base as i32));
-        true
     }
 
     /// Makes the linear address in `S0` of `size` bytes a host address, or goes to `failed`. `S1` and the

@@ -19,6 +19,7 @@
 
 mod alarm;
 mod asm;
+mod bases;
 mod branch;
 mod cache;
 mod copy;
@@ -28,6 +29,7 @@ mod forms;
 mod glue;
 mod layout;
 mod memory;
+mod pins;
 mod sse;
 mod stack;
 mod system;

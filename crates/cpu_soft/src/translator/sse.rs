@@ -11,7 +11,7 @@
 
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
 
-use super::asm::{at, cc};
+use super::asm::{Alu, Label, at, cc};
 use super::emit::Emitter;
 use super::glue::READY;
 use super::layout::{S0, S1, frame, slot};
@@ -107,10 +107,13 @@ impl Emitter<'_> {
         self.asm.call(self.glue.load);
     }
 
-    /// Goes to `failed` where the host address in `S0` is no multiple of sixteen.
-    pub(super) fn check_aligned(&mut self, failed: super::asm::Label) {
-        self.asm.test_low(15);
-        self.asm.jcc(super::asm::cc::NE, failed);
-        debug_assert_eq!(S0, super::asm::Reg(0));
+    /// Has the interpreter execute `op` where `distance` bytes behind the host address in `S0` is no multiple
+    /// of sixteen. `S1` and the host's flags are lost.
+    pub(super) fn check_aligned(&mut self, distance: i32, op: &Op, resume: Label) {
+        let failed = self.failed(op, Some(resume));
+        self.asm.lea(4, S1, at(S0, distance));
+        self.asm.alu_imm(Alu::And, 4, S1, 15);
+        self.asm.jcc(cc::NE, failed);
+        self.place.disturbed();
     }
 }

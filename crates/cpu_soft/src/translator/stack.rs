@@ -2,13 +2,12 @@
 
 use iced_x86::{Code, Instruction, OpKind};
 
-use super::asm::{Reg, at};
+use super::asm::{Label, at};
 use super::emit::Emitter;
-use super::layout::{Home, S0, S1, SP, frame, home, slot};
+use super::layout::{BP, Home, S0, S1, SP, frame, home, slot};
 use super::memory::is_plain;
+use super::pins::{Target, Way};
 use crate::op::Op;
-
-const BP: Reg = Reg(5);
 
 impl Emitter<'_> {
     /// Emits stack instructions of 64 bits; `false` for anything else.
@@ -25,17 +24,21 @@ impl Emitter<'_> {
         true
     }
 
-    /// Makes the eight bytes below the stack pointer writable at `S0`.
-    pub(super) fn check_push(&mut self, failed: super::asm::Label) {
-        self.asm.lea(8, S0, at(SP, -8));
-        self.check(8, true, failed);
+    /// How the eight bytes below the stack pointer are reached.
+    pub(super) fn way_to_push(&mut self) -> Way {
+        self.way(Target::Stack(-8), 8, true)
+    }
+
+    /// Makes the eight bytes below the stack pointer writable at `S0` and the distance that is returned.
+    pub(super) fn reach_push(&mut self, way: Way, op: &Op, resume: Option<Label>) -> i32 {
+        self.reach(way, Target::Stack(-8), (8, true), op, resume)
     }
 
     fn push_register(&mut self, insn: &Instruction, op: &Op) {
         let resume = self.asm.label();
-        self.begin_stack_write();
-        let failed = self.failed(op, Some(resume));
-        self.check_push(failed);
+        let way = self.way_to_push();
+        self.begin_stack_write(&[way]);
+        let to = self.reach_push(way, op, Some(resume));
         let number = insn.op0_register().number() as u8;
         let from = match home(number) {
             Home::Host(reg) => reg,
@@ -44,58 +47,58 @@ impl Emitter<'_> {
                 S1
             }
         };
-        self.asm.store(8, at(S0, 0), from);
+        self.asm.store(8, at(S0, to), from);
         self.asm.lea(8, SP, at(SP, -8));
         self.asm.bind(resume);
     }
 
     fn push_immediate(&mut self, insn: &Instruction, op: &Op) {
         let resume = self.asm.label();
-        self.begin_stack_write();
-        let failed = self.failed(op, Some(resume));
-        self.check_push(failed);
-        self.asm.store_imm(at(S0, 0), insn.immediate(0) as i32);
+        let way = self.way_to_push();
+        self.begin_stack_write(&[way]);
+        let to = self.reach_push(way, op, Some(resume));
+        self.asm.store_imm(at(S0, to), insn.immediate(0) as i32);
         self.asm.lea(8, SP, at(SP, -8));
         self.asm.bind(resume);
     }
 
     fn push_memory(&mut self, insn: &Instruction, op: &Op) {
         let resume = self.asm.label();
-        self.begin_stack_write();
-        let failed = self.failed(op, Some(resume));
-        self.address(insn);
-        self.check(8, false, failed);
-        self.asm.load(S0, at(S0, 0));
-        self.push_scratch(failed);
+        let target = Target::Operand(insn);
+        let (from, to) = (self.way(target, 8, false), self.way_to_push());
+        self.begin_stack_write(&[from, to]);
+        let from = self.reach(from, target, (8, false), op, Some(resume));
+        self.asm.load(S0, at(S0, from));
+        self.push_scratch(to, op, resume);
         self.asm.bind(resume);
     }
 
     /// Pushes what is in `S0`.
-    pub(super) fn push_scratch(&mut self, failed: super::asm::Label) {
+    pub(super) fn push_scratch(&mut self, way: Way, op: &Op, resume: Label) {
         self.asm.store(8, frame(slot::TEMP), S0);
-        self.check_push(failed);
+        let to = self.reach_push(way, op, Some(resume));
         self.asm.load(S1, frame(slot::TEMP));
-        self.asm.store(8, at(S0, 0), S1);
+        self.asm.store(8, at(S0, to), S1);
         self.asm.lea(8, SP, at(SP, -8));
     }
 
     fn pop(&mut self, insn: &Instruction, op: &Op) {
         let number = insn.op0_register().number() as u8;
         let resume = self.asm.label();
-        self.begin_stack_write();
+        let target = Target::Stack(0);
+        let way = self.way(target, 8, false);
+        self.about_to_write(4);
         self.about_to_write(number);
-        self.place.secure(&mut self.asm);
-        let failed = self.failed(op, Some(resume));
-        self.asm.mov(S0, SP);
-        self.check(8, false, failed);
+        self.begin_access(&[way]);
+        let from = self.reach(way, target, (8, false), op, Some(resume));
         match home(number) {
-            Home::Host(SP) => self.asm.load(SP, at(S0, 0)),
+            Home::Host(SP) => self.asm.load(SP, at(S0, from)),
             Home::Host(reg) => {
-                self.asm.load(reg, at(S0, 0));
+                self.asm.load(reg, at(S0, from));
                 self.asm.lea(8, SP, at(SP, 8));
             }
             Home::Frame(mem) => {
-                self.asm.load(S0, at(S0, 0));
+                self.asm.load(S0, at(S0, from));
                 self.asm.store(8, mem, S0);
                 self.asm.lea(8, SP, at(SP, 8));
             }
@@ -105,20 +108,25 @@ impl Emitter<'_> {
 
     fn leave_frame(&mut self, op: &Op) {
         let resume = self.asm.label();
+        let way = self.way(Target::Base, 8, false);
         self.about_to_write(5);
-        self.begin_stack_write();
-        let failed = self.failed(op, Some(resume));
-        self.asm.mov(S0, BP);
-        self.check(8, false, failed);
+        self.begin_stack_write(&[way]);
+        let from = self.reach(way, Target::Base, (8, false), op, Some(resume));
         self.asm.lea(8, SP, at(BP, 8));
-        self.asm.load(BP, at(S0, 0));
+        self.asm.load(BP, at(S0, from));
         self.asm.bind(resume);
-        debug_assert_ne!(S1, BP);
     }
 
-    /// The stack pointer is about to change, after a check.
-    fn begin_stack_write(&mut self) {
+    /// The stack pointer is about to change, after accesses in these ways.
+    fn begin_stack_write(&mut self, ways: &[Way]) {
         self.about_to_write(4);
-        self.place.secure(&mut self.asm);
+        self.begin_access(ways);
+    }
+
+    /// Before accesses in these ways: flags are safe, if they are disturbed. `S0` is lost.
+    pub(super) fn begin_access(&mut self, ways: &[Way]) {
+        if !ways.iter().all(Way::is_pinned) {
+            self.place.secure(&mut self.asm);
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::emit::Emitter;
 use super::flags::Place;
 use super::layout::{AX, Home, S0, S1, frame, home, is_high_byte, slot};
 use super::memory::is_plain;
+use super::pins::Target;
 use crate::cpu::Cpu;
 use crate::op::Op;
 
@@ -71,9 +72,9 @@ impl Emitter<'_> {
 
     fn pushf(&mut self, op: &Op) {
         let resume = self.asm.label();
+        let way = self.way_to_push();
         self.about_to_write(4);
         self.place.save(&mut self.asm);
-        let failed = self.failed(op, Some(resume));
         self.asm.load16(S0, frame(slot::FLAGS));
         self.asm.mov(S1, S0);
         self.asm.alu_imm(Alu::And, 4, S1, 1);
@@ -85,7 +86,7 @@ impl Emitter<'_> {
             .alu_mem(Alu::Or, S0, at(S1, offset_of!(Cpu, sys) as i32));
         let hidden = (rflags::RF | rflags::VM) as i32;
         self.asm.alu_imm(Alu::And, 8, S0, !hidden);
-        self.push_scratch(failed);
+        self.push_scratch(way, op, resume);
         self.asm.bind(resume);
     }
 
@@ -97,12 +98,13 @@ impl Emitter<'_> {
             return false;
         }
         let resume = self.asm.label();
+        let target = Target::Operand(insn);
+        let way = memory.then(|| self.way(target, size, false));
         self.place.secure(&mut self.asm);
         let failed = self.failed(op, Some(resume));
-        if memory {
-            self.address(insn);
-            self.check(size, false, failed);
-            self.asm.load_sized(size, S1, at(S0, 0));
+        if let Some(way) = way {
+            let from = self.reach(way, target, (size, false), op, Some(resume));
+            self.asm.load_sized(size, S1, at(S0, from));
         } else {
             self.fetch(S1, insn.op0_register().full_register().number() as u8);
         }
