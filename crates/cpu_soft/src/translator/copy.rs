@@ -111,12 +111,12 @@ impl Emitter<'_> {
         let resume = self.asm.label();
         if let (Some(way), Some(access)) = (way, access) {
             let aligned = !sse || !is_aligned(insn) || self.known_aligned(way, insn);
-            if way.is_pinned() && aligned {
-                // No flag is disturbed.
-            } else if needs_flags {
-                self.place.save(&mut self.asm);
-            } else {
-                self.place.secure(&mut self.asm);
+            match (way.is_pinned() && aligned, needs_flags) {
+                // Nothing will disturb them, but what computes them disturbs both scratch registers.
+                (true, true) => self.place.restore(&mut self.asm),
+                (true, false) => {}
+                (false, true) => self.place.save(&mut self.asm),
+                (false, false) => self.place.secure(&mut self.asm),
             }
             let from = self.reach(way, target, access, op, Some(resume));
             if !aligned {
@@ -306,10 +306,10 @@ fn replaces(insn: &Instruction) -> bool {
 }
 
 /// Tells whether `insn` does something else where a register operand is replaced by memory: a bit number
-/// reaches beyond it, an exchange locks the bus.
+/// reaches beyond it, an exchange locks the bus, what is exchanged and added may be one register.
 fn differs_in_memory(insn: &Instruction) -> bool {
     use Mnemonic::*;
-    matches!(insn.mnemonic(), Bt | Bts | Btr | Btc | Xchg)
+    matches!(insn.mnemonic(), Bt | Bts | Btr | Btc | Xchg | Xadd)
 }
 
 /// Makes operand `i`, a general register, the word of the frame at `place`; `false` where `insn` has no such

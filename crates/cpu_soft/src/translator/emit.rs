@@ -208,11 +208,11 @@ impl<'a> Emitter<'a> {
         let mut open = true;
         let ops = piece.insns.iter().zip(&piece.ops);
         for (i, (insn, op)) in ops.enumerate().skip(first) {
+            self.making.index = i;
+            (self.at, self.next) = (insn.ip(), insn.next_ip());
             if let Some(label) = again.and_then(|labels| labels[i]) {
                 self.bind_plain(label, i > first);
             }
-            self.making.index = i;
-            (self.at, self.next) = (insn.ip(), insn.next_ip());
             if poll == Some(i) {
                 self.poll(insn.ip());
                 self.polled = true;
@@ -271,6 +271,7 @@ impl<'a> Emitter<'a> {
         self.place = Place::BOTH;
         self.sse_loaded = false;
         self.making.pins.clear();
+        self.bases = Bases::new();
     }
 
     fn add_single(&mut self, op: &Op) -> usize {

@@ -49,12 +49,16 @@ impl Generator {
             random: Random::new(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95)),
             gpr: [0; 16],
             steps: Vec::new(),
+            field: None,
         };
         for _ in 0..8 {
             // The first numbers of similar seeds are similar.
             maker.random.next();
         }
         maker.registers();
+        if maker.random.once_in(2) {
+            maker.field = Some((maker.pointer(), maker.target(true)));
+        }
         let count = 2 + maker.random.below(15) as usize;
         while maker.steps.len() < count {
             maker.add();
@@ -114,6 +118,8 @@ struct Maker<'a> {
     random: Random,
     gpr: [u64; 16],
     steps: Vec<Step>,
+    /// A register and the part of the memory that most instructions access by it.
+    field: Option<(Register, u64)>,
 }
 
 impl Maker<'_> {
@@ -559,13 +565,19 @@ impl Maker<'_> {
     }
 
     fn memory(&mut self, insn: &mut Instruction, i: u32, aligned: bool) {
-        let base = self.pointer();
+        // Fields of one structure are what code accesses most.
+        let field = self.field.filter(|_| !self.random.once_in(3));
+        let (base, target) = match field {
+            Some((base, at)) if aligned => (base, at + 16 * self.random.below(8)),
+            Some((base, at)) => (base, at + self.random.below(0x80)),
+            None => (self.pointer(), self.target(aligned)),
+        };
         let narrow = self.random.once_in(16);
-        let mut address = self.target(aligned).wrapping_sub(self.gpr[base.number()]);
+        let mut address = target.wrapping_sub(self.gpr[base.number()]);
         insn.set_op_kind(i, OpKind::Memory);
         insn.set_memory_base(if narrow { base.full_register32() } else { base });
         insn.set_memory_index_scale(1);
-        if self.random.once_in(3) {
+        if self.random.once_in(if field.is_some() { 12 } else { 3 }) {
             let scale = 1 << self.random.below(4);
             insn.set_memory_index(if narrow {
                 INDEX.full_register32()
