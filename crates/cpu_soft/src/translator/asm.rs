@@ -65,6 +65,7 @@ pub struct Asm {
     labels: Vec<Option<usize>>,
     fixups: Vec<(usize, Label)>,
     outside: Vec<(usize, u64)>,
+    ax_written: bool,
 }
 
 impl Asm {
@@ -76,6 +77,7 @@ impl Asm {
 
     /// `label` is here.
     pub fn bind(&mut self, label: Label) {
+        self.writes_ax();
         self.labels[label.0] = Some(self.code.len());
     }
 
@@ -181,8 +183,29 @@ impl Asm {
         }
     }
 
+    /// From here on, it is noticed whether RAX is written.
+    pub fn keep_ax(&mut self) {
+        self.ax_written = false;
+    }
+
+    /// Whether nothing has written RAX since [`Asm::keep_ax`], and no label was bound: who comes there may have
+    /// something else in it.
+    pub fn ax_kept(&self) -> bool {
+        !self.ax_written
+    }
+
+    /// RAX is written by what is emitted.
+    pub fn writes_ax(&mut self) {
+        self.ax_written = true;
+    }
+
+    fn writes(&mut self, reg: Reg) {
+        self.ax_written |= reg == Reg(0);
+    }
+
     /// MOV between registers, 64 bits.
     pub fn mov(&mut self, to: Reg, from: Reg) {
+        self.writes(to);
         if to != from {
             self.rr(8, &[0x89], from.0, to.0);
         }
@@ -190,6 +213,7 @@ impl Asm {
 
     /// Loads 64 bits.
     pub fn load(&mut self, to: Reg, from: Mem) {
+        self.writes(to);
         self.rm(8, &[0x8b], to.0, from);
     }
 
@@ -206,6 +230,7 @@ impl Asm {
 
     /// Loads a constant. Leaves the flags alone.
     pub fn imm(&mut self, to: Reg, value: u64) {
+        self.writes(to);
         if let Ok(value) = u32::try_from(value) {
             self.rex(false, 0, 0, to.0, false);
             self.code.push(0xb8 | to.0 & 7);
@@ -222,6 +247,7 @@ impl Asm {
 
     /// Loads 16 bits, zero-extended.
     pub fn load16(&mut self, to: Reg, from: Mem) {
+        self.writes(to);
         self.rm(4, &[0x0f, 0xb7], to.0, from);
     }
 
@@ -253,17 +279,20 @@ impl Asm {
 
     /// LEA of 64 or 32 bits.
     pub fn lea(&mut self, size: usize, to: Reg, from: Mem) {
+        self.writes(to);
         self.rm(size, &[0x8d], to.0, from);
     }
 
     /// An operation on two registers of `size` bytes.
     pub fn alu(&mut self, op: Alu, size: usize, to: Reg, from: Reg) {
+        self.writes(to);
         let opcode = (op as u8) << 3 | u8::from(size > 1);
         self.rr(size, &[opcode], from.0, to.0);
     }
 
     /// An operation with a constant, which is sign-extended.
     pub fn alu_imm(&mut self, op: Alu, size: usize, to: Reg, value: i32) {
+        self.writes(to);
         match i8::try_from(value) {
             Ok(short) => {
                 let opcode = if size == 1 { 0x80 } else { 0x83 };
@@ -284,6 +313,7 @@ impl Asm {
 
     /// A 64-bit operation with a memory source.
     pub fn alu_mem(&mut self, op: Alu, to: Reg, from: Mem) {
+        self.writes(to);
         self.rm(8, &[(op as u8) << 3 | 3], to.0, from);
     }
 
@@ -307,17 +337,20 @@ impl Asm {
 
     /// SAR, `size` bytes.
     pub fn sar(&mut self, size: usize, reg: Reg, count: u8) {
+        self.writes(reg);
         self.rr(size, &[0xc1], 7, reg.0);
         self.code.push(count);
     }
 
     /// DIV of RDX:RAX, or IDIV, by a register of `size` bytes.
     pub fn div(&mut self, size: usize, signed: bool, by: Reg) {
+        self.writes_ax();
         self.rr(size, &[0xf7], if signed { 7 } else { 6 }, by.0);
     }
 
     /// Loads `size` bytes, 4 or 8.
     pub fn load_sized(&mut self, size: usize, to: Reg, from: Mem) {
+        self.writes(to);
         self.rm(size, &[0x8b], to.0, from);
     }
 
@@ -333,34 +366,48 @@ impl Asm {
 
     /// NEG, `size` bytes.
     pub fn neg(&mut self, size: usize, reg: Reg) {
+        self.writes(reg);
         self.rr(size, if size == 1 { &[0xf6] } else { &[0xf7] }, 3, reg.0);
+    }
+
+    /// RORX, 64 bits (BMI2): leaves the flags alone.
+    pub fn rorx(&mut self, to: Reg, from: Reg, count: u8) {
+        self.writes(to);
+        let (r, b) = (!(to.0 >> 3) & 1, !(from.0 >> 3) & 1);
+        self.bytes(&[0xc4, r << 7 | 1 << 6 | b << 5 | 3, 0xfb, 0xf0]);
+        self.bytes(&[0xc0 | (to.0 & 7) << 3 | from.0 & 7, count]);
     }
 
     /// SHL, 64 bits.
     pub fn shl(&mut self, reg: Reg, count: u8) {
+        self.writes(reg);
         self.rr(8, &[0xc1], 4, reg.0);
         self.code.push(count);
     }
 
     /// SHR, 64 bits.
     pub fn shr(&mut self, reg: Reg, count: u8) {
+        self.writes(reg);
         self.rr(8, &[0xc1], 5, reg.0);
         self.code.push(count);
     }
 
     /// IMUL with memory, 64 bits.
     pub fn imul(&mut self, to: Reg, from: Mem) {
+        self.writes(to);
         self.rm(8, &[0x0f, 0xaf], to.0, from);
     }
 
     /// The flags, but for OF, to AH; OF to AL. RAX is lost.
     pub fn flags_to_ax(&mut self) {
+        self.writes_ax();
         self.bytes(&[0x9f]); // lahf
         self.bytes(&[0x0f, 0x90, 0xc0]); // seto al
     }
 
     /// The flags from AX as [`Asm::flags_to_ax`] leaves them. AL is lost.
     pub fn flags_from_ax(&mut self) {
+        self.writes_ax();
         self.bytes(&[0x04, 0x7f]); // add al, 0x7f: overflows when AL is 1
         self.bytes(&[0x9e]); // sahf
     }
@@ -391,6 +438,7 @@ impl Asm {
 
     /// CALL of an address outside this code.
     pub fn call(&mut self, target: u64) {
+        self.writes_ax();
         self.code.push(0xe8);
         self.outside.push((self.code.len(), target));
         self.bytes(&[0; 4]);
@@ -410,6 +458,7 @@ impl Asm {
 
     /// CALL of a register.
     pub fn call_reg(&mut self, reg: Reg) {
+        self.writes_ax();
         self.rr(4, &[0xff], 2, reg.0);
     }
 
@@ -421,6 +470,7 @@ impl Asm {
 
     /// POP.
     pub fn pop(&mut self, reg: Reg) {
+        self.writes(reg);
         self.rex(false, 0, 0, reg.0, false);
         self.code.push(0x58 | reg.0 & 7);
     }
@@ -507,6 +557,8 @@ mod tests {
             asm.cmp_byte_imm(at(Reg(15), 8), 3);
             asm.alu_mem_imm(Alu::Or, at(Reg(15), 0x100), 0x200);
             asm.sar(4, Reg(0), 31);
+            asm.rorx(Reg(15), Reg(0), 7);
+            asm.rorx(Reg(1), Reg(12), 7);
             asm.div(8, true, Reg(15));
             asm.div(4, false, Reg(2));
             asm.lea(
@@ -547,6 +599,8 @@ mod tests {
                 "cmpb $3,8(%r15)",
                 "orl $0x200,0x100(%r15)",
                 "sar $0x1F,%eax",
+                "rorx $7,%rax,%r15",
+                "rorx $7,%r12,%rcx",
                 "idiv %r15",
                 "div %edx",
                 "lea 4(,%r12,4),%rax",

@@ -40,8 +40,13 @@ pub struct Access {
 #[derive(Clone)]
 pub struct Bases {
     of: [Value; 16],
+    /// Sums of a base and a scaled index, which are bases, too.
+    sums: Vec<(Sum, u32)>,
     next: u32,
 }
+
+/// Base, index, scale.
+type Sum = (u32, u32, u32);
 
 impl Bases {
     /// Nothing is known.
@@ -50,7 +55,11 @@ impl Bases {
             base: i as u32 + 1,
             distance: 0,
         });
-        Self { of, next: 17 }
+        Self {
+            of,
+            sums: Vec::new(),
+            next: 17,
+        }
     }
 
     /// The value of a register.
@@ -58,20 +67,40 @@ impl Bases {
         self.of[number & 15]
     }
 
-    /// The value of the memory operand's address, if it has one base at most and no segment that counts.
-    pub fn address(&self, insn: &Instruction) -> Option<Value> {
+    /// The value of the memory operand's address, if it has no segment that counts.
+    pub fn address(&mut self, insn: &Instruction) -> Option<Value> {
         let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
-        if segment || insn.memory_index() != Register::None || !is_plain(insn) {
+        if segment || !is_plain(insn) {
             return None;
         }
         let displacement = insn.memory_displacement64() as i64;
-        Some(match insn.memory_base() {
+        let base = match insn.memory_base() {
             Register::RIP | Register::None => Value {
                 base: ZERO,
-                distance: displacement,
+                distance: 0,
             },
-            base => self.of(base.number()).plus(displacement),
-        })
+            base => self.of(base.number()),
+        };
+        let sum = match insn.memory_index() {
+            Register::None => base,
+            index => self.sum(base, self.of(index.number()), insn.memory_index_scale()),
+        };
+        Some(sum.plus(displacement))
+    }
+
+    fn sum(&mut self, base: Value, index: Value, scale: u32) -> Value {
+        let sum = (base.base, index.base, scale);
+        let known = self.sums.iter().find(|known| known.0 == sum);
+        let number = known.map_or(self.next, |known| known.1);
+        if number == self.next {
+            self.next += 1;
+            self.sums.push((sum, number));
+        }
+        Value {
+            base: number,
+            distance: index.distance.wrapping_mul(scale.into()),
+        }
+        .plus(base.distance)
     }
 
     fn fresh(&mut self, number: usize) {
@@ -129,18 +158,19 @@ impl Bases {
 
     /// The accesses of `insn` whose addresses have a value.
     pub fn accesses(
-        &self,
+        &mut self,
         insn: &Instruction,
         info: &mut InstructionInfoFactory,
     ) -> [Option<Access>; 2] {
+        let sp = self.of(gpr::RSP);
         let stack = |distance, write| {
             Some(Access {
-                at: self.of(gpr::RSP).plus(distance),
+                at: sp.plus(distance),
                 size: 8,
                 write,
             })
         };
-        let operand = |write| {
+        let mut operand = |write| {
             let at = if has_memory(insn) {
                 self.address(insn)
             } else {
@@ -214,6 +244,25 @@ mod tests {
     }
 
     #[test]
+    fn a_sum_is_the_same_while_its_parts_are() {
+        let mut bases = Bases::new();
+        let insn = |code: &[u8]| Decoder::with_ip(64, code, 0x1000, DecoderOptions::NONE).decode();
+        // mov eax, [rdx+rcx*4+8]; mov eax, [rdx+rcx*8+8]
+        let (four, eight) = (insn(&[0x8b, 0x44, 0x8a, 8]), insn(&[0x8b, 0x44, 0xca, 8]));
+        let before = bases.address(&four).unwrap();
+        assert_ne!(bases.address(&eight).unwrap().base, before.base);
+        // add rcx, 2
+        bases.step(
+            &insn(&[0x48, 0x83, 0xc1, 2]),
+            &mut InstructionInfoFactory::new(),
+        );
+        assert_eq!(bases.address(&four), Some(before.plus(8)));
+        // inc ecx
+        bases.step(&insn(&[0xff, 0xc1]), &mut InstructionInfoFactory::new());
+        assert_ne!(bases.address(&four).unwrap().base, before.base);
+    }
+
+    #[test]
     fn everything_else_begins_a_new_one() {
         for code in [
             &[0x48, 0x83, 0xe4, 0xf0][..], // and rsp, -16
@@ -238,7 +287,7 @@ mod tests {
         };
         let sp = Bases::new().of(gpr::RSP);
         let access = |at, size, write| Some(Access { at, size, write });
-        // push rbx; pop rbx; mov [rsp+8], eax; add rax, [rsp]; push [rsp+16]; mov rax, [rsp+rax]; lea
+        // push rbx; pop rbx; mov [rsp+8], eax; add rax, [rsp]; push [rsp+16]; lea
         assert_eq!(one(&[0x53]), [None, access(sp.plus(-8), 8, true)]);
         assert_eq!(one(&[0x5b]), [access(sp, 8, false), None]);
         assert_eq!(
@@ -250,7 +299,6 @@ mod tests {
             one(&[0xff, 0x74, 0x24, 16]),
             [access(sp.plus(16), 8, false), access(sp.plus(-8), 8, true)]
         );
-        assert_eq!(one(&[0x48, 0x8b, 4, 4]), [None, None]);
         assert_eq!(one(&[0x48, 0x8d, 4, 0x24]), [None, None]);
     }
 }

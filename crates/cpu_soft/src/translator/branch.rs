@@ -24,14 +24,25 @@ const _: () = assert!(size_of::<Jump>().is_power_of_two());
 
 impl Emitter<'_> {
     /// Emits a near branch of 64-bit code; tells whether the next instruction follows it. `None` for
-    /// anything else.
-    pub(super) fn branch(&mut self, insn: &Instruction, op: &Op) -> Option<bool> {
+    /// anything else. The piece goes on at `inside`.
+    pub(super) fn branch(
+        &mut self,
+        insn: &Instruction,
+        op: &Op,
+        inside: Option<u64>,
+    ) -> Option<bool> {
         if insn.is_jcc_short_or_near() && op.extra == KNOWN {
             self.conditional(insn);
-            return Some(false);
+            if inside.is_none() {
+                self.edge(insn.next_ip(), insn.ip());
+            }
+            return Some(inside.is_some());
         }
         match insn.code() {
             Code::Jmp_rel8_64 | Code::Jmp_rel32_64 if op.extra == KNOWN => {
+                if inside.is_some() {
+                    return Some(true);
+                }
                 self.edge(insn.near_branch_target(), insn.ip());
             }
             Code::Call_rel32_64 if op.extra == KNOWN => self.call_direct(insn, op),
@@ -65,7 +76,6 @@ impl Emitter<'_> {
                 });
             }
         }
-        self.edge(insn.next_ip(), insn.ip());
     }
 
     fn head(&self, target: u64) -> Option<Label> {

@@ -136,6 +136,9 @@ impl Emitter<'_> {
         for spilled in plan.spilled.iter().filter(|s| s.load) {
             self.fetch(spilled.scratch, spilled.number);
         }
+        if plan.ax.is_some() || plan.spilled.iter().any(|s| s.scratch == S0) {
+            self.asm.writes_ax();
+        }
         self.asm.bytes(&plan.bytes);
         for spilled in plan.spilled.iter().filter(|s| s.store) {
             self.put(spilled.number, spilled.scratch);
@@ -143,7 +146,7 @@ impl Emitter<'_> {
         if plan.ax == Some(true) {
             self.asm.mov(AX, S0);
         }
-        self.asm.bind(resume);
+        self.go_on(resume);
         if matches!(effect, Effect::Replaces | Effect::Changes) {
             self.place = Place {
                 recipe: Recipe::of(insn).filter(|_| effect == Effect::Replaces),

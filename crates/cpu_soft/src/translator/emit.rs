@@ -34,6 +34,13 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// Continues with `next`, which the last instruction leads to and nothing else does.
+    pub fn add(&mut self, next: Self) {
+        self.insns.extend(next.insns);
+        self.ops.extend(next.ops);
+        self.ended = next.ended;
+    }
+
     /// Linear address behind the last instruction.
     pub fn end(&self) -> u64 {
         self.insns.last().map_or(self.rip, Instruction::next_ip)
@@ -91,6 +98,8 @@ pub struct Emitter<'a> {
     pub(super) next: u64,
     /// What is known of registers here.
     pub(super) bases: Bases,
+    /// A cold path of the current instruction goes on behind it.
+    resumed: bool,
     /// The instructions of the current piece.
     pub(super) ahead: Vec<Instruction>,
     /// How it is being made.
@@ -139,6 +148,7 @@ impl<'a> Emitter<'a> {
             at: 0,
             next: 0,
             bases: Bases::new(),
+            resumed: false,
             ahead: Vec::new(),
             making: Making::default(),
             colds: Vec::new(),
@@ -254,7 +264,9 @@ impl<'a> Emitter<'a> {
         if is_nothing(insn) {
             return true;
         }
-        if let Some(open) = self.branch(insn, op) {
+        // Where the piece continues, if that is not where it ends.
+        let inside = self.ahead.get(self.making.index + 1).map(Instruction::ip);
+        if let Some(open) = self.branch(insn, op, inside) {
             return open;
         }
         if !self.stack(insn, op) && !self.system(insn, op) && !self.copy(insn, op) {
@@ -294,6 +306,7 @@ impl<'a> Emitter<'a> {
     pub(super) fn failed(&mut self, op: &Op, resume: Option<Label>) -> Label {
         let single = self.add_single(op);
         let label = self.asm.label();
+        self.resumed |= resume.is_some();
         let resume = resume.map(|resume| {
             let label = self.behind(resume);
             Resume {
@@ -305,6 +318,13 @@ impl<'a> Emitter<'a> {
         let cold = Cold::Single(single, resume);
         self.colds.push((label, self.place, cold));
         label
+    }
+
+    /// Cold paths of the current instruction go on here, if there are any.
+    pub(super) fn go_on(&mut self, resume: Label) {
+        if std::mem::take(&mut self.resumed) {
+            self.asm.bind(resume);
+        }
     }
 
     /// A label for what happens when the check of a stretch fails: the current instruction, `op`, and what
@@ -471,22 +491,18 @@ fn is_nothing(insn: &Instruction) -> bool {
     )
 }
 
-/// Where in a piece that ends with a branch backwards to look whether somebody wants attention: before the
-/// last instruction that replaces all flags and cannot fault, for there they need not survive.
+/// Where in a piece with a branch backwards to look whether somebody wants attention: before the last instruction
+/// in front of it that replaces all flags and cannot fault, for there they need not survive.
 fn poll_place(piece: &Piece) -> Option<usize> {
-    let last = piece.insns.last()?;
-    let target = match last.mnemonic() {
-        Mnemonic::Jmp if last.is_jmp_short_or_near() => last.near_branch_target(),
-        _ if last.is_jcc_short_or_near() => last.near_branch_target(),
-        _ => return None,
+    let back = |insn: &Instruction| {
+        let near = insn.is_jmp_short_or_near() || insn.is_jcc_short_or_near();
+        near && insn.near_branch_target() <= insn.ip()
     };
-    if target > last.ip() {
-        return None;
-    }
+    let end = piece.insns.iter().position(back)?;
     let replaces = |insn: &Instruction| {
         effect(insn) == Effect::Replaces
             && super::copy::is_copied(insn)
             && !super::memory::has_memory(insn)
     };
-    piece.insns.iter().rposition(replaces)
+    piece.insns[..end].iter().rposition(replaces)
 }

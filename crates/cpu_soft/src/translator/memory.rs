@@ -52,8 +52,12 @@ impl Emitter<'_> {
         };
         let mask = (ENTRIES as i32 - 1) << ENTRY_SHIFT;
         let asm = &mut self.asm;
-        asm.mov(S1, S0);
-        asm.shr(S1, 12 - ENTRY_SHIFT);
+        if std::arch::is_x86_feature_detected!("bmi2") {
+            asm.rorx(S1, S0, 12 - ENTRY_SHIFT);
+        } else {
+            asm.mov(S1, S0);
+            asm.shr(S1, 12 - ENTRY_SHIFT);
+        }
         asm.alu_imm(Alu::And, 4, S1, mask);
         asm.alu_mem(Alu::Add, S1, frame(slot::CTX));
         asm.alu_mem(Alu::Xor, S0, at(S1, tag as i32));

@@ -27,6 +27,7 @@ mod emit;
 mod flags;
 mod forms;
 mod glue;
+mod join;
 mod layout;
 mod memory;
 mod pins;
@@ -35,7 +36,6 @@ mod stack;
 mod system;
 mod unit;
 
-use iced_x86::Instruction;
 use umbra_x86::cr0;
 use umbra_x86::state::seg;
 
@@ -53,6 +53,7 @@ pub use glue::Shared;
 use cache::Cache;
 use emit::{Emitter, Made};
 use glue::Glue;
+use join::{join, leads_to};
 use unit::{Exit, Key, Unit, Units};
 
 /// Executions of a block before it is translated.
@@ -311,6 +312,7 @@ impl Cpu {
             return Some(code);
         }
         let (pieces, granules) = self.pieces(rip, gpa & !0xfff, host & !0xfff)?;
+        let pieces = join(pieces);
         let count = pieces.iter().map(|p| p.insns.len()).sum();
         let bmi1 = self.cpuid.get(7, 0).ebx >> 3 & 1 != 0;
         let works = self.translator.works.as_mut()?;
@@ -406,28 +408,6 @@ impl Works {
             .insert(Unit::new(key, granules, entry, made.singles));
         Some(entry)
     }
-}
-
-/// Where a piece leads to directly, the likelier place last.
-fn leads_to(piece: &Piece) -> Vec<u64> {
-    let Some(last) = piece.insns.last() else {
-        return Vec::new();
-    };
-    if last.is_jcc_short_or_near() {
-        vec![last.near_branch_target(), last.next_ip()]
-    } else if last.is_jmp_short_or_near() {
-        vec![last.near_branch_target()]
-    } else if ends(last) {
-        Vec::new()
-    } else {
-        vec![last.next_ip()]
-    }
-}
-
-/// Tells whether nothing follows `insn` directly.
-fn ends(insn: &Instruction) -> bool {
-    use iced_x86::FlowControl;
-    insn.flow_control() != FlowControl::Next
 }
 
 const _: () = assert!(LONG & mode::SIZE == 2);

@@ -119,6 +119,8 @@ pub struct Making {
     /// Where code of the second making is gone to, by instruction; `None` while that is made itself.
     plain: Option<Vec<Option<Label>>>,
     pub pins: Pins,
+    /// The pin that `S0` held last.
+    held: Option<usize>,
     /// The current instruction's index.
     pub index: usize,
 }
@@ -210,7 +212,10 @@ impl Emitter<'_> {
     ) -> i32 {
         match way {
             Way::Pinned(number, distance) => {
-                self.asm.load(S0, pin_slot(number));
+                if self.making.held != Some(number) || !self.asm.ax_kept() {
+                    self.asm.load(S0, pin_slot(number));
+                }
+                self.hold(number);
                 distance
             }
             Way::First(number, distance, len) => {
@@ -219,6 +224,7 @@ impl Emitter<'_> {
                 self.linear(target, -distance);
                 self.check(len, write, failed);
                 self.asm.store(8, pin_slot(number), S0);
+                self.hold(number);
                 distance
             }
             Way::Alone => {
@@ -228,6 +234,12 @@ impl Emitter<'_> {
                 0
             }
         }
+    }
+
+    /// `S0` holds a pin, until something is put there.
+    fn hold(&mut self, number: usize) {
+        self.making.held = Some(number);
+        self.asm.keep_ax();
     }
 
     /// The linear address of `target` and some bytes more, into `S0`.
@@ -240,7 +252,7 @@ impl Emitter<'_> {
     }
 
     /// Tells whether the access of `way` is known to be aligned to sixteen bytes.
-    pub(super) fn known_aligned(&self, way: Way, insn: &Instruction) -> bool {
+    pub(super) fn known_aligned(&mut self, way: Way, insn: &Instruction) -> bool {
         let (Way::Pinned(number, _) | Way::First(number, ..)) = way else {
             return false;
         };
@@ -285,7 +297,8 @@ fn in_reach(target: Target, more: i64) -> bool {
         return true;
     };
     let constant = insn.memory_displacement64() as i64;
-    !insn.memory_base().is_gpr() || i32::try_from(constant.wrapping_add(more)).is_ok()
+    let operands = insn.memory_base().is_gpr() || insn.memory_index().is_gpr();
+    !operands || i32::try_from(constant.wrapping_add(more)).is_ok()
 }
 
 fn pin_slot(number: usize) -> super::asm::Mem {

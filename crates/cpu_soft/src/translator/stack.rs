@@ -49,7 +49,7 @@ impl Emitter<'_> {
         };
         self.asm.store(8, at(S0, to), from);
         self.asm.lea(8, SP, at(SP, -8));
-        self.asm.bind(resume);
+        self.go_on(resume);
     }
 
     fn push_immediate(&mut self, insn: &Instruction, op: &Op) {
@@ -59,7 +59,7 @@ impl Emitter<'_> {
         let to = self.reach_push(way, op, Some(resume));
         self.asm.store_imm(at(S0, to), insn.immediate(0) as i32);
         self.asm.lea(8, SP, at(SP, -8));
-        self.asm.bind(resume);
+        self.go_on(resume);
     }
 
     fn push_memory(&mut self, insn: &Instruction, op: &Op) {
@@ -70,7 +70,7 @@ impl Emitter<'_> {
         let from = self.reach(from, target, (8, false), op, Some(resume));
         self.asm.load(S0, at(S0, from));
         self.push_scratch(to, op, resume);
-        self.asm.bind(resume);
+        self.go_on(resume);
     }
 
     /// Pushes what is in `S0`.
@@ -103,7 +103,7 @@ impl Emitter<'_> {
                 self.asm.lea(8, SP, at(SP, 8));
             }
         }
-        self.asm.bind(resume);
+        self.go_on(resume);
     }
 
     fn leave_frame(&mut self, op: &Op) {
@@ -114,7 +114,7 @@ impl Emitter<'_> {
         let from = self.reach(way, Target::Base, (8, false), op, Some(resume));
         self.asm.lea(8, SP, at(BP, 8));
         self.asm.load(BP, at(S0, from));
-        self.asm.bind(resume);
+        self.go_on(resume);
     }
 
     /// The stack pointer is about to change, after accesses in these ways.

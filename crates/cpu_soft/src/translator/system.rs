@@ -49,7 +49,7 @@ impl Emitter<'_> {
         let sys = at(S1, offset_of!(Cpu, sys) as i32);
         self.asm.alu_mem_imm(Alu::And, sys, !(rflags::IF as u32));
         self.place.disturbed();
-        self.asm.bind(resume);
+        self.go_on(resume);
     }
 
     /// Only where nothing waits for it: else the interpreter has the next instruction executed first.
@@ -67,7 +67,7 @@ impl Emitter<'_> {
         let sys = at(S1, offset_of!(Cpu, sys) as i32);
         self.asm.alu_mem_imm(Alu::Or, sys, rflags::IF as u32);
         self.place.disturbed();
-        self.asm.bind(resume);
+        self.go_on(resume);
     }
 
     fn pushf(&mut self, op: &Op) {
@@ -87,7 +87,7 @@ impl Emitter<'_> {
         let hidden = (rflags::RF | rflags::VM) as i32;
         self.asm.alu_imm(Alu::And, 8, S0, !hidden);
         self.push_scratch(way, op, resume);
-        self.asm.bind(resume);
+        self.go_on(resume);
     }
 
     /// Divisions that cannot fail: the unsigned ones whose quotient fits, and the signed ones of a
@@ -123,7 +123,7 @@ impl Emitter<'_> {
         self.asm.mov(S0, AX);
         self.asm.div(size, signed, S1);
         self.asm.mov(AX, S0);
-        self.asm.bind(resume);
+        self.go_on(resume);
         self.place = Place::HOST;
         debug_assert_eq!(home(2), Home::Host(DX));
         true
