@@ -430,12 +430,11 @@ impl<'a> Emitter<'a> {
     /// Keeps the flags obtainable although guest register `number` is about to be written by something
     /// that does not replace them.
     pub(super) fn about_to_write(&mut self, number: u8) {
-        if let Home::Host(reg) = home(number) {
-            if self.place.needs(reg) {
-                self.place.save(&mut self.asm);
-            }
-            self.place.wrote(reg);
+        let reg = home(number);
+        if self.place.needs(reg) {
+            self.place.save(&mut self.asm);
         }
+        self.place.wrote(reg);
     }
 
     /// The memory operand of `insn` in host registers. Registers of the frame are loaded into scratch

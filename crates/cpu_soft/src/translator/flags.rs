@@ -7,7 +7,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
-use super::asm::{Alu, Asm, Reg};
+use super::asm::{Alu, Asm};
 use super::layout::{Home, S0, S1, frame, home, is_high_byte, slot};
 
 /// The six status flags, as the decoder names them.
@@ -21,7 +21,7 @@ pub const STATUS: u32 = RflagsBits::OF
 /// The second operand of a recipe.
 #[derive(Clone, Copy, Debug)]
 enum Source {
-    Reg(Reg),
+    Reg(Home),
     Imm(i32),
 }
 
@@ -47,7 +47,7 @@ enum Kind {
 pub struct Recipe {
     kind: Kind,
     size: usize,
-    reg: Reg,
+    reg: Home,
     source: Source,
 }
 
@@ -95,36 +95,48 @@ impl Recipe {
     }
 
     /// Tells whether a write of `reg` spoils it.
-    fn depends_on(&self, reg: Reg) -> bool {
+    fn depends_on(&self, reg: Home) -> bool {
         self.reg == reg || matches!(self.source, Source::Reg(other) if other == reg)
     }
 
-    /// Computes the flags; `S1` is lost, except for comparisons.
+    /// Computes the flags. `S0` and `S1` are lost.
     fn compute(&self, asm: &mut Asm) {
         let size = self.size;
-        let operate = |asm: &mut Asm, op, to| match self.source {
-            Source::Reg(from) => asm.alu(op, size, to, from),
-            Source::Imm(value) => asm.alu_imm(op, size, to, value),
+        let source = match self.source {
+            Source::Reg(Home::Host(from)) => Some(from),
+            Source::Reg(Home::Frame(from)) => {
+                asm.load(S0, from);
+                Some(S0)
+            }
+            Source::Imm(_) => None,
         };
+        let operate = |asm: &mut Asm, op, to| match (source, self.source) {
+            (Some(from), _) => asm.alu(op, size, to, from),
+            (None, Source::Imm(value)) => asm.alu_imm(op, size, to, value),
+            (None, Source::Reg(_)) => {}
+        };
+        let copy = |asm: &mut Asm| match self.reg {
+            Home::Host(reg) => asm.mov(S1, reg),
+            Home::Frame(place) => asm.load(S1, place),
+        };
+        match (self.kind, self.reg) {
+            (Kind::Compare, Home::Host(reg)) => return operate(asm, Alu::Cmp, reg),
+            (Kind::Logic, Home::Host(reg)) => return asm.test(size, reg),
+            _ => copy(asm),
+        }
         match self.kind {
-            Kind::Compare => operate(asm, Alu::Cmp, self.reg),
+            Kind::Compare => operate(asm, Alu::Cmp, S1),
             Kind::Add => {
-                asm.mov(S1, self.reg);
                 operate(asm, Alu::Sub, S1);
                 operate(asm, Alu::Add, S1);
             }
             Kind::Subtract => {
-                asm.mov(S1, self.reg);
                 operate(asm, Alu::Add, S1);
                 operate(asm, Alu::Sub, S1);
             }
-            Kind::Logic => asm.test(size, self.reg),
-            Kind::Test => {
-                asm.mov(S1, self.reg);
-                operate(asm, Alu::And, S1);
-            }
+            Kind::Logic => asm.test(size, S1),
+            Kind::Test => operate(asm, Alu::And, S1),
             Kind::Negate => {
-                asm.mov(S1, self.reg);
                 asm.neg(size, S1);
                 asm.neg(size, S1);
             }
@@ -132,15 +144,12 @@ impl Recipe {
     }
 }
 
-/// The host register that holds a guest register which no instruction names in part.
-fn host(register: Register) -> Option<Reg> {
+/// Where the guest register is, unless it is named in its second part.
+fn host(register: Register) -> Option<Home> {
     if is_high_byte(register) || !register.is_gpr() {
         return None;
     }
-    match home(register.full_register().number() as u8) {
-        Home::Host(reg) => Some(reg),
-        Home::Frame(_) => None,
-    }
+    Some(home(register.full_register().number() as u8))
 }
 
 /// Where the flags are; several may be true at once, and one always is.
@@ -216,7 +225,7 @@ impl Place {
     }
 
     /// The guest wrote `reg`.
-    pub fn wrote(&mut self, reg: Reg) {
+    pub fn wrote(&mut self, reg: Home) {
         if self.recipe.is_some_and(|r| r.depends_on(reg)) {
             debug_assert!(self.host || self.saved, "flags are lost");
             self.recipe = None;
@@ -224,7 +233,7 @@ impl Place {
     }
 
     /// Tells whether a write of `reg` would lose the only way to the flags.
-    pub fn needs(&self, reg: Reg) -> bool {
+    pub fn needs(&self, reg: Home) -> bool {
         !self.host && !self.saved && self.recipe.is_some_and(|r| r.depends_on(reg))
     }
 }

@@ -7,7 +7,7 @@
 use iced_x86::{Instruction, OpKind, Register};
 use umbra_x86::state::seg;
 
-use super::asm::{Alu, Label, at, cc};
+use super::asm::{Alu, Label, Mem, at, cc};
 use super::emit::Emitter;
 use super::layout::{S0, S1, frame, slot};
 use crate::cpu::Cpu;
@@ -26,7 +26,14 @@ impl Emitter<'_> {
     /// The linear address of the memory operand, a plain one, and `more` bytes, into `S0`.
     pub(super) fn address(&mut self, insn: &Instruction, more: i32) {
         match self.operand(insn) {
-            Some(mem) => self.asm.lea(8, S0, mem.plus(more)),
+            Some(mem) => match mem.plus(more) {
+                Mem {
+                    base: Some(base),
+                    index: None,
+                    disp: 0,
+                } => self.asm.mov(S0, base),
+                mem => self.asm.lea(8, S0, mem),
+            },
             None => {
                 let constant = insn.memory_displacement64();
                 self.asm.imm(S0, constant.wrapping_add_signed(more.into()));

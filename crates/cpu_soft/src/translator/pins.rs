@@ -155,8 +155,10 @@ impl Emitter<'_> {
         if let Some(number) = self.making.pins.find(&access) {
             return Way::Pinned(number, self.distance(number, at));
         }
-        let (low, high, write) = self.stretch(access);
-        if (low, high) == (0, size as i64) || !in_reach(target, low) {
+        let Some((low, high, write)) = self.stretch(access) else {
+            return Way::Alone;
+        };
+        if !in_reach(target, low) {
             return Way::Alone;
         }
         let pin = Pin {
@@ -175,8 +177,9 @@ impl Emitter<'_> {
     }
 
     /// From where to where around `first` the piece accesses memory by its base, this and the following
-    /// instructions, as far as one check can serve; and whether it writes.
-    fn stretch(&mut self, first: Access) -> (i64, i64, bool) {
+    /// instructions, as far as one check can serve; and whether it writes. `None` where it does so only once.
+    fn stretch(&mut self, first: Access) -> Option<(i64, i64, bool)> {
+        let mut count = 0;
         let (mut low, mut high, mut write) = (0, first.size as i64, first.write);
         let mut bases = self.bases.clone();
         for insn in &self.ahead[self.making.index..] {
@@ -191,12 +194,13 @@ impl Emitter<'_> {
                 let (new_low, new_high) = (low.min(from), high.max(from + access.size as i64));
                 if new_high - new_low <= STRETCH {
                     (low, high) = (new_low, new_high);
+                    count += 1;
                     write |= access.write;
                 }
             }
             bases.step(insn, &mut self.info);
         }
-        (low, high, write)
+        (count > 1).then_some((low, high, write))
     }
 
     /// Brings the host's address of what `way` leads to into `S0`, less the distance that is returned. `S1` is
