@@ -65,7 +65,12 @@ pub struct Asm {
     labels: Vec<Option<usize>>,
     fixups: Vec<(usize, Label)>,
     outside: Vec<(usize, u64)>,
-    ax_written: bool,
+    /// Registers, a bit each, that were written since [`Asm::keep`].
+    written: u16,
+}
+
+fn bit(reg: Reg) -> u16 {
+    1 << reg.0
 }
 
 impl Asm {
@@ -77,7 +82,7 @@ impl Asm {
 
     /// `label` is here.
     pub fn bind(&mut self, label: Label) {
-        self.writes_ax();
+        self.writes_all();
         self.labels[label.0] = Some(self.code.len());
     }
 
@@ -183,24 +188,24 @@ impl Asm {
         }
     }
 
-    /// From here on, it is noticed whether RAX is written.
-    pub fn keep_ax(&mut self) {
-        self.ax_written = false;
+    /// From here on, it is noticed whether `reg`, a scratch register, is written.
+    pub fn keep(&mut self, reg: Reg) {
+        self.written &= !bit(reg);
     }
 
-    /// Whether nothing has written RAX since [`Asm::keep_ax`], and no label was bound: who comes there may have
+    /// Whether nothing has written `reg` since [`Asm::keep`], and no label was bound: who comes there may have
     /// something else in it.
-    pub fn ax_kept(&self) -> bool {
-        !self.ax_written
+    pub fn kept(&self, reg: Reg) -> bool {
+        self.written & bit(reg) == 0
     }
 
-    /// RAX is written by what is emitted.
-    pub fn writes_ax(&mut self) {
-        self.ax_written = true;
+    /// `reg` is written by what is emitted.
+    pub fn writes(&mut self, reg: Reg) {
+        self.written |= bit(reg);
     }
 
-    fn writes(&mut self, reg: Reg) {
-        self.ax_written |= reg == Reg(0);
+    fn writes_all(&mut self) {
+        self.written = u16::MAX;
     }
 
     /// MOV between registers, 64 bits.
@@ -344,7 +349,7 @@ impl Asm {
 
     /// DIV of RDX:RAX, or IDIV, by a register of `size` bytes.
     pub fn div(&mut self, size: usize, signed: bool, by: Reg) {
-        self.writes_ax();
+        self.writes(Reg(0));
         self.rr(size, &[0xf7], if signed { 7 } else { 6 }, by.0);
     }
 
@@ -400,14 +405,14 @@ impl Asm {
 
     /// The flags, but for OF, to AH; OF to AL. RAX is lost.
     pub fn flags_to_ax(&mut self) {
-        self.writes_ax();
+        self.writes(Reg(0));
         self.bytes(&[0x9f]); // lahf
         self.bytes(&[0x0f, 0x90, 0xc0]); // seto al
     }
 
     /// The flags from AX as [`Asm::flags_to_ax`] leaves them. AL is lost.
     pub fn flags_from_ax(&mut self) {
-        self.writes_ax();
+        self.writes(Reg(0));
         self.bytes(&[0x04, 0x7f]); // add al, 0x7f: overflows when AL is 1
         self.bytes(&[0x9e]); // sahf
     }
@@ -438,7 +443,7 @@ impl Asm {
 
     /// CALL of an address outside this code.
     pub fn call(&mut self, target: u64) {
-        self.writes_ax();
+        self.writes_all();
         self.code.push(0xe8);
         self.outside.push((self.code.len(), target));
         self.bytes(&[0; 4]);
@@ -458,7 +463,7 @@ impl Asm {
 
     /// CALL of a register.
     pub fn call_reg(&mut self, reg: Reg) {
-        self.writes_ax();
+        self.writes_all();
         self.rr(4, &[0xff], 2, reg.0);
     }
 

@@ -134,14 +134,25 @@ impl Emitter<'_> {
             self.asm.mov(S0, AX);
         }
         for spilled in plan.spilled.iter().filter(|s| s.load) {
-            self.fetch(spilled.scratch, spilled.number);
+            if spilled.scratch != S1 || !self.holds(spilled.number) {
+                self.fetch(spilled.scratch, spilled.number);
+            }
         }
-        if plan.ax.is_some() || plan.spilled.iter().any(|s| s.scratch == S0) {
-            self.asm.writes_ax();
+        if plan.ax.is_some() {
+            self.asm.writes(S0);
+        }
+        for spilled in &plan.spilled {
+            self.asm.writes(spilled.scratch);
         }
         self.asm.bytes(&plan.bytes);
+        if self.held.is_some_and(|held| plan.written.contains(&held)) {
+            self.held = None;
+        }
         for spilled in plan.spilled.iter().filter(|s| s.store) {
             self.put(spilled.number, spilled.scratch);
+        }
+        if let Some(spilled) = plan.spilled.iter().find(|s| s.scratch == S1) {
+            self.hold(spilled.number);
         }
         if plan.ax == Some(true) {
             self.asm.mov(AX, S0);
@@ -174,6 +185,7 @@ impl Emitter<'_> {
         let effect = effect(insn);
         let ax = names_ax(insn);
         let second = memory && (ax || matches!(effect, Effect::Reads | Effect::Changes));
+        let held = self.held.filter(|number| self.holds(*number));
         let info = self.info.info(insn);
         let mut plan = Plan {
             bytes: Vec::new(),
@@ -231,7 +243,8 @@ impl Emitter<'_> {
                             let store = writes(info.op_access(i));
                             // A part that was written would have to be put together when all is read.
                             let whole = size == 8 && !is_sse(insn);
-                            if !in_place && (whole || !store) && set_memory(&mut out, i, place) {
+                            let fits = !in_place && held != Some(number) && (whole || !store);
+                            if fits && set_memory(&mut out, i, place) {
                                 in_place = true;
                                 continue;
                             }

@@ -98,6 +98,8 @@ pub struct Emitter<'a> {
     pub(super) next: u64,
     /// What is known of registers here.
     pub(super) bases: Bases,
+    /// The guest register, one of the frame, that `S1` held last.
+    pub(super) held: Option<u8>,
     /// A cold path of the current instruction goes on behind it.
     resumed: bool,
     /// The instructions of the current piece.
@@ -148,6 +150,7 @@ impl<'a> Emitter<'a> {
             at: 0,
             next: 0,
             bases: Bases::new(),
+            held: None,
             resumed: false,
             ahead: Vec::new(),
             making: Making::default(),
@@ -419,8 +422,22 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// `S1` holds guest register `number`, one of the frame, until something is put there.
+    pub(super) fn hold(&mut self, number: u8) {
+        self.held = Some(number);
+        self.asm.keep(S1);
+    }
+
+    /// Tells whether it still does.
+    pub(super) fn holds(&self, number: u8) -> bool {
+        self.held == Some(number) && self.asm.kept(S1)
+    }
+
     /// Puts `from` into guest register `number`.
     pub(super) fn put(&mut self, number: u8, from: Reg) {
+        if self.held == Some(number) {
+            self.held = None;
+        }
         match home(number) {
             Home::Host(reg) => self.asm.mov(reg, from),
             Home::Frame(mem) => self.asm.store(8, mem, from),

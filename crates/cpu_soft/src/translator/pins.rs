@@ -216,10 +216,10 @@ impl Emitter<'_> {
     ) -> i32 {
         match way {
             Way::Pinned(number, distance) => {
-                if self.making.held != Some(number) || !self.asm.ax_kept() {
+                if self.making.held != Some(number) || !self.asm.kept(S0) {
                     self.asm.load(S0, pin_slot(number));
                 }
-                self.hold(number);
+                self.hold_pin(number);
                 distance
             }
             Way::First(number, distance, len) => {
@@ -228,7 +228,7 @@ impl Emitter<'_> {
                 self.linear(target, -distance);
                 self.check(len, write, failed);
                 self.asm.store(8, pin_slot(number), S0);
-                self.hold(number);
+                self.hold_pin(number);
                 distance
             }
             Way::Alone => {
@@ -241,9 +241,9 @@ impl Emitter<'_> {
     }
 
     /// `S0` holds a pin, until something is put there.
-    fn hold(&mut self, number: usize) {
+    fn hold_pin(&mut self, number: usize) {
         self.making.held = Some(number);
-        self.asm.keep_ax();
+        self.asm.keep(S0);
     }
 
     /// The linear address of `target` and some bytes more, into `S0`.

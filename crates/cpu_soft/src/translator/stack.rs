@@ -97,9 +97,9 @@ impl Emitter<'_> {
                 self.asm.load(reg, at(S0, from));
                 self.asm.lea(8, SP, at(SP, 8));
             }
-            Home::Frame(mem) => {
+            Home::Frame(_) => {
                 self.asm.load(S0, at(S0, from));
-                self.asm.store(8, mem, S0);
+                self.put(number, S0);
                 self.asm.lea(8, SP, at(SP, 8));
             }
         }
