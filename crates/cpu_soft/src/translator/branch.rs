@@ -208,8 +208,12 @@ impl Emitter<'_> {
     /// Stores the return address and moves the stack pointer.
     fn push_return(&mut self, way: Way, insn: &Instruction, op: &Op) {
         let to = self.reach_push(way, op, None);
-        self.asm.imm(S1, insn.next_ip());
-        self.asm.store(8, at(S0, to), S1);
+        if let Ok(short) = i32::try_from(insn.next_ip() as i64) {
+            self.asm.store_imm(at(S0, to), short);
+        } else {
+            self.asm.imm(S1, insn.next_ip());
+            self.asm.store(8, at(S0, to), S1);
+        }
         self.asm.lea(8, SP, at(SP, -8));
     }
 
