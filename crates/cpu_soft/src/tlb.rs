@@ -116,7 +116,6 @@ pub enum Class {
 pub struct Ctx {
     entries: [Entry; ENTRIES],
     fetches: [Fetch; FETCHES],
-    key: Option<Key>,
     /// The MMU's epoch when the context was last known to agree with it.
     pub epoch: u64,
     touched: Touched,
@@ -128,7 +127,6 @@ pub struct Ctx {
     large_fetches: Filter<1>,
     /// The jumps of level 3; those of the others are the processor's ([`Pool::kernel`]).
     jumps: Option<Box<Jumps>>,
-    stamp: u64,
 }
 
 /// Which slots of a context may hold something, in chunks of [`CHUNK`]: a change of CR0.WP empties every
@@ -151,14 +149,12 @@ impl Ctx {
         Self {
             entries: std::array::from_fn(empty),
             fetches: [NO_FETCH; FETCHES],
-            key: None,
             epoch: 0,
             touched: Touched::NOTHING,
             written: Filter::EMPTY,
             large_data: Filter::EMPTY,
             large_fetches: Filter::EMPTY,
             jumps: None,
-            stamp: 0,
         }
     }
 
@@ -314,10 +310,37 @@ impl Entry {
     }
 }
 
+/// A context, and what it is looked for by: beside it, for each context begins on pages of its own.
+struct Place {
+    key: Option<Key>,
+    stamp: u64,
+    /// Stays where it is.
+    ctx: Box<Ctx>,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            key: None,
+            stamp: 0,
+            ctx: Box::new(Ctx::new()),
+        }
+    }
+}
+
+/// A context, and the jumps for code that executes in it. Both stay where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selected {
+    /// The context.
+    pub ctx: NonNull<Ctx>,
+    /// The jumps.
+    pub jumps: NonNull<Jumps>,
+}
+
 /// The contexts of one processor.
 pub struct Pool {
-    /// As many as were needed so far. Each stays where it is.
-    contexts: Vec<Box<Ctx>>,
+    /// As many as were needed so far.
+    contexts: Vec<Place>,
     /// The jumps of the levels 0 to 2.
     kernel: Box<Jumps>,
     clock: u64,
@@ -327,7 +350,7 @@ impl Pool {
     /// All empty.
     pub fn new() -> Self {
         Self {
-            contexts: vec![Box::new(Ctx::new())],
+            contexts: vec![Place::new()],
             kernel: Jumps::new(),
             clock: 0,
         }
@@ -350,30 +373,35 @@ impl Pool {
         let at = match oldest {
             Some((at, ctx)) if ctx.key.is_none() || self.contexts.len() == CONTEXTS => at,
             _ => {
-                self.contexts.push(Box::new(Ctx::new()));
+                self.contexts.push(Place::new());
                 self.contexts.len() - 1
             }
         };
-        let ctx = &mut self.contexts[at];
-        ctx.clear();
-        ctx.key = Some(key);
-        ctx.stamp = clock;
+        let place = &mut self.contexts[at];
+        place.ctx.clear();
+        place.key = Some(key);
+        place.stamp = clock;
         (at, false)
     }
 
     /// Returns a context.
     pub fn get(&mut self, at: usize) -> &mut Ctx {
-        &mut self.contexts[at]
+        &mut self.contexts[at].ctx
     }
 
-    /// The jumps for code that executes in context `at`. They stay where they are.
-    pub fn jumps(&mut self, at: usize) -> NonNull<Jumps> {
-        let ctx = &mut self.contexts[at];
-        let class = ctx.key.map_or(Class::Supervisor, |key| key.class);
-        NonNull::from(match class {
-            Class::Supervisor | Class::SupervisorAc => &mut *self.kernel,
-            Class::User | Class::Uncached => &mut **ctx.jumps.get_or_insert_with(Jumps::new),
-        })
+    /// Context `at`, and its jumps.
+    pub fn selected(&mut self, at: usize) -> Selected {
+        let place = &mut self.contexts[at];
+        let class = place.key.map_or(Class::Supervisor, |key| key.class);
+        let ctx = &mut *place.ctx;
+        let jumps = match class {
+            Class::Supervisor | Class::SupervisorAc => NonNull::from(&mut *self.kernel),
+            Class::User | Class::Uncached => {
+                NonNull::from(&mut **ctx.jumps.get_or_insert_with(Jumps::new))
+            }
+        };
+        let ctx = NonNull::from(ctx);
+        Selected { ctx, jumps }
     }
 
     /// Another address space: of what the levels 0 to 2 jump to, only global pages are still there.
@@ -387,8 +415,15 @@ impl Pool {
     }
 
     fn in_use(&mut self) -> impl Iterator<Item = &mut Ctx> {
-        let contexts = self.contexts.iter_mut().map(|c| &mut **c);
-        contexts.filter(|c| c.key.is_some())
+        let used = self.contexts.iter_mut().filter(|c| c.key.is_some());
+        used.map(|place| &mut *place.ctx)
+    }
+
+    /// The contexts of the address spaces that `pick` chooses by their CR3.
+    fn of(&mut self, pick: impl Fn(u64) -> bool) -> impl Iterator<Item = &mut Ctx> {
+        let chosen = move |c: &&mut Place| c.key.is_some_and(|key| pick(key.cr3));
+        let places = self.contexts.iter_mut().filter(chosen);
+        places.map(|place| &mut *place.ctx)
     }
 
     /// Drops all translations of all contexts.
@@ -406,16 +441,14 @@ impl Pool {
     /// Drops the non-global translations of every context that `pick` chooses by its CR3.
     pub fn clear_non_global(&mut self, pick: impl Fn(u64) -> bool) {
         self.kernel.clear_non_global();
-        let chosen = |c: &&mut Ctx| c.key.is_some_and(|k| pick(k.cr3));
-        self.in_use().filter(chosen).for_each(Ctx::clear_non_global);
+        self.of(pick).for_each(Ctx::clear_non_global);
     }
 
     /// A CR3 load that flushes: drops the non-global translations of the contexts of `cr3`,
     /// unless no shadow entry was dropped since they were last clean. Returns how many it flushed.
     pub fn load(&mut self, cr3: u64, epoch: u64) -> u64 {
         let mut flushed = 0;
-        let same = |c: &&mut Ctx| c.key.is_some_and(|k| k.cr3 == cr3);
-        for ctx in self.in_use().filter(same) {
+        for ctx in self.of(|known| known == cr3) {
             if ctx.epoch != epoch {
                 ctx.clear_non_global();
                 ctx.epoch = epoch;
@@ -450,7 +483,11 @@ impl Pool {
 
     fn drop_jump(&mut self, rip: u64, is: impl Fn(&Jump) -> bool) {
         self.kernel.drop_jump(rip, &is);
-        for jumps in self.contexts.iter_mut().filter_map(|c| c.jumps.as_mut()) {
+        for jumps in self
+            .contexts
+            .iter_mut()
+            .filter_map(|c| c.ctx.jumps.as_mut())
+        {
             jumps.drop_jump(rip, &is);
         }
     }
@@ -562,7 +599,7 @@ mod tests {
             assert_eq!(known(ctx, n), (true, true));
             if n % 50 == 0 {
                 pool.clear();
-                assert!((0..=n).all(|n| known(&pool.contexts[at], n) == (false, false)));
+                assert!((0..=n).all(|n| known(&pool.contexts[at].ctx, n) == (false, false)));
             }
         }
     }
@@ -578,9 +615,10 @@ mod tests {
         };
         let (c, _) = pool.select(user(0x1000));
         let (d, _) = pool.select(user(0x2000));
-        assert_eq!(pool.jumps(a), pool.jumps(b));
-        assert_ne!(pool.jumps(c), pool.jumps(d));
-        assert_ne!(pool.jumps(a), pool.jumps(c));
+        let [a, b, c, d] = [a, b, c, d].map(|at| pool.selected(at).jumps);
+        assert_eq!(a, b);
+        assert_ne!(c, d);
+        assert_ne!(a, c);
     }
 
     #[test]
