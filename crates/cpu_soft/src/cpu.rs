@@ -259,6 +259,9 @@ pub struct Cpu {
     io: Option<NonNull<dyn Io>>,
 }
 
+/// Where [`Cpu::ctx`] is, from the processor's address: translated code changes it.
+pub const CTX: usize = std::mem::offset_of!(Cpu, ctx);
+
 /// Bits of [`Cpu::mode`]: what the meaning of code bytes depends on.
 pub mod mode {
     /// Mask of the code size: 0 is 16 bits, 1 is 32, 2 is 64.
@@ -631,6 +634,16 @@ impl Cpu {
     /// The current accesses are those of level 3, and CR0.AM and EFLAGS.AC ask for aligned data.
     pub fn alignment_checks(&self) -> bool {
         self.access_user && self.sys & rflags::AC != 0 && self.cr0 & cr0::AM != 0
+    }
+
+    /// The contexts of the levels 0 to 2 with EFLAGS.AC clear and set: their addresses, where SMAP
+    /// distinguishes them and they are known, else zero.
+    pub fn supervisors(&self) -> [u64; 2] {
+        let smap = self.cr4 & cr4::SMAP != 0;
+        [Class::Supervisor, Class::SupervisorAc].map(|class| {
+            let known = self.classes[class as usize].filter(|_| smap);
+            known.map_or(0, |selected| selected.ctx.as_ptr() as u64)
+        })
     }
 
     fn select(&mut self, class: Class, user: bool, ac: bool) {

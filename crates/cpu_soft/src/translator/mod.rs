@@ -27,9 +27,11 @@ mod flags;
 mod glue;
 mod layout;
 mod memory;
+mod privilege;
 mod sse;
 mod stack;
 mod system;
+mod transfer;
 mod unit;
 
 use iced_x86::Instruction;
@@ -88,6 +90,8 @@ pub struct Counts {
     pub links: u64,
     /// Instructions left to the interpreter.
     pub singles: u64,
+    /// Of those, after how many other code was gone to.
+    pub transfers: u64,
 }
 
 /// The translator of one processor.
@@ -349,6 +353,7 @@ impl Cpu {
             if piece.insns.is_empty() {
                 continue;
             }
+            privilege::quicken(&piece);
             let end = piece.end();
             mask |= granules(offset, end - at);
             total += piece.insns.len();
