@@ -17,7 +17,7 @@ use std::ptr::NonNull;
 
 use crate::code::Block;
 use crate::jumps::{Jump, Jumps};
-use crate::sets::{CHUNK, Chunks, Filter};
+use crate::sets::{CHUNK, Chunks, Filter, Writer, Writers};
 
 /// Data entries of a context.
 pub const ENTRIES: usize = 4096;
@@ -119,8 +119,8 @@ pub struct Ctx {
     /// The MMU's epoch when the context was last known to agree with it.
     pub epoch: u64,
     touched: Touched,
-    /// Pages that data entries may write.
-    written: Filter<128>,
+    /// Through which data entry a page is written.
+    writers: Writers,
     /// Gigabytes with data translations of pages larger than 4 KiB.
     large_data: Filter<1>,
     /// Gigabytes with fetch translations of such pages.
@@ -151,7 +151,7 @@ impl Ctx {
             fetches: [NO_FETCH; FETCHES],
             epoch: 0,
             touched: Touched::NOTHING,
-            written: Filter::EMPTY,
+            writers: Writers::NONE,
             large_data: Filter::EMPTY,
             large_fetches: Filter::EMPTY,
             jumps: None,
@@ -169,10 +169,18 @@ impl Ctx {
         if entry.gpa & LARGE != 0 {
             self.large_data.insert(la >> 30);
         }
-        if entry.write != 0 {
-            self.written.insert(entry.gpa >> 12);
-        }
         let index = slot(la);
+        if entry.write != 0 {
+            let place = Writers::place(entry.gpa >> 12);
+            let writer = match self.writers.get(place) {
+                Writer::Nobody => Writer::Slot(index),
+                Writer::Slot(other) if other == index || !self.writes(other, place) => {
+                    Writer::Slot(index)
+                }
+                _ => Writer::Many,
+            };
+            self.writers.set(place, writer);
+        }
         self.touched.entries.touch(index);
         self.entries[index] = Entry {
             read: if entry.read == 0 {
@@ -187,6 +195,34 @@ impl Ctx {
             },
             ..entry
         };
+    }
+
+    /// Whether entry `index` may write a page of that place among the [`Writers`].
+    fn writes(&self, index: usize, place: usize) -> bool {
+        let entry = &self.entries[index];
+        entry.write != none(index) && Writers::place(entry.gpa >> 12) == place
+    }
+
+    /// Takes the right to write page `gpa` out of every entry.
+    fn drop_writers(&mut self, gpa: u64) {
+        let place = Writers::place(gpa >> 12);
+        let mut left = Writer::Nobody;
+        let mut visit = |ctx: &mut Self, index: usize| {
+            if ctx.entries[index].gpa & !0xfff == gpa {
+                ctx.entries[index].write = none(index);
+            } else if ctx.writes(index, place) {
+                left = match left {
+                    Writer::Nobody => Writer::Slot(index),
+                    _ => Writer::Many,
+                };
+            }
+        };
+        match self.writers.get(place) {
+            Writer::Nobody => return,
+            Writer::Slot(index) => visit(self, index),
+            Writer::Many => self.touched.entries.each(|index| visit(self, index)),
+        }
+        self.writers.set(place, left);
     }
 
     /// Looks a fetch translation up.
@@ -213,13 +249,13 @@ impl Ctx {
     /// Drops everything.
     pub fn clear(&mut self) {
         let touched = std::mem::replace(&mut self.touched, Touched::NOTHING);
-        for index in touched.entries.slots().flatten() {
-            self.entries[index] = empty(index);
-        }
+        touched
+            .entries
+            .each(|index| self.entries[index] = empty(index));
         for slots in touched.fetches.slots() {
             self.fetches[slots].fill(NO_FETCH);
         }
-        self.written = Filter::EMPTY;
+        self.writers = Writers::NONE;
         self.large_data = Filter::EMPTY;
         self.large_fetches = Filter::EMPTY;
         if let Some(jumps) = &mut self.jumps {
@@ -229,16 +265,16 @@ impl Ctx {
 
     /// Drops what a CR3 load drops: all but global translations.
     fn clear_non_global(&mut self) {
-        for index in self.touched.entries.slots().flatten() {
+        self.touched.entries.each(|index| {
             if self.entries[index].gpa & GLOBAL == 0 {
                 self.entries[index] = empty(index);
             }
-        }
-        for index in self.touched.fetches.slots().flatten() {
+        });
+        self.touched.fetches.each(|index| {
             if self.fetches[index].gpa & GLOBAL == 0 {
                 self.fetches[index] = NO_FETCH;
             }
-        }
+        });
         if let Some(jumps) = &mut self.jumps {
             jumps.clear_non_global();
         }
@@ -460,14 +496,7 @@ impl Pool {
 
     /// Takes the right to write page `gpa` out of every entry.
     pub fn drop_writers(&mut self, gpa: u64) {
-        let may = |c: &&mut Ctx| c.written.may_have(gpa >> 12);
-        for ctx in self.in_use().filter(may) {
-            for index in ctx.touched.entries.slots().flatten() {
-                if ctx.entries[index].gpa & !0xfff == gpa {
-                    ctx.entries[index].write = none(index);
-                }
-            }
-        }
+        self.in_use().for_each(|c| c.drop_writers(gpa));
     }
 
     /// Forgets `block` wherever a jump leads to it.
@@ -631,6 +660,26 @@ mod tests {
         }
         assert!(std::ptr::eq(first, pool.get(at)));
         assert_eq!(pool.contexts.len(), CONTEXTS);
+    }
+
+    /// Pages that share a place among the writers, and pages that are written through several entries.
+    #[test]
+    fn dropping_writers_finds_each_of_them() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let ctx = pool.get(at);
+        let pages = ENTRIES as u64 / 2;
+        for n in 0..ENTRIES as u64 {
+            ctx.fill(n << 12, entry((n % pages) << 12));
+        }
+        for page in 0..pages {
+            pool.drop_writers(page << 12);
+            let ctx = pool.get(at);
+            for n in 0..ENTRIES as u64 {
+                let gone = n % pages <= page;
+                assert_eq!(ctx.entry(n << 12).write != n << 12, gone, "{n} {page}");
+            }
+        }
     }
 
     #[test]
