@@ -20,7 +20,7 @@ use crate::native::Stubs;
 use crate::op::{Leave, Op, addr};
 use crate::regs::Regs;
 use crate::saved::Held;
-use crate::tlb::{Class, Ctx, Key, Pool};
+use crate::tlb::{Class, Ctx, Key, Pool, Selected};
 use crate::translator::{Alarm, Shared, Translator};
 use crate::wake::Waker;
 
@@ -162,7 +162,7 @@ pub struct Cpu {
     pub access_ac: bool,
     /// Which context is selected.
     pub class: Class,
-    classes: [Option<usize>; 3],
+    classes: [Option<Selected>; 3],
     /// Segment registers.
     pub seg: [Segment; 6],
     /// Local descriptor table.
@@ -259,6 +259,9 @@ pub struct Cpu {
     io: Option<NonNull<dyn Io>>,
 }
 
+/// Where [`Cpu::ctx`] is, from the processor's address: translated code changes it.
+pub const CTX: usize = std::mem::offset_of!(Cpu, ctx);
+
 /// Bits of [`Cpu::mode`]: what the meaning of code bytes depends on.
 pub mod mode {
     /// Mask of the code size: 0 is 16 bits, 1 is 32, 2 is 64.
@@ -283,7 +286,7 @@ pub mod mode {
     }
 }
 
-// SAFETY: the raw pointers are `ctx` and `jumps` (into `pool`, which moves with the processor but whose
+// SAFETY: the raw pointers are `ctx`, `jumps` and `classes` (into `pool`, which moves with the processor but whose
 // contexts and tables are boxed), jumps and parked operations (of boxed blocks owned by `blocks`) and `io` (present only while a
 // run is in progress, on the running thread). None refers to anything thread-local.
 unsafe impl Send for Cpu {}
@@ -311,7 +314,7 @@ impl Cpu {
     /// A processor after power-up.
     pub fn new(parts: Parts) -> Self {
         let mut pool = Pool::new();
-        let (ctx, jumps) = (NonNull::from(pool.get(0)), pool.jumps(0));
+        let Selected { ctx, jumps } = pool.selected(0);
         let boot = parts.boot;
         let mut cpu = Self {
             regs: Regs::new(),
@@ -633,41 +636,52 @@ impl Cpu {
         self.access_user && self.sys & rflags::AC != 0 && self.cr0 & cr0::AM != 0
     }
 
+    /// The contexts of the levels 0 to 2 with EFLAGS.AC clear and set: their addresses, where SMAP
+    /// distinguishes them and they are known, else zero.
+    pub fn supervisors(&self) -> [u64; 2] {
+        let smap = self.cr4 & cr4::SMAP != 0;
+        [Class::Supervisor, Class::SupervisorAc].map(|class| {
+            let known = self.classes[class as usize].filter(|_| smap);
+            known.map_or(0, |selected| selected.ctx.as_ptr() as u64)
+        })
+    }
+
     fn select(&mut self, class: Class, user: bool, ac: bool) {
         self.access_user = user;
         self.access_ac = ac && !user;
         self.class = class;
         let known = self.classes.get(class as usize).copied().flatten();
-        let at = match known {
-            Some(at) => at,
+        let selected = match known {
+            Some(selected) => selected,
             None => self.find_context(class),
         };
-        self.ctx = NonNull::from(self.pool.get(at));
-        self.jumps = self.pool.jumps(at);
+        (self.ctx, self.jumps) = (selected.ctx, selected.jumps);
         if class == Class::Uncached {
             self.ctx_mut().clear();
         }
     }
 
-    fn find_context(&mut self, class: Class) -> usize {
+    #[cold]
+    fn find_context(&mut self, class: Class) -> Selected {
         let cr3 = if self.cr0 & cr0::PG != 0 {
             self.cr3
         } else {
             u64::MAX
         };
         let (at, known) = self.pool.select(Key { cr3, class });
+        let selected = self.pool.selected(at);
         if !known {
             self.pool.get(at).epoch = self.machine_mmu.epoch();
             // The context may have been another class's.
-            self.classes
-                .iter_mut()
-                .filter(|c| **c == Some(at))
+            let others = self.classes.iter_mut();
+            others
+                .filter(|c| c.is_some_and(|c| c.ctx == selected.ctx))
                 .for_each(|c| *c = None);
         }
         if let Some(slot) = self.classes.get_mut(class as usize) {
-            *slot = Some(at);
+            *slot = Some(selected);
         }
-        at
+        selected
     }
 
     /// Runs `body` with implicit supervisor accesses: descriptor tables, the task state (SDM

@@ -372,7 +372,7 @@ impl Cpu {
     }
 
     /// RFLAGS after IRET, by the privilege before it.
-    fn iret_flags<const N: usize>(&self, flags: u64) -> u64 {
+    pub fn iret_flags<const N: usize>(&self, flags: u64) -> u64 {
         let mut may = IRET_FLAGS;
         if self.cpl <= self.iopl() {
             may |= IF;
@@ -403,7 +403,8 @@ impl Cpu {
         Ok(())
     }
 
-    fn flat_code(&self, selector: u16, cpl: u8, long: bool) -> Segment {
+    /// CS as SYSCALL and its kin load it: of `cpl`, flat, of 64 bits or 32 (SDM vol. 2, SYSCALL).
+    pub fn flat_code(&self, selector: u16, cpl: u8, long: bool) -> Segment {
         let size = if long { Segment::L } else { Segment::DB };
         let attr = 0xb | Segment::S | Segment::P | Segment::G | size | u16::from(cpl) << 5;
         Segment {
@@ -414,7 +415,8 @@ impl Cpu {
         }
     }
 
-    fn flat_stack(&self, selector: u16, cpl: u8) -> Segment {
+    /// SS as they load it.
+    pub fn flat_stack(&self, selector: u16, cpl: u8) -> Segment {
         Segment {
             selector,
             ..null_stack(0, cpl)

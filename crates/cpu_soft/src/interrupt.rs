@@ -45,7 +45,7 @@ impl Cpu {
         let Some(mut exception) = self.pending.take() else {
             return;
         };
-        let mut history = vec![exception];
+        let mut history = Vec::new();
         loop {
             self.stats.exceptions += 1;
             tracing::trace!(
@@ -67,6 +67,9 @@ impl Cpu {
             let double = exception.vector == vector::PF
                 && (second.vector == vector::PF || is_contributory(second.vector))
                 || is_contributory(exception.vector) && is_contributory(second.vector);
+            if history.is_empty() {
+                history.push(exception);
+            }
             history.push(second);
             if exception.vector == vector::DF {
                 return self.triple_fault(&history);

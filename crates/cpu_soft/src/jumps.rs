@@ -165,12 +165,8 @@ impl Jumps {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        for index in std::mem::replace(&mut self.touched, Chunks::NONE)
-            .slots()
-            .flatten()
-        {
-            self.slots[index] = no_jump(index);
-        }
+        let touched = std::mem::replace(&mut self.touched, Chunks::NONE);
+        touched.each(|index| self.slots[index] = no_jump(index));
         self.some_local = false;
         self.forgot = true;
         self.pages = Filter::EMPTY;
@@ -182,11 +178,11 @@ impl Jumps {
         if !std::mem::take(&mut self.some_local) {
             return;
         }
-        for index in self.touched.slots().flatten() {
+        self.touched.each(|index| {
             if self.global[index / 64] >> (index % 64) & 1 == 0 {
                 self.slots[index] = no_jump(index);
             }
-        }
+        });
     }
 
     /// Forgets what INVLPG of `la` makes stale. A jump does not say how large its page is, so where there
@@ -220,12 +216,12 @@ impl Jumps {
     }
 
     fn drop(&mut self, pick: impl Fn(u64) -> bool) {
-        for index in self.touched.slots().flatten() {
+        self.touched.each(|index| {
             let jump = &self.slots[index];
             if jump.leads() && pick(jump.rip()) {
                 self.slots[index] = no_jump(index);
             }
-        }
+        });
     }
 
     /// Forgets the jump of `rip` if it is that one.

@@ -262,6 +262,7 @@ impl Vcpu for SoftVcpu {
             ("entries to translated code", t.entries),
             ("links between units", t.links),
             ("instructions left to the interpreter", t.singles),
+            ("of them with code elsewhere behind", t.transfers),
         ]
     }
 }

@@ -29,6 +29,71 @@ impl<const WORDS: usize> Chunks<WORDS> {
         });
         chunks.map(|n| n * CHUNK..(n + 1) * CHUNK)
     }
+
+    /// Calls `visit` with each slot of them.
+    #[inline(always)]
+    pub fn each(self, mut visit: impl FnMut(usize)) {
+        for (word, mut bits) in self.0.into_iter().enumerate() {
+            while bits != 0 {
+                let chunk = word * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                (chunk * CHUNK..(chunk + 1) * CHUNK).for_each(&mut visit);
+            }
+        }
+    }
+}
+
+/// Places of [`Writers`].
+const PLACES: usize = 4096;
+
+/// Which slot holds the entry through which a page is written: a page becomes a page table, or has code,
+/// far more often than it is worth looking through all slots.
+#[derive(Clone, Copy)]
+pub struct Writers([u16; PLACES]);
+
+/// Who writes the pages that share a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// No slot.
+    Nobody,
+    /// This slot, if it does still.
+    Slot(usize),
+    /// Several, perhaps.
+    Many,
+}
+
+impl Writers {
+    /// No page is written.
+    pub const NONE: Self = Self([Self::NOBODY; PLACES]);
+    const NOBODY: u16 = u16::MAX;
+    const MANY: u16 = u16::MAX - 1;
+
+    /// The place of a page.
+    #[inline(always)]
+    pub fn place(page: u64) -> usize {
+        let hash = page.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash >> (64 - PLACES.trailing_zeros())) as usize
+    }
+
+    /// Who writes the pages of `place`.
+    #[inline(always)]
+    pub fn get(&self, place: usize) -> Writer {
+        match self.0[place] {
+            Self::NOBODY => Writer::Nobody,
+            Self::MANY => Writer::Many,
+            slot => Writer::Slot(slot.into()),
+        }
+    }
+
+    /// Says who writes the pages of `place`.
+    #[inline(always)]
+    pub fn set(&mut self, place: usize, writer: Writer) {
+        self.0[place] = match writer {
+            Writer::Nobody => Self::NOBODY,
+            Writer::Slot(slot) => u16::try_from(slot).unwrap_or(Self::MANY),
+            Writer::Many => Self::MANY,
+        };
+    }
 }
 
 /// A set of numbers that may hold more than was put in: what it lacks needs no search. INVLPG is

@@ -17,7 +17,7 @@ use std::ptr::NonNull;
 
 use crate::code::Block;
 use crate::jumps::{Jump, Jumps};
-use crate::sets::{CHUNK, Chunks, Filter};
+use crate::sets::{CHUNK, Chunks, Filter, Writer, Writers};
 
 /// Data entries of a context.
 pub const ENTRIES: usize = 4096;
@@ -116,19 +116,17 @@ pub enum Class {
 pub struct Ctx {
     entries: [Entry; ENTRIES],
     fetches: [Fetch; FETCHES],
-    key: Option<Key>,
     /// The MMU's epoch when the context was last known to agree with it.
     pub epoch: u64,
     touched: Touched,
-    /// Pages that data entries may write.
-    written: Filter<128>,
+    /// Through which data entry a page is written.
+    writers: Writers,
     /// Gigabytes with data translations of pages larger than 4 KiB.
     large_data: Filter<1>,
     /// Gigabytes with fetch translations of such pages.
     large_fetches: Filter<1>,
     /// The jumps of level 3; those of the others are the processor's ([`Pool::kernel`]).
     jumps: Option<Box<Jumps>>,
-    stamp: u64,
 }
 
 /// Which slots of a context may hold something, in chunks of [`CHUNK`]: a change of CR0.WP empties every
@@ -151,14 +149,12 @@ impl Ctx {
         Self {
             entries: std::array::from_fn(empty),
             fetches: [NO_FETCH; FETCHES],
-            key: None,
             epoch: 0,
             touched: Touched::NOTHING,
-            written: Filter::EMPTY,
+            writers: Writers::NONE,
             large_data: Filter::EMPTY,
             large_fetches: Filter::EMPTY,
             jumps: None,
-            stamp: 0,
         }
     }
 
@@ -173,10 +169,18 @@ impl Ctx {
         if entry.gpa & LARGE != 0 {
             self.large_data.insert(la >> 30);
         }
-        if entry.write != 0 {
-            self.written.insert(entry.gpa >> 12);
-        }
         let index = slot(la);
+        if entry.write != 0 {
+            let place = Writers::place(entry.gpa >> 12);
+            let writer = match self.writers.get(place) {
+                Writer::Nobody => Writer::Slot(index),
+                Writer::Slot(other) if other == index || !self.writes(other, place) => {
+                    Writer::Slot(index)
+                }
+                _ => Writer::Many,
+            };
+            self.writers.set(place, writer);
+        }
         self.touched.entries.touch(index);
         self.entries[index] = Entry {
             read: if entry.read == 0 {
@@ -191,6 +195,34 @@ impl Ctx {
             },
             ..entry
         };
+    }
+
+    /// Whether entry `index` may write a page of that place among the [`Writers`].
+    fn writes(&self, index: usize, place: usize) -> bool {
+        let entry = &self.entries[index];
+        entry.write != none(index) && Writers::place(entry.gpa >> 12) == place
+    }
+
+    /// Takes the right to write page `gpa` out of every entry.
+    fn drop_writers(&mut self, gpa: u64) {
+        let place = Writers::place(gpa >> 12);
+        let mut left = Writer::Nobody;
+        let mut visit = |ctx: &mut Self, index: usize| {
+            if ctx.entries[index].gpa & !0xfff == gpa {
+                ctx.entries[index].write = none(index);
+            } else if ctx.writes(index, place) {
+                left = match left {
+                    Writer::Nobody => Writer::Slot(index),
+                    _ => Writer::Many,
+                };
+            }
+        };
+        match self.writers.get(place) {
+            Writer::Nobody => return,
+            Writer::Slot(index) => visit(self, index),
+            Writer::Many => self.touched.entries.each(|index| visit(self, index)),
+        }
+        self.writers.set(place, left);
     }
 
     /// Looks a fetch translation up.
@@ -217,13 +249,13 @@ impl Ctx {
     /// Drops everything.
     pub fn clear(&mut self) {
         let touched = std::mem::replace(&mut self.touched, Touched::NOTHING);
-        for index in touched.entries.slots().flatten() {
-            self.entries[index] = empty(index);
-        }
+        touched
+            .entries
+            .each(|index| self.entries[index] = empty(index));
         for slots in touched.fetches.slots() {
             self.fetches[slots].fill(NO_FETCH);
         }
-        self.written = Filter::EMPTY;
+        self.writers = Writers::NONE;
         self.large_data = Filter::EMPTY;
         self.large_fetches = Filter::EMPTY;
         if let Some(jumps) = &mut self.jumps {
@@ -233,16 +265,16 @@ impl Ctx {
 
     /// Drops what a CR3 load drops: all but global translations.
     fn clear_non_global(&mut self) {
-        for index in self.touched.entries.slots().flatten() {
+        self.touched.entries.each(|index| {
             if self.entries[index].gpa & GLOBAL == 0 {
                 self.entries[index] = empty(index);
             }
-        }
-        for index in self.touched.fetches.slots().flatten() {
+        });
+        self.touched.fetches.each(|index| {
             if self.fetches[index].gpa & GLOBAL == 0 {
                 self.fetches[index] = NO_FETCH;
             }
-        }
+        });
         if let Some(jumps) = &mut self.jumps {
             jumps.clear_non_global();
         }
@@ -314,10 +346,37 @@ impl Entry {
     }
 }
 
+/// A context, and what it is looked for by: beside it, for each context begins on pages of its own.
+struct Place {
+    key: Option<Key>,
+    stamp: u64,
+    /// Stays where it is.
+    ctx: Box<Ctx>,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            key: None,
+            stamp: 0,
+            ctx: Box::new(Ctx::new()),
+        }
+    }
+}
+
+/// A context, and the jumps for code that executes in it. Both stay where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selected {
+    /// The context.
+    pub ctx: NonNull<Ctx>,
+    /// The jumps.
+    pub jumps: NonNull<Jumps>,
+}
+
 /// The contexts of one processor.
 pub struct Pool {
-    /// As many as were needed so far. Each stays where it is.
-    contexts: Vec<Box<Ctx>>,
+    /// As many as were needed so far.
+    contexts: Vec<Place>,
     /// The jumps of the levels 0 to 2.
     kernel: Box<Jumps>,
     clock: u64,
@@ -327,7 +386,7 @@ impl Pool {
     /// All empty.
     pub fn new() -> Self {
         Self {
-            contexts: vec![Box::new(Ctx::new())],
+            contexts: vec![Place::new()],
             kernel: Jumps::new(),
             clock: 0,
         }
@@ -350,30 +409,35 @@ impl Pool {
         let at = match oldest {
             Some((at, ctx)) if ctx.key.is_none() || self.contexts.len() == CONTEXTS => at,
             _ => {
-                self.contexts.push(Box::new(Ctx::new()));
+                self.contexts.push(Place::new());
                 self.contexts.len() - 1
             }
         };
-        let ctx = &mut self.contexts[at];
-        ctx.clear();
-        ctx.key = Some(key);
-        ctx.stamp = clock;
+        let place = &mut self.contexts[at];
+        place.ctx.clear();
+        place.key = Some(key);
+        place.stamp = clock;
         (at, false)
     }
 
     /// Returns a context.
     pub fn get(&mut self, at: usize) -> &mut Ctx {
-        &mut self.contexts[at]
+        &mut self.contexts[at].ctx
     }
 
-    /// The jumps for code that executes in context `at`. They stay where they are.
-    pub fn jumps(&mut self, at: usize) -> NonNull<Jumps> {
-        let ctx = &mut self.contexts[at];
-        let class = ctx.key.map_or(Class::Supervisor, |key| key.class);
-        NonNull::from(match class {
-            Class::Supervisor | Class::SupervisorAc => &mut *self.kernel,
-            Class::User | Class::Uncached => &mut **ctx.jumps.get_or_insert_with(Jumps::new),
-        })
+    /// Context `at`, and its jumps.
+    pub fn selected(&mut self, at: usize) -> Selected {
+        let place = &mut self.contexts[at];
+        let class = place.key.map_or(Class::Supervisor, |key| key.class);
+        let ctx = &mut *place.ctx;
+        let jumps = match class {
+            Class::Supervisor | Class::SupervisorAc => NonNull::from(&mut *self.kernel),
+            Class::User | Class::Uncached => {
+                NonNull::from(&mut **ctx.jumps.get_or_insert_with(Jumps::new))
+            }
+        };
+        let ctx = NonNull::from(ctx);
+        Selected { ctx, jumps }
     }
 
     /// Another address space: of what the levels 0 to 2 jump to, only global pages are still there.
@@ -387,8 +451,15 @@ impl Pool {
     }
 
     fn in_use(&mut self) -> impl Iterator<Item = &mut Ctx> {
-        let contexts = self.contexts.iter_mut().map(|c| &mut **c);
-        contexts.filter(|c| c.key.is_some())
+        let used = self.contexts.iter_mut().filter(|c| c.key.is_some());
+        used.map(|place| &mut *place.ctx)
+    }
+
+    /// The contexts of the address spaces that `pick` chooses by their CR3.
+    fn of(&mut self, pick: impl Fn(u64) -> bool) -> impl Iterator<Item = &mut Ctx> {
+        let chosen = move |c: &&mut Place| c.key.is_some_and(|key| pick(key.cr3));
+        let places = self.contexts.iter_mut().filter(chosen);
+        places.map(|place| &mut *place.ctx)
     }
 
     /// Drops all translations of all contexts.
@@ -406,16 +477,14 @@ impl Pool {
     /// Drops the non-global translations of every context that `pick` chooses by its CR3.
     pub fn clear_non_global(&mut self, pick: impl Fn(u64) -> bool) {
         self.kernel.clear_non_global();
-        let chosen = |c: &&mut Ctx| c.key.is_some_and(|k| pick(k.cr3));
-        self.in_use().filter(chosen).for_each(Ctx::clear_non_global);
+        self.of(pick).for_each(Ctx::clear_non_global);
     }
 
     /// A CR3 load that flushes: drops the non-global translations of the contexts of `cr3`,
     /// unless no shadow entry was dropped since they were last clean. Returns how many it flushed.
     pub fn load(&mut self, cr3: u64, epoch: u64) -> u64 {
         let mut flushed = 0;
-        let same = |c: &&mut Ctx| c.key.is_some_and(|k| k.cr3 == cr3);
-        for ctx in self.in_use().filter(same) {
+        for ctx in self.of(|known| known == cr3) {
             if ctx.epoch != epoch {
                 ctx.clear_non_global();
                 ctx.epoch = epoch;
@@ -427,14 +496,7 @@ impl Pool {
 
     /// Takes the right to write page `gpa` out of every entry.
     pub fn drop_writers(&mut self, gpa: u64) {
-        let may = |c: &&mut Ctx| c.written.may_have(gpa >> 12);
-        for ctx in self.in_use().filter(may) {
-            for index in ctx.touched.entries.slots().flatten() {
-                if ctx.entries[index].gpa & !0xfff == gpa {
-                    ctx.entries[index].write = none(index);
-                }
-            }
-        }
+        self.in_use().for_each(|c| c.drop_writers(gpa));
     }
 
     /// Forgets `block` wherever a jump leads to it.
@@ -450,7 +512,11 @@ impl Pool {
 
     fn drop_jump(&mut self, rip: u64, is: impl Fn(&Jump) -> bool) {
         self.kernel.drop_jump(rip, &is);
-        for jumps in self.contexts.iter_mut().filter_map(|c| c.jumps.as_mut()) {
+        for jumps in self
+            .contexts
+            .iter_mut()
+            .filter_map(|c| c.ctx.jumps.as_mut())
+        {
             jumps.drop_jump(rip, &is);
         }
     }
@@ -562,7 +628,7 @@ mod tests {
             assert_eq!(known(ctx, n), (true, true));
             if n % 50 == 0 {
                 pool.clear();
-                assert!((0..=n).all(|n| known(&pool.contexts[at], n) == (false, false)));
+                assert!((0..=n).all(|n| known(&pool.contexts[at].ctx, n) == (false, false)));
             }
         }
     }
@@ -578,9 +644,10 @@ mod tests {
         };
         let (c, _) = pool.select(user(0x1000));
         let (d, _) = pool.select(user(0x2000));
-        assert_eq!(pool.jumps(a), pool.jumps(b));
-        assert_ne!(pool.jumps(c), pool.jumps(d));
-        assert_ne!(pool.jumps(a), pool.jumps(c));
+        let [a, b, c, d] = [a, b, c, d].map(|at| pool.selected(at).jumps);
+        assert_eq!(a, b);
+        assert_ne!(c, d);
+        assert_ne!(a, c);
     }
 
     #[test]
@@ -593,6 +660,26 @@ mod tests {
         }
         assert!(std::ptr::eq(first, pool.get(at)));
         assert_eq!(pool.contexts.len(), CONTEXTS);
+    }
+
+    /// Pages that share a place among the writers, and pages that are written through several entries.
+    #[test]
+    fn dropping_writers_finds_each_of_them() {
+        let mut pool = Pool::new();
+        let (at, _) = pool.select(key(0x1000));
+        let ctx = pool.get(at);
+        let pages = ENTRIES as u64 / 2;
+        for n in 0..ENTRIES as u64 {
+            ctx.fill(n << 12, entry((n % pages) << 12));
+        }
+        for page in 0..pages {
+            pool.drop_writers(page << 12);
+            let ctx = pool.get(at);
+            for n in 0..ENTRIES as u64 {
+                let gone = n % pages <= page;
+                assert_eq!(ctx.entry(n << 12).write != n << 12, gone, "{n} {page}");
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!                                                        v
 //!                                   call ── registers to the processor ── execute_one (Rust)
 //!                                                        │ goes on: registers back, return
+//!                                                        │ elsewhere: registers back, jump (`transfer`)
 //!                                                        └ leaves:  back to enter's caller
 //!   exit ── registers to the processor ── back to enter's caller
 //! ```
@@ -43,6 +44,8 @@ pub struct Shared {
     pub inside: bool,
     /// SSE instructions would raise nothing.
     ready: bool,
+    /// What [`Cpu::supervisors`] says.
+    supervisors: [u64; 2],
 }
 
 /// One instruction that the interpreter executes for translated code.
@@ -82,6 +85,9 @@ pub struct Glue {
     pub exit: u64,
 }
 
+/// What [`execute_one`] returns is a [`Leave`] up to this, and an address above.
+const LEAVES: i32 = 0xff;
+
 const CALLEE_SAVED: [Reg; 6] = [Reg(3), Reg(5), Reg(12), Reg(13), Reg(14), Reg(15)];
 const RDI: Reg = Reg(7);
 const RSI: Reg = Reg(6);
@@ -97,6 +103,9 @@ pub const LINK: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, link)) as i3
 pub const READY: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, ready)) as i32;
 /// Where translated code is told to stop, from the processor's address.
 pub const STOP: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, stop)) as i32;
+
+/// What STAC and CLAC select, from the processor's address.
+pub const SUPERVISORS: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, supervisors)) as i32;
 
 fn register(number: u8) -> i32 {
     offset_of!(Cpu, regs) as i32 + 8 * i32::from(number)
@@ -148,6 +157,8 @@ fn fill(asm: &mut Asm, above: i32) {
     }
     asm.load(S0, at(S1, shared(offset_of!(Shared, ctx))));
     asm.store(8, at(FRAME, slot::CTX + above), S0);
+    asm.load(S0, at(S1, shared(offset_of!(Shared, jumps))));
+    asm.store(8, at(FRAME, slot::JUMPS + above), S0);
     for number in 0..16 {
         if let Home::Host(reg) = home(number) {
             asm.load(reg, at(S1, register(number)));
@@ -174,8 +185,6 @@ impl Glue {
         asm.mov(S1, RDI);
         asm.load(S0, at(S1, shared(offset_of!(Shared, wake))));
         asm.store(8, frame(slot::WAKE), S0);
-        asm.load(S0, at(S1, shared(offset_of!(Shared, jumps))));
-        asm.store(8, frame(slot::JUMPS), S0);
         asm.imm(S0, JUMP_HASH);
         asm.store(8, frame(slot::HASH), S0);
         asm.imm(S0, jump_tag(0, 2) ^ TRANSLATED);
@@ -211,9 +220,15 @@ impl Glue {
         asm.store_byte_imm(at(FRAME, slot::FLOAT + 8), 1);
         asm.ret();
 
+        // Privilege, address space and all may be others than before the call.
         asm.bind(out);
         asm.lea(8, FRAME, at(FRAME, 8));
-        asm.jmp(leave);
+        asm.alu_imm(Alu::Cmp, 8, S0, LEAVES);
+        asm.jcc(cc::BE, leave);
+        asm.store(8, frame(slot::TEMP), S0);
+        asm.load(S1, frame(slot::CPU));
+        fill(&mut asm, 0);
+        asm.jmp_mem(frame(slot::TEMP));
 
         let exit = asm.here();
         asm.store(8, frame(slot::TEMP), S0);
@@ -246,7 +261,8 @@ impl Glue {
     }
 }
 
-/// Executes one instruction with the interpreter. Called by translated code.
+/// Executes one instruction with the interpreter. Called by translated code; returns a [`Leave`], or where
+/// code goes on.
 unsafe extern "sysv64" fn execute_one(cpu: *mut Cpu, single: *const Single) -> u64 {
     // SAFETY: translated code passes the processor that `enter` was called with, which lent it
     // exclusively, and a `Single` of a unit of that processor; a unit that dies while it executes is
@@ -261,8 +277,12 @@ unsafe extern "sysv64" fn execute_one(cpu: *mut Cpu, single: *const Single) -> u
         cpu.rip = cpu.rip_after(op);
         leave = Leave::Look;
     }
+    let goal = match leave {
+        Leave::On | Leave::Halt => None,
+        _ => cpu.transfer(&mut leave),
+    };
     cpu.share();
-    leave as u64
+    goal.unwrap_or(leave as u64)
 }
 
 /// RFLAGS' status flags from LAHF's byte and OF.
@@ -287,7 +307,9 @@ impl Cpu {
         }
         self.shared.flags = pack(self.flags.get() | 2);
         self.shared.ctx = std::ptr::from_ref(self.ctx()) as u64;
+        self.shared.jumps = std::ptr::from_ref(self.jumps()) as u64;
         self.shared.ready = self.sse_raises_nothing();
+        self.shared.supervisors = self.supervisors();
     }
 
     /// Executes translated code at `code`, and whatever it leads to.
@@ -296,7 +318,6 @@ impl Cpu {
             return Leave::Look;
         };
         self.share();
-        self.shared.jumps = std::ptr::from_ref(self.jumps()) as u64;
         self.shared.wake = self.wake.word();
         self.shared.link = 0;
         self.shared.stop = false;

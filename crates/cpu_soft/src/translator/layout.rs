@@ -49,7 +49,7 @@ pub mod slot {
     pub const CPU: i32 = 0;
     /// The context: translation caches.
     pub const CTX: i32 = 8;
-    /// The jumps. Privilege does not change in translated code, so they do not.
+    /// The jumps. They change as the context does.
     pub const JUMPS: i32 = 80;
     /// The word that is not zero when somebody wants attention.
     pub const WAKE: i32 = 16;

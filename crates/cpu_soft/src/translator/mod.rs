@@ -31,9 +31,11 @@ mod join;
 mod layout;
 mod memory;
 mod pins;
+mod privilege;
 mod sse;
 mod stack;
 mod system;
+mod transfer;
 mod unit;
 
 use umbra_x86::cr0;
@@ -92,6 +94,8 @@ pub struct Counts {
     pub links: u64,
     /// Instructions left to the interpreter.
     pub singles: u64,
+    /// Of those, after how many other code was gone to.
+    pub transfers: u64,
 }
 
 /// The translator of one processor.
@@ -353,6 +357,7 @@ impl Cpu {
             if piece.insns.is_empty() {
                 continue;
             }
+            privilege::quicken(&piece);
             let end = piece.end();
             mask |= granules(offset, end - at);
             total += piece.insns.len();

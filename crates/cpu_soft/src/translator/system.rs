@@ -1,19 +1,22 @@
-//! CLI, STI, PUSHF and divisions: what is made rather than copied, because more can happen than the
-//! instruction's own work. What else can happen is left to the interpreter.
+//! CLI, STI, STAC, CLAC, SWAPGS, PUSHF and divisions: what is made rather than copied, because more can
+//! happen than the instruction's own work. What else can happen is left to the interpreter.
 
 use std::mem::offset_of;
 
 use iced_x86::{Code, Instruction, OpKind};
 use umbra_x86::rflags;
+use umbra_x86::state::{Segment, seg};
 
 use super::asm::{Alu, Reg, at, cc};
 use super::emit::Emitter;
 use super::flags::Place;
+use super::glue::SUPERVISORS;
 use super::layout::{AX, Home, S0, S1, frame, home, is_high_byte, slot};
 use super::memory::is_plain;
 use super::pins::Target;
-use crate::cpu::Cpu;
+use crate::cpu::{CTX, Cpu, Msrs};
 use crate::op::Op;
+use crate::tlb::Class;
 
 const DX: Reg = Reg(2);
 
@@ -23,6 +26,9 @@ impl Emitter<'_> {
         match insn.code() {
             Code::Cli => self.cli(op),
             Code::Sti => self.sti(op),
+            Code::Stac => self.set_ac(op, true),
+            Code::Clac => self.set_ac(op, false),
+            Code::Swapgs => self.swapgs(op),
             Code::Pushfq => self.pushf(op),
             Code::Div_rm32 => return self.divide(insn, op, 4, false),
             Code::Div_rm64 => return self.divide(insn, op, 8, false),
@@ -66,6 +72,60 @@ impl Emitter<'_> {
         self.asm.jcc(cc::NE, failed);
         let sys = at(S1, offset_of!(Cpu, sys) as i32);
         self.asm.alu_mem_imm(Alu::Or, sys, rflags::IF as u32);
+        self.place.disturbed();
+        self.go_on(resume);
+    }
+
+    /// Selects the other context of the kernel, where SMAP distinguishes them and it is known.
+    fn set_ac(&mut self, op: &Op, ac: bool) {
+        let (index, class) = if ac {
+            (1, Class::SupervisorAc)
+        } else {
+            (0, Class::Supervisor)
+        };
+        let resume = self.asm.label();
+        self.place.secure(&mut self.asm);
+        let failed = self.failed(op, Some(resume));
+        self.check_level(failed);
+        self.asm.load(S0, at(S1, SUPERVISORS + 8 * index));
+        self.asm.test(8, S0);
+        self.asm.jcc(cc::E, failed);
+        self.asm.store(8, frame(slot::CTX), S0);
+        self.asm.store(8, at(S1, CTX as i32), S0);
+        let byte = |offset: usize| at(S1, offset as i32);
+        let (selected, access) = (offset_of!(Cpu, class), offset_of!(Cpu, access_ac));
+        self.asm.store_byte_imm(byte(selected), class as u8);
+        self.asm.store_byte_imm(byte(access), u8::from(ac));
+        let sys = at(S1, offset_of!(Cpu, sys) as i32);
+        let bit = rflags::AC as u32;
+        if ac {
+            self.asm.alu_mem_imm(Alu::Or, sys, bit);
+        } else {
+            self.asm.alu_mem_imm(Alu::And, sys, !bit);
+        }
+        self.place.disturbed();
+        // They were checked with the other rights.
+        self.making.pins.clear();
+        self.go_on(resume);
+    }
+
+    fn swapgs(&mut self, op: &Op) {
+        let resume = self.asm.label();
+        self.place.secure(&mut self.asm);
+        let failed = self.failed(op, Some(resume));
+        self.check_level(failed);
+        let place = |offset: usize| at(S1, offset as i32);
+        let base = place(offset_of!(Cpu, seg_base) + 8 * seg::GS);
+        let hidden = offset_of!(Cpu, seg) + seg::GS * size_of::<Segment>();
+        let hidden = place(hidden + offset_of!(Segment, base));
+        let other = place(offset_of!(Cpu, msrs) + offset_of!(Msrs, kernel_gs_base));
+        self.asm.load(S0, base);
+        self.asm.store(8, frame(slot::TEMP), S0);
+        self.asm.load(S0, other);
+        self.asm.store(8, base, S0);
+        self.asm.store(8, hidden, S0);
+        self.asm.load(S0, frame(slot::TEMP));
+        self.asm.store(8, other, S0);
         self.place.disturbed();
         self.go_on(resume);
     }
