@@ -32,6 +32,15 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// Leaves all but the first `count` instructions away.
+    pub fn cut(&mut self, count: usize) {
+        if count < self.insns.len() {
+            self.insns.truncate(count);
+            self.ops.truncate(count);
+            self.ended = false;
+        }
+    }
+
     /// Linear address behind the last instruction.
     pub fn end(&self) -> u64 {
         self.insns.last().map_or(self.rip, Instruction::next_ip)
@@ -87,6 +96,11 @@ pub struct Emitter<'a> {
     pub(super) polled: bool,
     /// Links, the code that asks for each, and the linear address where it should lead.
     pub(super) links: Vec<(Link, Label, u64)>,
+    /// The unit is compared with the interpreter: it is the first piece up to what is not translated, and
+    /// every way out of it leaves.
+    pub(super) alone: bool,
+    /// Instructions that were made of it.
+    made: usize,
 }
 
 /// What is made of pieces.
@@ -94,6 +108,8 @@ pub struct Made {
     pub asm: Asm,
     pub singles: Vec<Single>,
     pub links: Vec<(Link, Label, u64)>,
+    /// How many instructions of the piece, where it is one that is alone.
+    pub alone: usize,
 }
 
 impl<'a> Emitter<'a> {
@@ -125,6 +141,8 @@ impl<'a> Emitter<'a> {
             following: None,
             polled: false,
             links: Vec::new(),
+            alone: false,
+            made: 0,
         }
     }
 
@@ -155,6 +173,7 @@ impl<'a> Emitter<'a> {
             asm: self.asm,
             singles: self.singles,
             links: self.links,
+            alone: self.made,
         }
     }
 
@@ -162,7 +181,7 @@ impl<'a> Emitter<'a> {
         self.polled = false;
         self.sse = Loaded::default();
         let poll = poll_place(piece);
-        let mut open = true;
+        let (mut open, mut end) = (true, piece.end());
         for (i, (insn, op)) in piece.insns.iter().zip(&piece.ops).enumerate() {
             if poll == Some(i) {
                 self.poll(insn.ip());
@@ -170,39 +189,45 @@ impl<'a> Emitter<'a> {
             }
             // What ends a block without being a branch is refused by the interpreter, or halts.
             let ends = piece.ended && i + 1 == piece.insns.len();
-            open = if ends && insn.flow_control() == FlowControl::Next {
-                self.single(op);
-                true
+            let refused = ends && insn.flow_control() == FlowControl::Next;
+            let made = if refused {
+                None
             } else {
                 self.instruction(insn, op)
             };
+            if made.is_none() && self.alone {
+                (open, end) = (true, insn.ip());
+                break;
+            }
+            self.made += 1;
+            open = made.unwrap_or_else(|| self.single(op));
         }
         if open {
-            self.edge(piece.end(), piece.end().wrapping_sub(1));
+            self.edge(end, end.wrapping_sub(1));
         }
     }
 
-    /// Emits one instruction; tells whether the next one follows it.
-    fn instruction(&mut self, insn: &Instruction, op: &Op) -> bool {
+    /// Emits one instruction; tells whether the next one follows it. `None` where it is not translated:
+    /// then nothing was emitted.
+    fn instruction(&mut self, insn: &Instruction, op: &Op) -> Option<bool> {
         if is_nothing(insn) {
-            return true;
+            return Some(true);
         }
         if let Some(open) = self.branch(insn, op) {
-            return open;
+            return Some(open);
         }
-        if !self.stack(insn, op) && !self.system(insn, op) && !self.copy(insn, op) {
-            self.single(op);
-        }
-        true
+        let made = self.stack(insn, op) || self.system(insn, op) || self.copy(insn, op);
+        made.then_some(true)
     }
 
-    /// Has the interpreter execute `op`.
-    pub(super) fn single(&mut self, op: &Op) {
+    /// Has the interpreter execute `op`; the next instruction follows it.
+    pub(super) fn single(&mut self, op: &Op) -> bool {
         self.place.save(&mut self.asm);
         let single = self.add_single(op);
         self.call(single);
         self.place = Place::BOTH;
         self.sse = Loaded::default();
+        true
     }
 
     fn add_single(&mut self, op: &Op) -> usize {
@@ -240,6 +265,9 @@ impl<'a> Emitter<'a> {
 
     /// Leaves when somebody wants attention, before the instruction at `rip`. The host's flags are lost.
     pub(super) fn poll(&mut self, rip: u64) {
+        if self.alone {
+            return;
+        }
         self.place.secure(&mut self.asm);
         self.asm.load(S0, frame(slot::WAKE));
         self.asm.cmp_mem_imm(at(S0, 0), 0);
@@ -252,6 +280,11 @@ impl<'a> Emitter<'a> {
     /// Leaves for `rip`. Flags are in the frame.
     pub(super) fn leave(&mut self, rip: u64, why: Leave) {
         self.asm.imm(S1, rip);
+        self.leave_there(why);
+    }
+
+    /// Leaves for the linear address in `S1`. Flags are in the frame.
+    pub(super) fn leave_there(&mut self, why: Leave) {
         self.asm.imm(S0, why as u64);
         self.asm.jmp_to(self.glue.exit);
     }
@@ -341,7 +374,7 @@ impl<'a> Emitter<'a> {
 }
 
 /// Instructions without any effect.
-fn is_nothing(insn: &Instruction) -> bool {
+pub fn is_nothing(insn: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(
         insn.mnemonic(),
