@@ -106,7 +106,8 @@ pub enum Exit {
     /// The guest can make no progress any more (a triple fault; SDM vol. 3, 6.15).
     Shutdown(Box<Crash>),
     /// The backend cannot execute what the guest asks of it, though a processor might: an
-    /// instruction that it cannot emulate, a state that it cannot enter.
+    /// instruction that it cannot emulate, a state that it cannot enter. Or it has executed something in
+    /// two ways, and they differ.
     Stuck(Box<Crash>),
     /// The guest asked the backend itself, past all devices, to end the machine.
     System(SystemEvent),

@@ -103,6 +103,8 @@ pub struct Stats {
     pub interrupts: u64,
     /// Times halted.
     pub halts: u64,
+    /// Times that the MMU had translations dropped.
+    pub flushes: u64,
 }
 
 /// What the processor is doing.
@@ -428,6 +430,11 @@ impl Cpu {
     pub fn ctx_mut(&mut self) -> &mut Ctx {
         // SAFETY: as in `ctx`; `&mut self` makes it the only reference.
         unsafe { self.ctx.as_mut() }
+    }
+
+    /// Selects `ctx`, which lives until another one is selected; returns the one that was.
+    pub fn swap_ctx(&mut self, ctx: NonNull<Ctx>) -> NonNull<Ctx> {
+        std::mem::replace(&mut self.ctx, ctx)
     }
 
     /// Where code of the current privilege leads to.

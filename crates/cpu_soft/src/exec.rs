@@ -45,6 +45,9 @@ impl Cpu {
             if let Some(exit) = self.service() {
                 return exit;
             }
+            if let Some(crash) = self.translator.take_difference() {
+                return Exit::Stuck(crash);
+            }
             match self.activity {
                 Activity::Running => {}
                 Activity::Halted | Activity::WaitForSipi => {
@@ -103,8 +106,9 @@ impl Cpu {
         }
     }
 
+    /// Executes the block that `jump` leads to.
     #[inline(always)]
-    fn enter_block(&mut self, jump: Jump) -> Leave {
+    pub fn enter_block(&mut self, jump: Jump) -> Leave {
         self.budget -= jump.count();
         if self.budget <= 0 {
             self.read_clock();
@@ -362,7 +366,8 @@ impl Cpu {
         }
     }
 
-    fn crash_report(&mut self) -> Crash {
+    /// What is known about a guest that cannot go on.
+    pub fn crash_report(&mut self) -> Crash {
         let state = self.export();
         let at = if self.cr2 != 0 { self.cr2 } else { self.rip };
         let mut walk = self.mmu.describe_walk(Gva(at));

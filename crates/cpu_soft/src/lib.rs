@@ -97,6 +97,10 @@ mod translator;
 mod wake;
 mod width;
 
+/// What the integration tests stand on is used by tests in here, too.
+#[cfg(test)]
+extern crate self as umbra_cpu_soft;
+
 use std::sync::Arc;
 
 use umbra_clock::Clock;
@@ -147,6 +151,8 @@ pub enum Processor {
     Translator,
     /// The same, after as few executions as can be: for tests.
     Eager,
+    /// Everything runs by the interpreter and as host code, and what comes out is compared.
+    Both,
 }
 
 /// A software processor.
@@ -182,6 +188,7 @@ impl SoftVcpu {
             Processor::Interpreter => Ok(translator::Translator::off()),
             Processor::Translator => translator::Translator::new(translator::THRESHOLD, &fx),
             Processor::Eager => translator::Translator::new(1, &fx),
+            Processor::Both => translator::Translator::both(&fx),
         };
         let translator = translator.map_err(|e| CpuError::Unsupported {
             backend: "software",
@@ -241,7 +248,7 @@ impl Vcpu for SoftVcpu {
 
     fn statistics(&self) -> Statistics {
         let (s, t) = (&self.cpu.stats, &self.cpu.translator.counts);
-        vec![
+        let mut counts = vec![
             ("instructions interpreted", s.instructions),
             ("blocks decoded", s.blocks_decoded),
             ("blocks dropped", s.blocks_dropped),
@@ -263,6 +270,10 @@ impl Vcpu for SoftVcpu {
             ("links between units", t.links),
             ("instructions left to the interpreter", t.singles),
             ("of them with code elsewhere behind", t.transfers),
-        ]
+        ];
+        if let Some(both) = &self.cpu.translator.both {
+            counts.extend(both.counts.statistics());
+        }
+        counts
     }
 }

@@ -210,6 +210,9 @@ impl Cpu {
         la: u64,
         change: impl Fn(&mut Flags, u64) -> u64,
     ) -> Result<(), Trap> {
+        if self.on_stage_now() {
+            return self.rmw::<N>(la, change);
+        }
         self.check_alignment(la, N)?;
         if crosses(la, N) {
             let _alone = SPLIT_LOCK.lock();
@@ -336,6 +339,9 @@ impl Cpu {
     }
 
     fn read_part(&mut self, la: u64, data: &mut [u8]) -> Result<(), Trap> {
+        if self.on_stage_now() {
+            return self.load_on_stage(la, data);
+        }
         loop {
             match self.resolve(la, AccessKind::Read, data.len())? {
                 // SAFETY: 1. resolved for reading just now, one page.
@@ -370,13 +376,16 @@ impl Cpu {
         }
         let second = self.second_page(la)?;
         let (head, tail) = data.split_at((0x1000 - (la & 0xfff)) as usize);
-        self.resolve(la, AccessKind::Write, head.len())?;
-        self.resolve(second, AccessKind::Write, tail.len())?;
+        self.probe_part(la, head.len())?;
+        self.probe_part(second, tail.len())?;
         self.write_part(la, head)?;
         self.write_part(second, tail)
     }
 
     fn write_part(&mut self, la: u64, data: &[u8]) -> Result<(), Trap> {
+        if self.on_stage_now() {
+            return self.store_on_stage(la, data);
+        }
         loop {
             match self.resolve(la, AccessKind::Write, data.len())? {
                 // SAFETY: 1. resolved for writing just now, one page.
@@ -417,11 +426,18 @@ impl Cpu {
     pub fn probe_write(&mut self, la: u64, len: usize) -> Result<(), Trap> {
         self.check_alignment(la, len)?;
         if !crosses(la, len) {
-            return self.resolve(la, AccessKind::Write, len).map(drop);
+            return self.probe_part(la, len);
         }
         let second = self.second_page(la)?;
-        self.resolve(la, AccessKind::Write, len)?;
-        self.resolve(second, AccessKind::Write, 1).map(drop)
+        self.probe_part(la, len)?;
+        self.probe_part(second, 1)
+    }
+
+    fn probe_part(&mut self, la: u64, len: usize) -> Result<(), Trap> {
+        if self.on_stage_now() {
+            return self.probe_on_stage(la);
+        }
+        self.resolve(la, AccessKind::Write, len).map(drop)
     }
 
     /// Where an access that leaves the page of `la` goes on. All of it must be canonical before any
@@ -493,6 +509,9 @@ impl Cpu {
     }
 
     fn resolve(&mut self, la: u64, kind: AccessKind, len: usize) -> Result<Where, Trap> {
+        if self.on_stage_now() {
+            return Err(self.refuse_on_stage());
+        }
         self.stats.tlb_misses += 1;
         self.check_watchpoints(la, kind, len as u64);
         let access = Access {
@@ -584,6 +603,7 @@ impl Cpu {
     /// Does what the MMU asked for, and acknowledges it.
     pub fn drain(&mut self) {
         while self.mmu.pending() {
+            self.stats.flushes += 1;
             let pool = &mut self.pool;
             self.mmu.take_flushes(|flush| match flush {
                 Flush::All => pool.clear(),
@@ -681,7 +701,7 @@ fn marks(page: &RamPage) -> u64 {
 ///
 /// # Safety
 /// 1. `at..at + data.len()` is mapped guest RAM.
-unsafe fn read_ram(at: u64, data: &mut [u8]) {
+pub unsafe fn read_ram(at: u64, data: &mut [u8]) {
     // SAFETY: 1. by the caller.
     unsafe {
         match data.len() {
@@ -698,7 +718,7 @@ unsafe fn read_ram(at: u64, data: &mut [u8]) {
 ///
 /// # Safety
 /// 1. `at..at + data.len()` is mapped, writable guest RAM.
-unsafe fn write_ram(at: u64, data: &[u8]) {
+pub unsafe fn write_ram(at: u64, data: &[u8]) {
     let mut word = [0; 8];
     if let Some(head) = word.get_mut(..data.len()) {
         head.copy_from_slice(data);

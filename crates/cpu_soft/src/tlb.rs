@@ -145,7 +145,8 @@ impl Touched {
 }
 
 impl Ctx {
-    fn new() -> Self {
+    /// Holds nothing.
+    pub fn new() -> Self {
         Self {
             entries: std::array::from_fn(empty),
             fetches: [NO_FETCH; FETCHES],

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use umbra_cpu::{Io, Kick, Served};
-use umbra_cpu_soft::{CodePages, SoftVcpu, SoftVcpuParts};
+use umbra_cpu_soft::{CodePages, Processor, SoftVcpu, SoftVcpuParts};
 use umbra_fuzz::{GUARD, Guard};
 use umbra_mmu::{Config, Mmu};
 use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, Options, RamOptions, RamRegion};
@@ -38,7 +38,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn new(config: Config, cpuid: Table) -> Self {
+    pub fn new(config: Config, cpuid: Table, processor: Processor) -> Self {
         let guard = GUARD as u64;
         let region = RamRegion::new(RamOptions {
             len: RAM + 2 * guard,
@@ -68,7 +68,7 @@ impl Machine {
             clock,
             cpuid,
             code: Arc::new(CodePages::new()),
-            processor: umbra_cpu_soft::Processor::Eager,
+            processor,
             alarm: umbra_cpu_soft::Alarm::new(clock),
         })
         .expect("the host allows executable memory");

@@ -1,6 +1,7 @@
 //! Random bytes as code, in random registers and modes, on the software processor: no panic, no
 //! write outside guest memory, shadow tables that still agree with the guest's, and registers that
-//! a processor can have.
+//! a processor can have. Half of the inputs run by the interpreter and as translated code, block by block:
+//! no difference.
 //!
 //! A run is ended by a kick: after some milliseconds, or after some accesses to devices. How far it
 //! comes is therefore not quite the same at each replay; a finding is there before that.
@@ -13,7 +14,7 @@ mod watchdog;
 
 use libfuzzer_sys::fuzz_target;
 use umbra_cpu::{Exit, Vcpu};
-use umbra_cpu_soft::model;
+use umbra_cpu_soft::{Processor, model};
 use umbra_fuzz::Source;
 use umbra_mmu::{Audit, Config, Unsync};
 use umbra_x86::state::CpuState;
@@ -44,7 +45,11 @@ fuzz_target!(|input: &[u8]| {
         true => model::maximal(0, 1),
         false => model::x86_64_v2(0, 1),
     };
-    let mut machine = Machine::new(config(choice), cpuid);
+    let processor = match choice & 64 {
+        0 => Processor::Eager,
+        _ => Processor::Both,
+    };
+    let mut machine = Machine::new(config(choice), cpuid, processor);
     let state = modes::state(&mut source, &mut machine, maximal);
     tables::pokes(&mut source, &mut machine);
     machine.code(source.rest());
@@ -57,8 +62,9 @@ fuzz_target!(|input: &[u8]| {
     match exit.expect("the host allows it") {
         Exit::Kicked => {}
         Exit::Shutdown(crash) => assert!(!crash.reason.is_empty()),
-        // This processor executes everything, and has no way past all devices.
-        Exit::Stuck(_) | Exit::System(_) => panic!("a backend's own exit"),
+        Exit::Stuck(crash) => panic!("{}", crash.reason),
+        // This processor has no way past all devices.
+        Exit::System(_) => panic!("a backend's own exit"),
     }
     check(&machine.vcpu.state());
     machine.check();

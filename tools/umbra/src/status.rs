@@ -39,7 +39,8 @@ Exit status:
   4      the guest crashed: a triple fault (stderr shows registers and the last page walk), or its
          kernel said so
   5      ended with Ctrl-A x
-  7      the host's KVM could not execute the guest (stderr shows registers and the instruction)
+  7      the host's KVM could not execute the guest (stderr shows registers and the instruction), or
+         --processor both has found a difference (stderr shows that)
   8, 9   of ctl, events and top: the API refused it, or could not be asked
   128+N  ended by signal N
 With --debug-exit or --test-device the odd numbers are the guest's: a write of V to the exit port

@@ -31,9 +31,9 @@ fn step(title: &str, program: &str, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Has the processor's own tests run with the interpreter; else they run with all code translated.
-fn with_interpreter(runner: &[&str]) -> Result<()> {
-    println!("== tests of the interpreter");
+/// Has the processor's own tests run as `processor` says; else they run with all code translated.
+fn with_processor(runner: &[&str], processor: &str) -> Result<()> {
+    println!("== tests of the processor: {processor}");
     let runner: Vec<&str> = runner
         .iter()
         .copied()
@@ -43,11 +43,11 @@ fn with_interpreter(runner: &[&str]) -> Result<()> {
     let status = Command::new(cargo)
         .args(runner)
         .args(["-p", "umbra-cpu-soft"])
-        .env("UMBRA_PROCESSOR", "interpreter")
+        .env("UMBRA_PROCESSOR", processor)
         .status()
         .context("cannot run cargo")?;
     if !status.success() {
-        bail!("tests of the interpreter: UMBRA_PROCESSOR=interpreter, umbra-cpu-soft: {status}");
+        bail!("tests of the processor: UMBRA_PROCESSOR={processor}, umbra-cpu-soft: {status}");
     }
     Ok(())
 }
@@ -235,7 +235,8 @@ pub fn run(rest: &[&str]) -> Result<()> {
     } else {
         println!("SKIPPED fuzz targets: libFuzzer needs a C++ compiler (apt-get install g++)");
     }
-    with_interpreter(runner)?;
+    with_processor(runner, "interpreter")?;
+    with_processor(runner, "both")?;
     // The runner comes last: its summary is what a reader looks for.
     let missing = missing()?;
     for (module, reason) in &missing {

@@ -72,6 +72,9 @@ pub enum Processor {
     Translator,
     /// Everything runs as host code, for debugging.
     Eager,
+    /// Everything runs instruction by instruction and as host code, and a difference ends the machine: for
+    /// debugging.
+    Both,
 }
 
 /// Which device a vhost-user back end is.

@@ -85,6 +85,11 @@ impl Emitter<'_> {
 
     /// Goes from the instruction at `from` to `target`.
     pub(super) fn edge(&mut self, target: u64, from: u64) {
+        if self.alone {
+            self.place.save(&mut self.asm);
+            self.leave(target, Leave::Done);
+            return;
+        }
         let ahead = target > from || self.polled;
         if let Some(label) = self.head(target) {
             self.require_sse();
@@ -190,7 +195,18 @@ impl Emitter<'_> {
         let failed = self.not_found(op);
         self.target(insn, way, op);
         self.find(failed);
-        self.asm.jmp_mem(at(S1, CODE));
+        self.follow();
+    }
+
+    /// Goes to the code that [`find`](Self::find) has found; one that is alone leaves for its address.
+    fn follow(&mut self) {
+        if self.alone {
+            self.asm.alu_mem(Alu::Xor, S0, frame(slot::TAG));
+            self.asm.mov(S1, S0);
+            self.leave_there(Leave::Done);
+        } else {
+            self.asm.jmp_mem(at(S1, CODE));
+        }
     }
 
     fn call_indirect(&mut self, insn: &Instruction, op: &Op) {
@@ -199,10 +215,19 @@ impl Emitter<'_> {
         let failed = self.not_found(op);
         self.target(insn, way, op);
         self.find(failed);
-        self.asm.load(S0, at(S1, CODE));
+        if self.alone {
+            self.asm.alu_mem(Alu::Xor, S0, frame(slot::TAG));
+        } else {
+            self.asm.load(S0, at(S1, CODE));
+        }
         self.asm.store(8, frame(slot::TEMP), S0);
         self.push_return(push, insn, op);
-        self.asm.jmp_mem(frame(slot::TEMP));
+        if self.alone {
+            self.asm.load(S1, frame(slot::TEMP));
+            self.leave_there(Leave::Done);
+        } else {
+            self.asm.jmp_mem(frame(slot::TEMP));
+        }
     }
 
     /// Stores the return address and moves the stack pointer.
@@ -238,7 +263,7 @@ impl Emitter<'_> {
             i32::from(insn.immediate16())
         };
         self.asm.lea(8, SP, at(SP, 8 + arguments));
-        self.asm.jmp_mem(at(S1, CODE));
+        self.follow();
     }
 }
 

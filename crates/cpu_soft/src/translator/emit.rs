@@ -41,6 +41,15 @@ impl Piece {
         self.ended = next.ended;
     }
 
+    /// Leaves all but the first `count` instructions away.
+    pub fn cut(&mut self, count: usize) {
+        if count < self.insns.len() {
+            self.insns.truncate(count);
+            self.ops.truncate(count);
+            self.ended = false;
+        }
+    }
+
     /// Linear address behind the last instruction.
     pub fn end(&self) -> u64 {
         self.insns.last().map_or(self.rip, Instruction::next_ip)
@@ -119,6 +128,11 @@ pub struct Emitter<'a> {
     pub(super) polled: bool,
     /// Links, the code that asks for each, and the linear address where it should lead.
     pub(super) links: Vec<(Link, Label, u64)>,
+    /// The unit is compared with the interpreter: it is the first piece up to what is not translated, and
+    /// every way out of it leaves.
+    pub(super) alone: bool,
+    /// Instructions that were made of it.
+    made: usize,
 }
 
 /// What is made of pieces.
@@ -126,6 +140,8 @@ pub struct Made {
     pub asm: Asm,
     pub singles: Vec<Single>,
     pub links: Vec<(Link, Label, u64)>,
+    /// How many instructions of the piece, where it is one that is alone.
+    pub alone: usize,
 }
 
 impl<'a> Emitter<'a> {
@@ -163,6 +179,8 @@ impl<'a> Emitter<'a> {
             following: None,
             polled: false,
             links: Vec::new(),
+            alone: false,
+            made: 0,
         }
     }
 
@@ -206,6 +224,7 @@ impl<'a> Emitter<'a> {
             asm: self.asm,
             singles: self.singles,
             links: self.links,
+            alone: self.made,
         }
     }
 
@@ -218,7 +237,7 @@ impl<'a> Emitter<'a> {
         let first = first.unwrap_or(0);
         // Who comes from the first making has looked there.
         self.polled = poll.is_some_and(|poll| poll < first);
-        let mut open = true;
+        let (mut open, mut end) = (true, piece.end());
         let ops = piece.insns.iter().zip(&piece.ops);
         for (i, (insn, op)) in ops.enumerate().skip(first) {
             self.making.index = i;
@@ -232,21 +251,27 @@ impl<'a> Emitter<'a> {
             }
             // What ends a block without being a branch is refused by the interpreter, or halts.
             let ends = piece.ended && i + 1 == piece.insns.len();
-            open = if ends && insn.flow_control() == FlowControl::Next {
-                self.single(op);
-                true
+            let refused = ends && insn.flow_control() == FlowControl::Next;
+            let made = if refused {
+                None
             } else {
                 self.instruction(insn, op)
             };
+            if made.is_none() && self.alone {
+                (open, end) = (true, insn.ip());
+                break;
+            }
+            self.made += usize::from(again.is_none());
+            open = made.unwrap_or_else(|| self.single(op));
             self.bases.step(insn, &mut self.info);
         }
-        self.at = piece.end();
+        self.at = end;
         if let Some(label) = again.and_then(|labels| labels[piece.insns.len()]) {
             self.bind_plain(label, open && first < piece.insns.len());
             open = true;
         }
         if open {
-            self.edge(piece.end(), piece.end().wrapping_sub(1));
+            self.edge(end, end.wrapping_sub(1));
         }
     }
 
@@ -262,24 +287,23 @@ impl<'a> Emitter<'a> {
         self.sse_loaded = self.uses_sse;
     }
 
-    /// Emits one instruction; tells whether the next one follows it.
-    fn instruction(&mut self, insn: &Instruction, op: &Op) -> bool {
+    /// Emits one instruction; tells whether the next one follows it. `None` where it is not translated:
+    /// then nothing was emitted.
+    fn instruction(&mut self, insn: &Instruction, op: &Op) -> Option<bool> {
         if is_nothing(insn) {
-            return true;
+            return Some(true);
         }
         // Where the piece continues, if that is not where it ends.
         let inside = self.ahead.get(self.making.index + 1).map(Instruction::ip);
         if let Some(open) = self.branch(insn, op, inside) {
-            return open;
+            return Some(open);
         }
-        if !self.stack(insn, op) && !self.system(insn, op) && !self.copy(insn, op) {
-            self.single(op);
-        }
-        true
+        let made = self.stack(insn, op) || self.system(insn, op) || self.copy(insn, op);
+        made.then_some(true)
     }
 
-    /// Has the interpreter execute `op`.
-    pub(super) fn single(&mut self, op: &Op) {
+    /// Has the interpreter execute `op`; the next instruction follows it.
+    pub(super) fn single(&mut self, op: &Op) -> bool {
         self.place.save(&mut self.asm);
         let single = self.add_single(op);
         self.call(single);
@@ -287,6 +311,7 @@ impl<'a> Emitter<'a> {
         self.sse_loaded = false;
         self.making.pins.clear();
         self.bases = Bases::new();
+        true
     }
 
     fn add_single(&mut self, op: &Op) -> usize {
@@ -357,6 +382,9 @@ impl<'a> Emitter<'a> {
 
     /// Leaves when somebody wants attention, before the instruction at `rip`. The host's flags are lost.
     pub(super) fn poll(&mut self, rip: u64) {
+        if self.alone {
+            return;
+        }
         self.place.secure(&mut self.asm);
         self.asm.load(S0, frame(slot::WAKE));
         self.asm.cmp_mem_imm(at(S0, 0), 0);
@@ -369,6 +397,11 @@ impl<'a> Emitter<'a> {
     /// Leaves for `rip`. Flags are in the frame.
     pub(super) fn leave(&mut self, rip: u64, why: Leave) {
         self.asm.imm(S1, rip);
+        self.leave_there(why);
+    }
+
+    /// Leaves for the linear address in `S1`. Flags are in the frame.
+    pub(super) fn leave_there(&mut self, why: Leave) {
         self.asm.imm(S0, why as u64);
         self.asm.jmp_to(self.glue.exit);
     }
@@ -486,7 +519,7 @@ impl<'a> Emitter<'a> {
 }
 
 /// Instructions without any effect.
-fn is_nothing(insn: &Instruction) -> bool {
+pub fn is_nothing(insn: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(
         insn.mnemonic(),

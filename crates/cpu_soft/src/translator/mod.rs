@@ -20,6 +20,7 @@
 mod alarm;
 mod asm;
 mod bases;
+mod both;
 mod branch;
 mod cache;
 mod copy;
@@ -38,6 +39,7 @@ mod system;
 mod transfer;
 mod unit;
 
+use umbra_cpu::Crash;
 use umbra_x86::cr0;
 use umbra_x86::state::seg;
 
@@ -49,9 +51,11 @@ use crate::raw;
 use crate::tlb::{GLOBAL, LARGE};
 
 pub use alarm::Alarm;
+pub use both::Both;
 pub use emit::Piece;
 pub use glue::Shared;
 
+use both::Twin;
 use cache::Cache;
 use emit::{Emitter, Made};
 use glue::Glue;
@@ -105,12 +109,17 @@ pub struct Translator {
     pub threshold: u8,
     /// Counters.
     pub counts: Counts,
+    /// What compares, where everything executes twice.
+    pub both: Option<Box<Both>>,
 }
 
 struct Works {
     cache: Cache,
     glue: Glue,
     units: Units,
+    /// Host code that is made wrong: what becomes what.
+    #[cfg(test)]
+    planted: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Translator {
@@ -120,6 +129,7 @@ impl Translator {
             works: None,
             threshold: 0,
             counts: Counts::default(),
+            both: None,
         }
     }
 
@@ -137,15 +147,33 @@ impl Translator {
                 cache,
                 glue,
                 units: Units::default(),
+                #[cfg(test)]
+                planted: None,
             }),
             threshold,
             counts: Counts::default(),
+            both: None,
         })
+    }
+
+    /// One that has everything executed by the interpreter, too, and compares.
+    ///
+    /// # Errors
+    /// Where the host refuses executable memory.
+    pub fn both(fx: &FxArea) -> Result<Self, rustix::io::Errno> {
+        let mut translator = Self::new(0, fx)?;
+        translator.both = Some(Both::new());
+        Ok(translator)
+    }
+
+    /// The difference that ends the machine.
+    pub fn take_difference(&mut self) -> Option<Box<Crash>> {
+        self.both.as_mut()?.take_difference()
     }
 
     /// Whether blocks are to be counted.
     pub fn counts_blocks(&self) -> bool {
-        self.works.is_some()
+        self.works.is_some() && self.both.is_none()
     }
 
     fn glue(&self) -> Option<Glue> {
@@ -164,6 +192,9 @@ impl Translator {
         if let Some(works) = &mut self.works {
             works.units.bury();
         }
+        if let Some(both) = &mut self.both {
+            both.bury();
+        }
     }
 
     /// Throws everything away. Only while no translated code is executing, and when no jump leads to any.
@@ -172,6 +203,9 @@ impl Translator {
             works.units.clear();
             works.cache.clear();
             self.counts.cleared += 1;
+        }
+        if let Some(both) = &mut self.both {
+            both.clear();
         }
     }
 
@@ -202,6 +236,9 @@ impl Translator {
         let dropped = works
             .units
             .invalidate(&mut works.cache, page, mask, |unit| {
+                if let Some(both) = &mut self.both {
+                    both.forget(unit.entry);
+                }
                 gone(unit.key.rip, unit.entry)
             });
         self.counts.dropped += dropped as u64;
@@ -230,6 +267,9 @@ impl Cpu {
         }
         self.set_alarm();
         self.translator.counts.entries += 1;
+        if self.translator.both.is_some() {
+            return self.execute_both(jump);
+        }
         self.run_code(jump.packed)
     }
 
@@ -282,6 +322,9 @@ impl Cpu {
     /// The way to translated code for the instruction pointer, if there is some.
     pub fn find_translated(&mut self, mode: u8) -> Result<Option<Jump>, Trap> {
         let usable = mode == LONG && self.class != crate::tlb::Class::Uncached;
+        if usable && self.translator.both.is_some() {
+            return self.find_twin().map(Some);
+        }
         if !usable || !self.translator.counts_blocks() {
             return Ok(None);
         }
@@ -316,13 +359,31 @@ impl Cpu {
             return Some(code);
         }
         let (pieces, granules) = self.pieces(rip, gpa & !0xfff, host & !0xfff)?;
-        let pieces = join(pieces);
-        let count = pieces.iter().map(|p| p.insns.len()).sum();
+        let mut pieces = join(pieces);
+        let alone = self.translator.both.is_some();
+        if alone {
+            let reach = both::reach(&pieces[0].insns);
+            pieces[0].cut(reach);
+        }
+        let mut count = pieces.iter().map(|p| p.insns.len()).sum();
         let bmi1 = self.cpuid.get(7, 0).ebx >> 3 & 1 != 0;
         let works = self.translator.works.as_mut()?;
         let page = (rip & !0xfff, gpa & !0xfff);
-        let made = Emitter::new(&mut works.cache, works.glue, page, count, bmi1).run(&pieces);
+        let mut emitter = Emitter::new(&mut works.cache, works.glue, page, count, bmi1);
+        emitter.alone = alone;
+        let made = emitter.run(&pieces);
+        if alone {
+            count = made.alone;
+            if count == 0 {
+                return None;
+            }
+        }
         let code = works.install(key, granules, made)?;
+        if let (Some(both), Some(mut piece)) = (&mut self.translator.both, pieces.pop()) {
+            piece.cut(count);
+            let len = (works.cache.next() - code) as usize;
+            both.add(code, Twin::new(piece, page.0, gpa, (code, len)));
+        }
         let counts = &mut self.translator.counts;
         counts.units += 1;
         counts.instructions += count as u64;
@@ -334,6 +395,11 @@ impl Cpu {
     /// been executed. Returns the granules, too.
     fn pieces(&mut self, rip: u64, gpa: u64, host: u64) -> Option<(Vec<Piece>, u64)> {
         let page = rip & !0xfff;
+        let most = if self.translator.both.is_some() {
+            1
+        } else {
+            MAX_PIECES
+        };
         let (mut pieces, mut total, mut mask) = (Vec::<Piece>::new(), 0, 0);
         let mut waiting = vec![rip];
         while let Some(at) = waiting.pop() {
@@ -364,7 +430,7 @@ impl Cpu {
             let mut next = leads_to(&piece);
             next.retain(|target| target & !0xfff == page);
             pieces.push(piece);
-            if pieces.len() == MAX_PIECES || total + 64 > MAX_INSNS {
+            if pieces.len() == most || total + 64 > MAX_INSNS {
                 break;
             }
             waiting.extend(next);
@@ -407,8 +473,10 @@ impl Works {
             };
             self.units.add_exit(&mut self.cache, *link, exit);
         }
-        let code = made.asm.finish(at);
-        let entry = self.cache.add(&code?);
+        let code = made.asm.finish(at)?;
+        #[cfg(test)]
+        let code = both::plant(code, self.planted.as_ref());
+        let entry = self.cache.add(&code);
         self.units
             .insert(Unit::new(key, granules, entry, made.singles));
         Some(entry)

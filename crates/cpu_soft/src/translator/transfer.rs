@@ -20,7 +20,8 @@ impl Cpu {
     /// Does what the loop does after `leave`, and returns the code that follows. `None` where the loop has
     /// something else to do; an exception is delivered by then, if no code was overwritten.
     pub(super) fn transfer(&mut self, leave: &mut Leave) -> Option<u64> {
-        if self.shared.stop {
+        // What is compared is executed block by block.
+        if self.shared.stop || self.translator.both.is_some() {
             return None;
         }
         if *leave == Leave::Fault {

@@ -6,11 +6,14 @@
 #[path = "../processor/mod.rs"]
 mod processor;
 
+use std::sync::Arc;
+
 use processor::{Nothing, Processor};
 use umbra_clock::Clock;
 use umbra_cpu::{Exit, Io, Vcpu};
 use umbra_cpu_soft::{SoftVcpu, model};
 use umbra_irqchip::LocalApic;
+use umbra_slots::AddressSpace;
 use umbra_x86::cpuid::Table;
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
 use umbra_x86::{cr0, cr4, efer, rflags};
@@ -63,7 +66,17 @@ impl Machine {
 
     /// One for which it is as late as `clock` says.
     pub fn in_time(cpuid: Table, clock: Clock) -> Self {
-        let processor = Processor::in_time(cpuid.clone(), clock);
+        Self::around(Processor::in_time(cpuid.clone(), clock), cpuid)
+    }
+
+    /// One that executes as `processor` says, whatever `UMBRA_PROCESSOR` does.
+    pub fn of_kind(processor: umbra_cpu_soft::Processor) -> Self {
+        let cpuid = model::x86_64_v2(0, 1);
+        let processor = Processor::of_kind(cpuid.clone(), Clock::start(), processor);
+        Self::around(processor, cpuid)
+    }
+
+    fn around(processor: Processor, cpuid: Table) -> Self {
         let machine = Self { processor, cpuid };
         for (selector, descriptor) in [
             (CODE_0, 0x00cf_9b00_0000_ffff),
@@ -95,6 +108,10 @@ impl Machine {
 
     pub fn vcpu(&mut self) -> &mut SoftVcpu {
         &mut self.processor.vcpu
+    }
+
+    pub fn space(&self) -> Arc<AddressSpace> {
+        self.processor.space.clone()
     }
 
     pub fn apic(&self) -> &LocalApic {
@@ -143,6 +160,15 @@ impl Machine {
     pub fn run_with(&mut self, state: &CpuState, io: &dyn Io) -> End {
         self.processor.vcpu.set_state(state).expect("valid state");
         self.go_on(io).expect("nobody kicks")
+    }
+
+    /// Runs until there is something to say, whatever that is.
+    pub fn run_once(&mut self, state: &CpuState) -> Exit {
+        self.processor.vcpu.set_state(state).expect("valid state");
+        self.processor
+            .vcpu
+            .run(&Nothing)
+            .expect("the host allows it")
     }
 
     /// Goes on until an exception finds no handler; `None` when kicked.

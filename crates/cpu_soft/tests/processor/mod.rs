@@ -32,6 +32,11 @@ impl Processor {
 
     /// One for which it is as late as `clock` says.
     pub fn in_time(cpuid: Table, clock: Clock) -> Self {
+        Self::of_kind(cpuid, clock, processor())
+    }
+
+    /// One that executes as `processor` says, whatever `UMBRA_PROCESSOR` does.
+    pub fn of_kind(cpuid: Table, clock: Clock, processor: umbra_cpu_soft::Processor) -> Self {
         let space = AddressSpace::new(umbra_slots::Options::default());
         let options = RamOptions {
             len: RAM,
@@ -57,7 +62,7 @@ impl Processor {
             clock,
             cpuid,
             code: code.clone(),
-            processor: processor(),
+            processor,
             alarm: Alarm::new(clock),
         })
         .expect("a processor");
@@ -86,10 +91,11 @@ impl Processor {
     }
 }
 
-/// What `UMBRA_PROCESSOR` says: `interpreter`, else everything is translated at once.
+/// What `UMBRA_PROCESSOR` says: `interpreter`, `both`, else everything is translated at once.
 fn processor() -> umbra_cpu_soft::Processor {
     match std::env::var("UMBRA_PROCESSOR").as_deref() {
         Ok("interpreter") => umbra_cpu_soft::Processor::Interpreter,
+        Ok("both") => umbra_cpu_soft::Processor::Both,
         _ => umbra_cpu_soft::Processor::Eager,
     }
 }

@@ -211,6 +211,8 @@ pub enum ProcessorArg {
     /// Everything runs as host code (for debugging)
     #[value(hide = true)]
     Eager,
+    /// Both, and a difference ends the machine (to find defects of this program)
+    Both,
 }
 
 /// `--cpu`.
@@ -249,6 +251,7 @@ impl MachineArgs {
                 ProcessorArg::Interpreter => Processor::Interpreter,
                 ProcessorArg::Translator => Processor::Translator,
                 ProcessorArg::Eager => Processor::Eager,
+                ProcessorArg::Both => Processor::Both,
             },
             cpu_template: self.cpu_template.clone().map(CpuTemplate::Load),
             tag_bits: self.tag_bits,

@@ -16,6 +16,11 @@ const INIT: &str = "#!/bin/busybox sh
 ";
 
 fn boots(backend: &str, package: &str, version: &str, cpus: u32) {
+    boots_with(backend, package, version, cpus, &[]);
+}
+
+/// The same, with more arguments.
+fn boots_with(backend: &str, package: &str, version: &str, cpus: u32, more: &[&str]) {
     let Some(guest) = Guest::fetch(package) else {
         return;
     };
@@ -34,6 +39,7 @@ fn boots(backend: &str, package: &str, version: &str, cpus: u32) {
         "--backend",
         backend,
     ];
+    let arguments = [&arguments[..], more].concat();
 
     let ended = Umbra::run(&arguments, Input::Empty, LIMIT);
 
@@ -82,6 +88,13 @@ fn linux_686_with_pae_boots_with_one_processor_and_powers_off(backend: &str) {
 
 fn linux_686_with_pae_boots_with_two_processors_and_powers_off(backend: &str) {
     boots(backend, LINUX_686_PAE, "6.1", 2);
+}
+
+/// Each block of the boot is executed by the interpreter and as translated code. A difference would end the
+/// machine, and be told on standard error.
+#[test]
+fn linux_6_1_boots_alike_interpreted_and_translated() {
+    boots_with("soft", LINUX_6_1, "6.1", 1, &["--processor", "both"]);
 }
 
 /// Reads what the kernel makes of the maximal model.
