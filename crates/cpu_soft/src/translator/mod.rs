@@ -363,6 +363,9 @@ impl Cpu {
         let alone = self.translator.both.is_some();
         if alone {
             let reach = both::reach(&pieces[0].insns);
+            if reach == 0 {
+                return None;
+            }
             pieces[0].cut(reach);
         }
         let mut count = pieces.iter().map(|p| p.insns.len()).sum();

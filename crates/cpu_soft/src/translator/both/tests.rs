@@ -22,11 +22,10 @@ const DIRECTORY: u64 = 0x10_3000;
 /// Where data is.
 const DATA: u64 = 0x3_0000;
 
-/// Has the first place in `code` that holds the first of `planted` hold the second.
+/// Has every place in `code` that holds the first of `planted` hold the second.
 pub fn plant(mut code: Vec<u8>, planted: Option<&(Vec<u8>, Vec<u8>)>) -> Vec<u8> {
     if let Some((from, to)) = planted {
-        let at = code.windows(from.len()).position(|bytes| bytes == from);
-        if let Some(at) = at {
+        while let Some(at) = code.windows(from.len()).position(|bytes| bytes == from) {
             code[at..at + to.len()].copy_from_slice(to);
         }
     }
