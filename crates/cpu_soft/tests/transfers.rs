@@ -26,7 +26,8 @@ const FRAME: u64 = 0x30_0000;
 const ROUNDS: u64 = 1000;
 
 fn translates() -> bool {
-    std::env::var("UMBRA_PROCESSOR").as_deref() != Ok("interpreter")
+    // Else each block leaves to the loop.
+    std::env::var("UMBRA_PROCESSOR").is_err()
 }
 
 fn count(machine: &mut Machine, name: &str) -> u64 {
