@@ -183,9 +183,11 @@ fn a_load_of_cr3_changes_what_is_read_behind_it() {
 
 #[test]
 fn stac_opens_what_clac_closes() {
-    // stac; add ebx, [rdi]; clac; dec esi; jnz; mov eax, [rdi]
+    // stac; add ebx, [rdi]; add ebx, [rdi+4]; clac; dec esi; jnz; mov eax, [rdi]: what was checked for
+    // the two is not good for the third.
     let code = [
-        0x0f, 0x01, 0xcb, 0x03, 0x1f, 0x0f, 0x01, 0xca, 0xff, 0xce, 0x75, 0xf4, 0x8b, 0x07,
+        0x0f, 0x01, 0xcb, 0x03, 0x1f, 0x03, 0x5f, 0x04, 0x0f, 0x01, 0xca, 0xff, 0xce, 0x75, 0xf1,
+        0x8b, 0x07,
     ];
     let run = |smap: u64, cpl: u16| {
         let (mut machine, mut state) = machine();
@@ -204,11 +206,11 @@ fn stac_opens_what_clac_closes() {
         end
     };
     let end = run(cr4::SMAP, 0);
-    assert_eq!(end.state.rip, CODE + 12, "{end:?}");
+    assert_eq!(end.state.rip, CODE + 15, "{end:?}");
     assert!(end.reason.contains("#PF(0x1) at 0x18000"), "{end:?}");
     assert_eq!((end.state.gpr[3], end.state.rflags & AC), (3 * ROUNDS, 0));
     let end = run(0, 0);
-    ended_at(&end, CODE + 14);
+    ended_at(&end, CODE + 17);
     assert_eq!((end.state.gpr[3], end.state.gpr[0]), (3 * ROUNDS, 3));
     ended_at(&run(cr4::SMAP, 3), CODE);
 }

@@ -151,7 +151,10 @@ impl Emitter<'_> {
         for spilled in plan.spilled.iter().filter(|s| s.store) {
             self.put(spilled.number, spilled.scratch);
         }
-        if let Some(spilled) = plan.spilled.iter().find(|s| s.scratch == S1) {
+        // One that was read there, and written in place, is not what it was.
+        let current = |s: &&Spilled| s.store || !plan.written.contains(&s.number);
+        let held = plan.spilled.iter().find(|s| s.scratch == S1);
+        if let Some(spilled) = held.filter(current) {
             self.hold(spilled.number);
         }
         if plan.ax == Some(true) {
