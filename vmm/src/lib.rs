@@ -160,6 +160,7 @@ pub use umbra_boot::{Error as BootError, Protocol};
 pub use umbra_cpu::Crash;
 pub use umbra_cpu::template::{Template, TemplateError};
 pub use umbra_cpu_kvm::{DEVICE as KVM_DEVICE, HostError, KvmError};
+pub use umbra_cpu_soft::perf_map;
 pub use umbra_devices::KeyError;
 pub use umbra_devices::virtio::balloon::{
     BalloonCounters, BalloonStatistics, HintingError, HintingStatus, TargetError,

@@ -114,7 +114,7 @@ use umbra_x86::vcpu::VcpuState;
 
 pub use backend::{SoftBackend, SoftConfig};
 pub use code::CodePages;
-pub use translator::Alarm;
+pub use translator::{Alarm, perf_map};
 pub use umbra_mmu::{Audit, Config as MmuConfig};
 
 /// What a processor is made of.

@@ -218,6 +218,34 @@ fn registers_of_the_frame_are_what_was_computed() {
 }
 
 #[test]
+fn profilers_find_what_code_stands_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("perf.map");
+    umbra_cpu_soft::perf_map(&path).unwrap();
+    let mut machine = Machine::of_kind(umbra_cpu_soft::Processor::Eager);
+    let state = long(&machine);
+    // inc eax
+    place(&machine, CODE, &[&[0xff, 0xc0], &END]);
+    machine.run(&state);
+    let map = std::fs::read_to_string(&path).unwrap();
+    let name = format!(" guest-kernel-{CODE:#x}");
+    let line = map.lines().find(|line| line.ends_with(&name));
+    let line = line.unwrap_or_else(|| panic!("{map}"));
+    let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    let words: Vec<&str> = line.split(' ').collect();
+    let (at, len) = (number(words[0]), number(words[1]));
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let executable = maps.lines().any(|line| {
+        let (range, rights) = line.split_once(' ').unwrap();
+        let (from, to) = range.split_once('-').unwrap();
+        rights.starts_with("r-x") && number(from) <= at && at + len <= number(to)
+    });
+    assert!(executable, "{line}");
+    let again = umbra_cpu_soft::perf_map(&path).unwrap_err();
+    assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
+}
+
+#[test]
 fn an_endless_loop_hears_who_wants_it() {
     // jmp to itself; jmp rax; call rax and so on down the stack's page, back up by AND.
     let ways: [&[u8]; 3] = [

@@ -1,6 +1,8 @@
 //! `umbra run`: one machine, its console on this terminal.
 
-use anyhow::{Error, Result};
+use std::path::PathBuf;
+
+use anyhow::{Context, Error, Result};
 use umbra_vmm::{Builder, Console, Outcome, Spec};
 
 use crate::args::Watch;
@@ -16,6 +18,9 @@ pub fn run(spec: Spec, watch: &Watch) -> Result<Status> {
     if watch.print_config {
         out::line(&config(&spec)?)?;
         return Ok(Status::Success);
+    }
+    if watch.perf_map {
+        list_code()?;
     }
     limits::survive();
     limits::raise(&spec.virtio);
@@ -41,6 +46,15 @@ pub fn run(spec: Spec, watch: &Watch) -> Result<Status> {
     Ok(match signal {
         Some(number) if ended.outcome == Outcome::Stopped => Status::Signal(number),
         _ => Status::from(&ended.outcome),
+    })
+}
+
+/// Has `perf` find what translated code stands for.
+fn list_code() -> Result<()> {
+    let path = PathBuf::from(format!("/tmp/perf-{}.map", std::process::id()));
+    umbra_vmm::perf_map(&path).with_context(|| {
+        let path = path.display();
+        format!("cannot make {path} for --perf-map; remove it, if an earlier process left it there")
     })
 }
 

@@ -174,6 +174,24 @@ fn piped_input_reaches_the_guest_byte_for_byte() {
 }
 
 #[test]
+fn what_code_stands_for_is_listed_where_perf_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = guest(&dir, &out(0x600, 0x34));
+    let child = Command::new(env!("CARGO_BIN_EXE_umbra"))
+        .args(["run", "--backend", "soft", "--memory", "16M", "--perf-map"])
+        .arg("--kernel")
+        .arg(kernel)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let map = PathBuf::from(format!("/tmp/perf-{}.map", child.id()));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+    std::fs::remove_file(map).expect("the list");
+}
+
+#[test]
 fn a_log_that_cannot_be_wanted_is_refused_in_one_line() {
     let output = Command::new(env!("CARGO_BIN_EXE_umbra"))
         .args(["run", "--kernel", "none"])

@@ -31,6 +31,7 @@ mod glue;
 mod join;
 mod layout;
 mod memory;
+mod perf;
 mod pins;
 mod privilege;
 mod sse;
@@ -54,6 +55,7 @@ pub use alarm::Alarm;
 pub use both::Both;
 pub use emit::Piece;
 pub use glue::Shared;
+pub use perf::perf_map;
 
 use both::Twin;
 use cache::Cache;
@@ -480,6 +482,7 @@ impl Works {
         #[cfg(test)]
         let code = both::plant(code, self.planted.as_ref());
         let entry = self.cache.add(&code);
+        perf::made(key, entry, code.len());
         self.units
             .insert(Unit::new(key, granules, entry, made.singles));
         Some(entry)

@@ -158,6 +158,9 @@ pub struct Watch {
     /// Print counters when the guest has ended
     #[arg(long)]
     pub stats: bool,
+    /// Tell the host's `perf` what translated code stands for, in /tmp/perf-PID.map
+    #[arg(long)]
+    pub perf_map: bool,
 }
 
 /// `--on-reset`.
