@@ -225,56 +225,54 @@ impl Emitter<'_> {
         // One register of the frame can be an operand as it is.
         let mut in_place = memory || ax || differs_in_memory(insn);
         for i in 0..insn.op_count() {
-            match insn.op_kind(i) {
-                OpKind::Register => {
-                    let register = insn.op_register(i);
-                    if register.is_xmm() && is_sse(insn) {
+            if insn.op_kind(i) != OpKind::Register {
+                continue;
+            }
+            let register = insn.op_register(i);
+            if register.is_xmm() && is_sse(insn) {
+                continue;
+            }
+            if !register.is_gpr() {
+                return None;
+            }
+            if is_high_byte(register) {
+                // The same here, if the encoder finds that nothing needs a REX prefix.
+                continue;
+            }
+            let (size, number) = (register.size(), register.full_register().number() as u8);
+            let host = match home(number) {
+                _ if number == 0 && ax => S0,
+                Home::Host(reg) => reg,
+                Home::Frame(place) => {
+                    let store = writes(info.op_access(i));
+                    // A part that was written would have to be put together when all is read.
+                    let whole = size == 8 && !is_sse(insn);
+                    let fits = !in_place && held != Some(number) && (whole || !store);
+                    if fits && set_memory(&mut out, i, place) {
+                        in_place = true;
                         continue;
                     }
-                    if !register.is_gpr() {
-                        return None;
-                    }
-                    if is_high_byte(register) {
-                        // The same here, if the encoder finds that nothing needs a REX prefix.
-                        continue;
-                    }
-                    let (size, number) = (register.size(), register.full_register().number() as u8);
-                    let host = match home(number) {
-                        _ if number == 0 && ax => S0,
-                        Home::Host(reg) => reg,
-                        Home::Frame(place) => {
-                            let store = writes(info.op_access(i));
-                            // A part that was written would have to be put together when all is read.
-                            let whole = size == 8 && !is_sse(insn);
-                            let fits = !in_place && held != Some(number) && (whole || !store);
-                            if fits && set_memory(&mut out, i, place) {
-                                in_place = true;
-                                continue;
-                            }
-                            let known = plan.spilled.iter_mut().find(|s| s.number == number);
-                            if let Some(known) = known {
-                                known.load = true;
-                                known.store |= store;
-                                known.scratch
-                            } else {
-                                let scratch = free.pop()?;
-                                let load = !(store && i == 0 && replaces(insn));
-                                plan.spilled.push(Spilled {
-                                    number,
-                                    scratch,
-                                    load,
-                                    store,
-                                });
-                                scratch
-                            }
-                        }
-                    };
-                    // The count of a shift is CL, which is CL here too.
-                    if code.op_kind(i) != OpCodeOperandKind::cl {
-                        out.set_op_register(i, sized(host, size));
+                    let known = plan.spilled.iter_mut().find(|s| s.number == number);
+                    if let Some(known) = known {
+                        known.load = true;
+                        known.store |= store;
+                        known.scratch
+                    } else {
+                        let scratch = free.pop()?;
+                        let load = !(store && i == 0 && replaces(insn));
+                        plan.spilled.push(Spilled {
+                            number,
+                            scratch,
+                            load,
+                            store,
+                        });
+                        scratch
                     }
                 }
-                _ => {}
+            };
+            // The count of a shift is CL, which is CL here too.
+            if code.op_kind(i) != OpCodeOperandKind::cl {
+                out.set_op_register(i, sized(host, size));
             }
         }
         if memory {
