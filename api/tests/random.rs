@@ -302,6 +302,10 @@ impl Model {
             Order::Start | Order::Resume | Order::Reset => self.runs(),
             Order::Pause => self.state = State::Paused,
             Order::Stop => self.may_end = true,
+            // Whoever asked it to stop hears here first that it has.
+            Order::Info if by_owner && self.may_end && json()["state"] == "ended" => {
+                self.state = State::Ended;
+            }
             Order::Info if by_owner => {
                 let right = match self.state {
                     State::Before => "not_started",

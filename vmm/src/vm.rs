@@ -29,7 +29,7 @@ use umbra_slots::GpaRange;
 
 use crate::console::Console;
 use crate::driver::Ended;
-use crate::error::{BuildError, PlanError, RunError};
+use crate::error::{BuildError, PlanError, PmemError, RunError};
 use crate::handle::{Handle, Seat};
 use crate::journal::{EventLog, News};
 use crate::machine::{Life, Machine};
@@ -267,13 +267,25 @@ fn again(spec: &Spec, console: &Console, own: &Own, seat: &Arc<Seat>) -> Result<
     loop {
         let plan = Plan::new(spec.clone())?;
         match Machine::assemble(plan, console.clone(), own, seat.clone()) {
-            Err(BuildError::Disk {
-                source: OpenError::Locked { .. },
-                ..
-            }) if Instant::now() < until => thread::sleep(Duration::from_millis(1)),
+            Err(error) if is_locked(&error) && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(1));
+            }
             built => return Ok(built?),
         }
     }
+}
+
+/// Tells whether somebody has a file that a device needs: for a moment, that is the life before.
+fn is_locked(error: &BuildError) -> bool {
+    let source = match error {
+        BuildError::Disk { source, .. } => source,
+        BuildError::Pmem {
+            source: PmemError::Open(source),
+            ..
+        } => source,
+        _ => return false,
+    };
+    matches!(source, OpenError::Locked { .. })
 }
 
 /// Takes away the socket's file of a device that has left it behind: the next one makes it again.
