@@ -136,6 +136,8 @@ boot_stack_top:
     .skip 0
 ap_stacks:
     .skip 0x1000 * 8
+
+    .section .text                  // where other files' code goes on
     "#,
     options(att_syntax)
 );

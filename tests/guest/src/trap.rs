@@ -245,6 +245,8 @@ try_resume:
     .globl try_stack
 try_stack:
     .quad 0
+
+    .section .text                  // where other files' code goes on
     "#,
     options(att_syntax)
 );
