@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use core::arch::global_asm;
+use core::ffi::{CStr, c_char};
 
 global_asm!(
     r#"
@@ -81,6 +82,7 @@ start64:
     movl %eax, %fs
     movl %eax, %gs
     leaq boot_stack_top(%rip), %rsp
+    movl %ebx, %edi                 // PVH's start information
     call kernel_main
     ud2
 
@@ -141,6 +143,21 @@ ap_stacks:
     "#,
     options(att_syntax)
 );
+
+/// Where PVH's start information has the address of the command line.
+const COMMAND_LINE: u64 = 24;
+
+/// The command line that the start information names; empty if there is none.
+pub fn command_line(start_info: u64) -> &'static str {
+    // SAFETY: whoever starts the guest puts both below 4 GiB, where nothing else is and all is mapped.
+    unsafe {
+        let at = ((start_info + COMMAND_LINE) as *const u64).read();
+        if at == 0 {
+            return "";
+        }
+        CStr::from_ptr(at as *const c_char).to_str().unwrap_or("")
+    }
+}
 
 unsafe extern "C" {
     /// The top page table.

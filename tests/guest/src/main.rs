@@ -4,6 +4,8 @@
 //!   boot ── 64-bit mode, memory mapped one to one ──> main ── every table of `claims` ──> exit
 //!                 trap: catches exceptions, calls interrupt handlers
 //! ```
+//! With `stress ROUNDS` on its command line it runs `stress` instead of the claims.
+//!
 //! There is no operating system, no heap and no floating point in here. Start reading at `claims`.
 #![no_std]
 #![no_main]
@@ -18,6 +20,7 @@ mod page;
 mod report;
 mod serial;
 mod smp;
+mod stress;
 mod trap;
 mod user;
 
@@ -28,9 +31,14 @@ const EXIT: u16 = 0xf4;
 
 /// Where the boot code arrives, in 64-bit mode.
 #[unsafe(no_mangle)]
-extern "C" fn kernel_main() -> ! {
+extern "C" fn kernel_main(start_info: u64) -> ! {
     descriptors::load(0);
     apic::enable();
+    if let Some(rounds) = stress::rounds(boot::command_line(start_info)) {
+        stress::run(rounds);
+        cpu::out8(EXIT, 0);
+        cpu::halt_for_ever()
+    }
     let mut counts = [0u32; 3];
     for table in claims::TABLES {
         for claim in *table {

@@ -1,4 +1,4 @@
-//! The four functions that compiled code calls by name.
+//! The functions that compiled code calls by name.
 #![allow(unsafe_code)]
 
 use core::arch::asm;
@@ -74,6 +74,20 @@ unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
 unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
     // SAFETY: by the caller.
     unsafe { memcmp(a, b, len) }
+}
+
+/// Counts the bytes before a zero.
+///
+/// # Safety
+/// As C's `strlen`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn strlen(text: *const u8) -> usize {
+    let mut len = 0;
+    // SAFETY: by the caller.
+    while unsafe { text.add(len).read_volatile() } != 0 {
+        len += 1;
+    }
+    len
 }
 
 /// Named by the unwinding tables of `core`, which the linker script throws away.

@@ -48,9 +48,19 @@ pub fn ids() -> u32 {
 
 /// Has every other processor run `work` once; returns when all have.
 pub fn on_others(work: fn()) {
+    begin_on_others(work);
+    wait_for_others();
+}
+
+/// Has every other processor begin to run `work` once.
+pub fn begin_on_others(work: fn()) {
     DONE.store(0, Ordering::SeqCst);
     WORK.store(work as usize, Ordering::SeqCst);
     ROUND.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Returns when every other processor has done what it began.
+pub fn wait_for_others() {
     while DONE.load(Ordering::SeqCst) != ONLINE.load(Ordering::SeqCst) {
         cpu::pause();
     }

@@ -40,6 +40,7 @@ mod qemu_img;
 mod slots;
 mod stock_drivers;
 mod storm;
+mod stress;
 mod support;
 mod terminal;
 mod trace;
