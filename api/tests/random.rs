@@ -230,8 +230,7 @@ impl Model {
                         State::Paused => "Paused",
                         State::Ended => unreachable!("compared above"),
                     };
-                    // One that was asked to stop may have ended, for which there is no word.
-                    if says != right && !(self.may_end && says == "Running") {
+                    if says != right {
                         return wrong("another state");
                     }
                 }
