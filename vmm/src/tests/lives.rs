@@ -1,5 +1,6 @@
 //! Machines over all of their lives: reset, begun again, stopped, dropped; what is noted, and what is given back.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 
@@ -231,6 +232,46 @@ fn what_the_builder_was_told_is_there_in_every_life(backend: Backend) {
     assert_eq!(Arc::strong_count(&register), 1);
 }
 
+/// A device that holds `file` while the second life is built for the first time, and lets go when that is tried again.
+fn holder(file: PathBuf) -> (VirtioKind, Arc<AtomicU32>) {
+    let made = Arc::new(AtomicU32::new(0));
+    let (count, held) = (made.clone(), Mutex::new(None));
+    let device = OwnDevice::new(move || {
+        let mut held = held.lock();
+        *held = None;
+        // The first life lets go of it a moment later than it ends.
+        while count.load(Ordering::Relaxed) == 1 && held.is_none() {
+            *held = umbra_block::open_file(&file, &umbra_block::DiskOptions::default()).ok();
+        }
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, io::Error>(umbra_devices::virtio::Rng::new())
+    });
+    (VirtioKind::Own(device), made)
+}
+
+fn a_reset_waits_for_files_that_the_life_before_still_has(backend: Backend) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, vec![0; 2 << 20]).unwrap();
+    for kind in [
+        VirtioKind::Block(DiskSpec::new(&path)),
+        VirtioKind::Pmem(PmemSpec::new(&path)),
+    ] {
+        let bench = bench(backend, &SPIN);
+        let (own, made) = holder(path.clone());
+        let spec = bench.spec.clone().pci().virtio("own", own);
+        let mut vm = Builder::new(spec.virtio("file", kind)).build().unwrap();
+        let handle = vm.handle();
+        vm.start().unwrap();
+        handle.reset().unwrap();
+        until(&handle, |news| {
+            matches!(news, News::Started { boot: 2, .. })
+        });
+        assert!(made.load(Ordering::Relaxed) >= 3, "nobody had to wait");
+        drop(vm);
+    }
+}
+
 fn what_was_changed_outlives_a_reset(backend: Backend) {
     let bench = bench(backend, &SPIN);
     let dir = tempfile::tempdir().unwrap();
@@ -397,6 +438,7 @@ on_both_backends! {
     counters_are_told_while_the_guest_runs_and_while_it_stands_still,
     own_devices_come_and_go_under_a_guest_that_hammers_them,
     what_the_builder_was_told_is_there_in_every_life,
+    a_reset_waits_for_files_that_the_life_before_still_has,
     what_was_changed_outlives_a_reset,
     a_reset_waits_for_nobody_who_waits_for_it,
     a_kernel_that_crashes_is_news_once_in_each_life,
