@@ -37,22 +37,13 @@ fn machine() -> Machine {
     machine
 }
 
-fn long_code(selector: u16) -> Segment {
-    let flat = bare::flat(if selector & 3 == 0 { CODE_0 } else { CODE_3 });
-    Segment {
-        selector,
-        attr: flat.attr & !Segment::DB | Segment::L,
-        ..flat
-    }
-}
-
 /// 64-bit code with a task state, at level 0 or 3.
 fn long(machine: &Machine, cpl: u16) -> CpuState {
     let mut state = bare::long(machine);
-    state.seg[seg::CS] = long_code(LONG_0);
+    state.seg[seg::CS] = bare::long_code(LONG_0);
     if cpl == 3 {
         state.seg = [DATA_3; 6].map(bare::flat);
-        state.seg[seg::CS] = long_code(LONG_3);
+        state.seg[seg::CS] = bare::long_code(LONG_3);
     }
     state.tr = Segment {
         selector: TASK,

@@ -4,7 +4,7 @@
 
 mod bare;
 
-use bare::{CODE, CODE_0, CODE_3, DATA_3, END, End, IDT, Machine, PAGES, PML4, STACK, gate};
+use bare::{CODE, DATA_3, END, End, IDT, Machine, PAGES, PML4, STACK, gate};
 use umbra_cpu::Vcpu;
 use umbra_x86::rflags::{AC, DF, FIXED, IF, NT, RF, TF};
 use umbra_x86::state::{CpuState, Segment, seg};
@@ -44,15 +44,6 @@ fn stayed_inside(machine: &mut Machine) {
     }
 }
 
-fn long_code(selector: u16) -> Segment {
-    let flat = bare::flat(if selector & 3 == 0 { CODE_0 } else { CODE_3 });
-    Segment {
-        selector,
-        attr: flat.attr & !Segment::DB | Segment::L,
-        ..flat
-    }
-}
-
 /// 64-bit code of level 0, with a task state.
 fn machine() -> (Machine, CpuState) {
     let machine = Machine::new();
@@ -60,7 +51,7 @@ fn machine() -> (Machine, CpuState) {
     machine.descriptor(LONG_3, 0x00af_fb00_0000_ffff);
     machine.write(TASK_AT + 4, &INNER_STACK.to_le_bytes());
     let mut state = bare::long(&machine);
-    state.seg[seg::CS] = long_code(LONG_0);
+    state.seg[seg::CS] = bare::long_code(LONG_0);
     state.tr = Segment {
         selector: 0x48,
         base: TASK_AT,
@@ -193,7 +184,7 @@ fn stac_opens_what_clac_closes() {
         let (mut machine, mut state) = machine();
         if cpl == 3 {
             state.seg = [DATA_3; 6].map(bare::flat);
-            state.seg[seg::CS] = long_code(LONG_3);
+            state.seg[seg::CS] = bare::long_code(LONG_3);
         }
         state.cr4 |= smap;
         machine.write(KERNEL, &3u32.to_le_bytes());
@@ -213,6 +204,32 @@ fn stac_opens_what_clac_closes() {
     ended_at(&end, CODE + 17);
     assert_eq!((end.state.gpr[3], end.state.gpr[0]), (3 * ROUNDS, 3));
     ended_at(&run(cr4::SMAP, 3), CODE);
+}
+
+#[test]
+fn what_was_checked_under_stac_is_checked_again_after_clac() {
+    let (mut machine, mut state) = machine();
+    let entry = |page: u64, to: u64| {
+        machine.write(PAGES + 8 * (page >> 12 & 0x1ff), &to.to_le_bytes());
+    };
+    // The kernel's, and in the last round the user's.
+    entry(PAGE, FRAME | 3);
+    entry(PAGE + 0x1000, FRAME | 7);
+    machine.write(FRAME, &3u32.to_le_bytes());
+    // cmp esi, 1; cmove rdi, rdx; stac; add ebp, [rdx]; add ebx, [rdi]; add ebx, [rdi+4]; clac; mov eax, [rdi];
+    // dec esi; jnz
+    let code = [
+        0x83, 0xfe, 0x01, 0x48, 0x0f, 0x44, 0xfa, 0x0f, 0x01, 0xcb, 0x03, 0x2a, 0x03, 0x1f, 0x03,
+        0x5f, 0x04, 0x0f, 0x01, 0xca, 0x8b, 0x07, 0xff, 0xce, 0x75, 0xe6,
+    ];
+    machine.write(CODE, &[&code[..], &END].concat());
+    (state.gpr[7], state.gpr[2]) = (PAGE, PAGE + 0x1000);
+    state.cr4 |= cr4::SMAP;
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, CODE + 20, "{end:?}");
+    assert!(end.reason.contains("#PF(0x1) at 0x201000"), "{end:?}");
+    assert_eq!((end.state.gpr[3], end.state.gpr[6]), (3 * ROUNDS, 1));
+    stayed_inside(&mut machine);
 }
 
 #[test]
@@ -236,7 +253,7 @@ fn swapgs_exchanges_what_gs_leads_to() {
     assert_eq!(end.state.seg[seg::GS].base, HANDLER);
     stayed_inside(&mut machine);
     state.seg = [DATA_3; 6].map(bare::flat);
-    state.seg[seg::CS] = long_code(LONG_3);
+    state.seg[seg::CS] = bare::long_code(LONG_3);
     machine.write(CODE, &code);
     let end = machine.copy().run(&state);
     assert_eq!((end.exception(), end.state.rip), ("13(0x0)", CODE));

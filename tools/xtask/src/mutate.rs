@@ -16,7 +16,11 @@ use crate::places::root;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Tests that are programs of their own, by the word that `tests` begins with, and their packages.
-const PROGRAMS: [(&str, &str); 2] = [("machine", "umbra"), ("translated", "umbra-cpu-soft")];
+const PROGRAMS: [(&str, &str); 3] = [
+    ("machine", "umbra"),
+    ("translated", "umbra-cpu-soft"),
+    ("transfers", "umbra-cpu-soft"),
+];
 
 /// A rule, and how it is broken.
 #[derive(Debug, Deserialize)]

@@ -230,6 +230,16 @@ pub fn long(machine: &Machine) -> CpuState {
     state
 }
 
+/// Flat 64-bit code of the privilege level that `selector` requests.
+pub fn long_code(selector: u16) -> Segment {
+    let flat = flat(if selector & 3 == 0 { CODE_0 } else { CODE_3 });
+    Segment {
+        selector,
+        attr: flat.attr & !Segment::DB | Segment::L,
+        ..flat
+    }
+}
+
 /// A flat segment; code where the selector is one of code.
 pub fn flat(selector: u16) -> Segment {
     let code = matches!(selector, CODE_0 | CODE_3);
