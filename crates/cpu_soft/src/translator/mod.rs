@@ -72,9 +72,9 @@ const MAX_INSNS: usize = 256;
 const MAX_PIECES: usize = 32;
 /// Bytes that are read for one piece.
 const WINDOW: u64 = 256;
-/// Bytes of code for which there has to be room before a unit is made. The largest unit is a fraction of
-/// that.
-const ROOM: usize = 256 << 10;
+/// Bytes of code for which there has to be room before a unit is made: a kibibyte for each time that an instruction
+/// of the largest unit can be made, with its way out of line.
+const ROOM: usize = (2 * MAX_INSNS) << 10;
 /// The same for links.
 const ROOM_LINKS: usize = 2 * MAX_PIECES + 2;
 

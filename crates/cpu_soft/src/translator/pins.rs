@@ -24,6 +24,8 @@ use crate::op::Op;
 pub const PINS: usize = 4;
 /// Most bytes of a stretch. The longer, the more of them lie on two pages.
 const STRETCH: i64 = 256;
+/// Instructions that are looked at for what a stretch serves.
+const REACH: usize = 64;
 
 /// A stretch of memory whose host address is in the frame.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +122,7 @@ pub struct Making {
     plain: Option<Vec<Option<Label>>>,
     pub pins: Pins,
     /// The pin that `S0` held last.
-    held: Option<usize>,
+    loaded: Option<usize>,
     /// The current instruction's index.
     pub index: usize,
 }
@@ -182,7 +184,7 @@ impl Emitter<'_> {
         let mut count = 0;
         let (mut low, mut high, mut write) = (0, first.size as i64, first.write);
         let mut bases = self.bases.clone();
-        for insn in &self.ahead[self.making.index..] {
+        for insn in self.ahead[self.making.index..].iter().take(REACH) {
             if !stays(insn) {
                 break;
             }
@@ -216,7 +218,7 @@ impl Emitter<'_> {
     ) -> i32 {
         match way {
             Way::Pinned(number, distance) => {
-                if self.making.held != Some(number) || !self.asm.kept(S0) {
+                if self.making.loaded != Some(number) || !self.asm.kept(S0) {
                     self.asm.load(S0, pin_slot(number));
                 }
                 self.hold_pin(number);
@@ -242,7 +244,7 @@ impl Emitter<'_> {
 
     /// `S0` holds a pin, until something is put there.
     fn hold_pin(&mut self, number: usize) {
-        self.making.held = Some(number);
+        self.making.loaded = Some(number);
         self.asm.keep(S0);
     }
 
