@@ -533,13 +533,13 @@ impl Cpu {
         let frame = gpa.0 & !0xfff;
         let code = page.write && self.code.contains(frame);
         if self.class != Class::Uncached {
-            let entry = tlb::Entry {
-                read: page.read.into(),
-                write: (page.write && !code).into(),
+            let known = tlb::Page {
+                read: page.read,
+                write: page.write && !code,
                 host,
                 gpa: frame | marks(page),
             };
-            self.ctx_mut().fill(la, entry);
+            self.ctx_mut().fill(la, known);
         }
         let at = host + (la & 0xfff);
         if code {

@@ -47,11 +47,24 @@ pub struct Entry {
     pub write: u64,
     /// Host address of the page.
     pub host: u64,
+    /// What makes a linear address on the page a host address, added to it.
+    pub delta: u64,
+}
+
+/// A page that is put into the caches for data.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// It may be read.
+    pub read: bool,
+    /// It may be written.
+    pub write: bool,
+    /// Its host address.
+    pub host: u64,
     /// Guest-physical page, with [`GLOBAL`] and [`LARGE`] in the low bits.
     pub gpa: u64,
 }
 
-/// Marks a translation that a CR3 load keeps (in [`Entry::gpa`] and [`Fetch::gpa`]).
+/// Marks a translation that a CR3 load keeps (in [`Page::gpa`] and [`Fetch::gpa`]).
 pub const GLOBAL: u64 = 1;
 /// Marks a 4 KiB piece of a larger page, which INVLPG of any address in it drops.
 pub const LARGE: u64 = 2;
@@ -72,7 +85,7 @@ fn empty(index: usize) -> Entry {
         read: none(index),
         write: none(index),
         host: 0,
-        gpa: 0,
+        delta: 0,
     }
 }
 
@@ -115,6 +128,8 @@ pub enum Class {
 #[repr(C)]
 pub struct Ctx {
     entries: [Entry; ENTRIES],
+    /// The guest-physical page of each, as [`Page::gpa`]; of one that holds nothing, anything.
+    gpas: [u64; ENTRIES],
     fetches: [Fetch; FETCHES],
     /// The MMU's epoch when the context was last known to agree with it.
     pub epoch: u64,
@@ -149,6 +164,7 @@ impl Ctx {
     pub fn new() -> Self {
         Self {
             entries: std::array::from_fn(empty),
+            gpas: [0; ENTRIES],
             fetches: [NO_FETCH; FETCHES],
             epoch: 0,
             touched: Touched::NOTHING,
@@ -166,13 +182,13 @@ impl Ctx {
     }
 
     /// Puts a data translation in.
-    pub fn fill(&mut self, la: u64, entry: Entry) {
-        if entry.gpa & LARGE != 0 {
+    pub fn fill(&mut self, la: u64, page: Page) {
+        if page.gpa & LARGE != 0 {
             self.large_data.insert(la >> 30);
         }
         let index = slot(la);
-        if entry.write != 0 {
-            let place = Writers::place(entry.gpa >> 12);
+        if page.write {
+            let place = Writers::place(page.gpa >> 12);
             let writer = match self.writers.get(place) {
                 Writer::Nobody => Writer::Slot(index),
                 Writer::Slot(other) if other == index || !self.writes(other, place) => {
@@ -183,25 +199,21 @@ impl Ctx {
             self.writers.set(place, writer);
         }
         self.touched.entries.touch(index);
+        self.gpas[index] = page.gpa;
+        let first = la & !0xfff;
+        let tag = |right| if right { first } else { none(index) };
         self.entries[index] = Entry {
-            read: if entry.read == 0 {
-                none(index)
-            } else {
-                la & !0xfff
-            },
-            write: if entry.write == 0 {
-                none(index)
-            } else {
-                la & !0xfff
-            },
-            ..entry
+            read: tag(page.read),
+            write: tag(page.write),
+            host: page.host,
+            delta: page.host.wrapping_sub(first),
         };
     }
 
     /// Whether entry `index` may write a page of that place among the [`Writers`].
     fn writes(&self, index: usize, place: usize) -> bool {
-        let entry = &self.entries[index];
-        entry.write != none(index) && Writers::place(entry.gpa >> 12) == place
+        let written = self.entries[index].write != none(index);
+        written && Writers::place(self.gpas[index] >> 12) == place
     }
 
     /// Takes the right to write page `gpa` out of every entry.
@@ -209,7 +221,7 @@ impl Ctx {
         let place = Writers::place(gpa >> 12);
         let mut left = Writer::Nobody;
         let mut visit = |ctx: &mut Self, index: usize| {
-            if ctx.entries[index].gpa & !0xfff == gpa {
+            if ctx.gpas[index] & !0xfff == gpa {
                 ctx.entries[index].write = none(index);
             } else if ctx.writes(index, place) {
                 left = match left {
@@ -267,7 +279,7 @@ impl Ctx {
     /// Drops what a CR3 load drops: all but global translations.
     fn clear_non_global(&mut self) {
         self.touched.entries.each(|index| {
-            if self.entries[index].gpa & GLOBAL == 0 {
+            if self.gpas[index] & GLOBAL == 0 {
                 self.entries[index] = empty(index);
             }
         });
@@ -306,14 +318,15 @@ impl Ctx {
     }
 
     fn drop_large_data(&mut self, gigabyte: u64) {
-        for (index, entry) in self.entries.iter_mut().enumerate() {
-            if entry.gpa & LARGE != 0 && entry.page(index) >> 30 == gigabyte {
+        for (index, (entry, gpa)) in self.entries.iter_mut().zip(&self.gpas).enumerate() {
+            if gpa & LARGE != 0 && entry.page(index) >> 30 == gigabyte {
                 *entry = empty(index);
             }
         }
-        let left = self.entries.iter().enumerate();
-        let left = left.filter(|(_, e)| e.gpa & LARGE != 0);
-        let left = left.map(|(index, e)| e.page(index) >> 30);
+        let left = self.entries.iter().zip(&self.gpas).enumerate();
+        let left =
+            left.filter(|(index, (entry, gpa))| *gpa & LARGE != 0 && !entry.is_empty(*index));
+        let left = left.map(|(index, (entry, _))| entry.page(index) >> 30);
         self.large_data.remove(gigabyte, left);
     }
 
@@ -334,7 +347,11 @@ impl Entry {
     /// The host address for linear address `la`, which is on its page.
     #[inline(always)]
     pub fn at(&self, la: u64) -> u64 {
-        self.host + (la & 0xfff)
+        la.wrapping_add(self.delta)
+    }
+
+    fn is_empty(&self, index: usize) -> bool {
+        self.read == none(index) && self.write == none(index)
     }
 
     /// The page that it, entry `index`, translates; its right to read may have gone, or that to write.
@@ -548,10 +565,10 @@ mod tests {
         }
     }
 
-    fn entry(gpa: u64) -> Entry {
-        Entry {
-            read: 1,
-            write: 1,
+    fn page(gpa: u64) -> Page {
+        Page {
+            read: true,
+            write: true,
             host: 0,
             gpa,
         }
@@ -568,8 +585,8 @@ mod tests {
     fn a_cr3_load_keeps_global_pages_and_drops_the_others() {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
-        pool.get(at).fill(0x5000, entry(0x9000 | GLOBAL));
-        pool.get(at).fill(0x6000, entry(0xa000));
+        pool.get(at).fill(0x5000, page(0x9000 | GLOBAL));
+        pool.get(at).fill(0x6000, page(0xa000));
         pool.load(0x1000, 1);
         assert_eq!(pool.get(at).entry(0x5000).read, 0x5000);
         assert_eq!(pool.get(at).entry(0x6000).read, none(slot(0x6000)));
@@ -580,7 +597,7 @@ mod tests {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
         pool.get(at).epoch = 7;
-        pool.get(at).fill(0x6000, entry(0xa000));
+        pool.get(at).fill(0x6000, page(0xa000));
         pool.load(0x1000, 7);
         assert_eq!(pool.get(at).entry(0x6000).read, 0x6000);
     }
@@ -590,7 +607,7 @@ mod tests {
         let mut pool = Pool::new();
         for cr3 in [0x1000, 0x2000] {
             let (at, _) = pool.select(key(cr3));
-            pool.get(at).fill(0x6000, entry(0xa000));
+            pool.get(at).fill(0x6000, page(0xa000));
         }
         pool.drop_page(0x6123);
         for cr3 in [0x1000, 0x2000] {
@@ -604,9 +621,9 @@ mod tests {
     fn invlpg_drops_every_piece_of_a_large_page_and_no_other() {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
-        pool.get(at).fill(0x20_0000, entry(0x9000 | LARGE));
-        pool.get(at).fill(0x20_5000, entry(0xa000 | LARGE));
-        pool.get(at).fill(0x20_6000, entry(0xb000));
+        pool.get(at).fill(0x20_0000, page(0x9000 | LARGE));
+        pool.get(at).fill(0x20_5000, page(0xa000 | LARGE));
+        pool.get(at).fill(0x20_6000, page(0xb000));
         pool.drop_page(0x20_1000);
         assert_ne!(pool.get(at).entry(0x20_0000).read, 0x20_0000);
         assert_ne!(pool.get(at).entry(0x20_5000).read, 0x20_5000);
@@ -624,7 +641,7 @@ mod tests {
         };
         for n in 0..2 * ENTRIES as u64 {
             let ctx = pool.get(at);
-            ctx.fill(pages(n), entry(0x9000));
+            ctx.fill(pages(n), page(0x9000));
             ctx.fill_fetch(pages(n), 0x9000, 0);
             assert_eq!(known(ctx, n), (true, true));
             if n % 50 == 0 {
@@ -671,7 +688,7 @@ mod tests {
         let ctx = pool.get(at);
         let pages = ENTRIES as u64 / 2;
         for n in 0..ENTRIES as u64 {
-            ctx.fill(n << 12, entry((n % pages) << 12));
+            ctx.fill(n << 12, page((n % pages) << 12));
         }
         for page in 0..pages {
             pool.drop_writers(page << 12);
@@ -687,7 +704,7 @@ mod tests {
     fn dropping_writers_keeps_readers() {
         let mut pool = Pool::new();
         let (at, _) = pool.select(key(0x1000));
-        pool.get(at).fill(0x6000, entry(0xa000));
+        pool.get(at).fill(0x6000, page(0xa000));
         pool.drop_writers(0xa000);
         assert_eq!(pool.get(at).entry(0x6000).read, 0x6000);
         assert_eq!(pool.get(at).entry(0x6000).write, none(slot(0x6000)));

@@ -217,6 +217,45 @@ fn registers_of_the_frame_are_what_was_computed() {
     assert_eq!((end.gpr[13], end.gpr[14]), (wide, wide as i16 as u64));
 }
 
+/// Lists whose nodes lie on pages that are far apart in the host, one of them across a border; and what comes before
+/// a node that is not there.
+#[test]
+fn loads_of_what_is_loaded_from_next_follow_the_list() {
+    const ROUNDS: u64 = 1000;
+    let machine = Machine::new();
+    let mut state = long(&machine);
+    map(&machine, P1, FRAME_1, 0);
+    map(&machine, P2, FRAME_2, 0);
+    // stc; mov rdi, [rdi+12]; mov rdi, [rdi]; mov rsi, [rdx+rsi*8+8]; movzx ecx, word [rcx]; adc ebx, 0; dec ebp; jnz;
+    // mov rax, [rax]: its address is that of no page
+    let code = [
+        0xf9, 0x48, 0x8b, 0x7f, 0x0c, 0x48, 0x8b, 0x3f, 0x48, 0x8b, 0x74, 0xf2, 0x08, 0x0f, 0xb7,
+        0x09, 0x83, 0xd3, 0x00, 0xff, 0xcd, 0x75, 0xe9, 0x48, 0x8b, 0x00,
+    ];
+    place(&machine, CODE, &[&code, &END]);
+    // The node's link is half on the first page, half on the second.
+    let (node, link, low) = (P1 + 0xff0, P1 + 0x800, 0x3000u64);
+    machine.write(FRAME_1 + 0xffc, &(link as u32).to_le_bytes());
+    machine.write(FRAME_2, &(link >> 32).to_le_bytes()[..4]);
+    machine.write(FRAME_1 + 0x800, &node.to_le_bytes());
+    machine.write(low, &low.to_le_bytes());
+    for n in 0..5 {
+        machine.write(FRAME_2 + 0x108 + 8 * n, &((n + 1) % 5).to_le_bytes());
+    }
+    let gpr = &mut state.gpr;
+    (gpr[0], gpr[1], gpr[2], gpr[7]) = (1 << 40, low, P2 + 0x100, node);
+    gpr[5] = ROUNDS;
+    let mut machine = machine;
+    let end = machine.run(&state);
+    let gpr = end.state.gpr;
+    assert!(end.reason.contains("#PF(0x0) at 0x10000000000"), "{end:?}");
+    assert_eq!((end.state.rip, gpr[0]), (CODE + 23, 1 << 40));
+    assert_eq!(
+        (gpr[1], gpr[3], gpr[6], gpr[7]),
+        (low, ROUNDS, ROUNDS % 5, node)
+    );
+}
+
 #[test]
 fn profilers_find_what_code_stands_for() {
     let directory = tempfile::tempdir().unwrap();

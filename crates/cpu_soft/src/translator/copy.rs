@@ -8,7 +8,7 @@ use super::flags::{Effect, Place, Recipe, effect};
 use super::forms::{general, turned};
 use super::layout::{AX, FRAME, Home, S0, S1, home, is_high_byte, sized};
 use super::memory::{has_memory, is_plain};
-use super::pins::Target;
+use super::pins::{Target, Way};
 use super::sse::{is_aligned, is_sse};
 use crate::native::writes;
 use crate::op::Op;
@@ -57,7 +57,7 @@ fn names_ax(insn: &Instruction) -> bool {
 /// What has to happen around a copied instruction.
 struct Plan {
     bytes: Vec<u8>,
-    /// The host address is needed in `S1`, because `S0` is used otherwise.
+    /// What leads to the operand is needed in `S1`, because `S0` is used otherwise.
     second: bool,
     /// RAX goes in and, if the second is set, out.
     ax: Option<bool>,
@@ -95,7 +95,8 @@ impl Emitter<'_> {
         };
         let target = Target::Operand(insn);
         let way = access.map(|(size, write)| self.way(target, size, write));
-        let Some(plan) = self.plan(insn, way.map_or(0, |way| way.distance())) else {
+        let address = way.map(|way| address(insn, way));
+        let Some(plan) = self.plan(insn, address) else {
             return false;
         };
         let effect = effect(insn);
@@ -118,13 +119,18 @@ impl Emitter<'_> {
                 (false, true) => self.place.save(&mut self.asm),
                 (false, false) => self.place.secure(&mut self.asm),
             }
-            let from = self.reach(way, target, access, op, Some(resume));
-            if !aligned {
-                self.check_aligned(from, op, resume);
-                self.found_aligned(way, insn);
-            }
-            if plan.second {
-                self.asm.mov(S1, S0);
+            if let Some(Address::Apart(mem)) = address {
+                let failed = self.failed(op, Some(resume));
+                self.check_apart(mem, access, failed);
+            } else {
+                let from = self.reach(way, target, access, op, Some(resume));
+                if !aligned {
+                    self.check_aligned(from, op, resume);
+                    self.found_aligned(way, insn);
+                }
+                if plan.second {
+                    self.asm.mov(S1, S0);
+                }
             }
         }
         if needs_flags {
@@ -182,12 +188,13 @@ impl Emitter<'_> {
         Some((size, writes(self.info.info(insn).op_access(i))))
     }
 
-    /// How to copy `insn`, whose memory operand is so far behind what the register points to.
-    fn plan(&mut self, insn: &Instruction, distance: i32) -> Option<Plan> {
+    /// How to copy `insn`, whose memory operand becomes `address`.
+    fn plan(&mut self, insn: &Instruction, address: Option<Address>) -> Option<Plan> {
         let memory = has_memory(insn);
         let effect = effect(insn);
         let ax = names_ax(insn);
-        let second = memory && (ax || matches!(effect, Effect::Reads | Effect::Changes));
+        let apart = matches!(address, Some(Address::Apart(..)));
+        let second = apart || memory && (ax || matches!(effect, Effect::Reads | Effect::Changes));
         let held = self.held.filter(|number| self.holds(*number));
         let info = self.info.info(insn);
         let mut plan = Plan {
@@ -275,8 +282,18 @@ impl Emitter<'_> {
                 out.set_op_register(i, sized(host, size));
             }
         }
-        if memory {
-            set_base(&mut out, if second { S1 } else { S0 }, distance);
+        match address {
+            Some(Address::Behind(distance)) => {
+                set_base(&mut out, if second { S1 } else { S0 }, distance);
+            }
+            Some(Address::Apart(mem)) => {
+                match mem.base {
+                    Some(base) if mem.index.is_none() => set_base(&mut out, base, mem.disp),
+                    _ => set_base(&mut out, S0, 0),
+                }
+                out.set_memory_index(sized(S1, 8));
+            }
+            None => {}
         }
         out.set_has_rep_prefix(false);
         out.set_has_repne_prefix(false);
@@ -308,6 +325,53 @@ impl Emitter<'_> {
             self.put(number, S0);
         }
         true
+    }
+}
+
+/// Where the host has a memory operand.
+#[derive(Clone, Copy)]
+enum Address {
+    /// So many bytes behind what a scratch register points to.
+    Behind(i32),
+    /// Where the guest has it, by registers that the host has, too, and `S1` further.
+    Apart(Mem),
+}
+
+/// What the memory operand of `insn` becomes, which is reached in this way: apart where the next such load waits
+/// for this one, because what is loaded is part of the address. Elsewhere that would be no faster.
+fn address(insn: &Instruction, way: Way) -> Address {
+    use Mnemonic::*;
+    let behind = Address::Behind(way.distance());
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    let to = insn.op0_register().full_register();
+    let loads = matches!(insn.mnemonic(), Mov | Movzx | Movsx | Movsxd);
+    let chained = loads && insn.op0_kind() == OpKind::Register && [base, index].contains(&to);
+    let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
+    if !chained || segment || !matches!(way, Way::Alone) {
+        return behind;
+    }
+    let scale = insn.memory_index_scale().trailing_zeros() as u8;
+    let mem = Mem {
+        base: in_host(base),
+        index: in_host(index).map(|index| (index, scale)),
+        disp: insn.memory_displacement64() as i32,
+    };
+    let whole = mem.index.is_some() || index == Register::None;
+    if mem.base.is_some() && whole {
+        Address::Apart(mem)
+    } else {
+        behind
+    }
+}
+
+/// Where the host has the guest's general register, if it has it.
+fn in_host(register: Register) -> Option<Reg> {
+    if !register.is_gpr() {
+        return None;
+    }
+    match home(register.full_register().number() as u8) {
+        Home::Host(reg) => Some(reg),
+        Home::Frame(_) => None,
     }
 }
 

@@ -4,10 +4,12 @@
 //! address and tag is the offset in the page, if the page is right; one comparison tells that, and that
 //! the access does not leave the page. Then the offset plus the host's address of the page is where to go.
 
+use std::mem::offset_of;
+
 use iced_x86::{Instruction, OpKind, Register};
 use umbra_x86::state::seg;
 
-use super::asm::{Alu, Label, Mem, at, cc};
+use super::asm::{Alu, Label, Mem, Reg, at, cc};
 use super::emit::Emitter;
 use super::layout::{S0, S1, frame, slot};
 use crate::cpu::Cpu;
@@ -44,7 +46,7 @@ impl Emitter<'_> {
             Register::GS => seg::GS,
             _ => return,
         };
-        let base = std::mem::offset_of!(Cpu, seg_base) + 8 * segment;
+        let base = offset_of!(Cpu, seg_base) + 8 * segment;
         self.asm.load(S1, frame(slot::CPU));
         self.asm.alu_mem(Alu::Add, S0, at(S1, base as i32));
     }
@@ -52,31 +54,66 @@ impl Emitter<'_> {
     /// Makes the linear address in `S0` of `size` bytes a host address, or goes to `failed`. `S1` and the
     /// host's flags are lost.
     pub(super) fn check(&mut self, size: usize, write: bool, failed: Label) {
-        let tag = if write {
-            std::mem::offset_of!(Entry, write)
+        self.entry(S0);
+        let asm = &mut self.asm;
+        asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
+        asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
+        asm.jcc(cc::A, failed);
+        asm.alu_mem(Alu::Add, S0, at(S1, offset_of!(Entry, host) as i32));
+        self.place.disturbed();
+    }
+
+    /// The same for the linear address `mem`, but what makes it a host address is left in `S1`, to be added by the
+    /// access itself: `S1` and `mem`, or where that has an index, `S1` and `S0`. So it knows its address two cycles
+    /// earlier, for it does not wait for the comparison, nor for an addition.
+    pub(super) fn check_apart(&mut self, mem: Mem, (size, write): (usize, bool), failed: Label) {
+        if let Mem {
+            base: Some(base),
+            index: None,
+            disp: 0,
+        } = mem
+        {
+            self.entry(base);
+            self.asm.load(S0, at(S1, tag(write)));
+            self.asm.alu(Alu::Xor, 8, S0, base);
         } else {
-            std::mem::offset_of!(Entry, read)
-        };
+            self.asm.lea(8, S0, mem);
+            self.entry(S0);
+            self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
+        }
+        let asm = &mut self.asm;
+        asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
+        asm.jcc(cc::A, failed);
+        asm.load(S1, at(S1, offset_of!(Entry, delta) as i32));
+        if mem.index.is_some() {
+            asm.lea(8, S0, mem);
+        }
+        self.place.disturbed();
+    }
+
+    /// Where the entry for the linear address `la` is, into `S1`.
+    fn entry(&mut self, la: Reg) {
         let mask = (ENTRIES as i32 - 1) << ENTRY_SHIFT;
         let asm = &mut self.asm;
         if std::arch::is_x86_feature_detected!("bmi2") {
-            asm.rorx(S1, S0, 12 - ENTRY_SHIFT);
+            asm.rorx(S1, la, 12 - ENTRY_SHIFT);
         } else {
-            asm.mov(S1, S0);
+            asm.mov(S1, la);
             asm.shr(S1, 12 - ENTRY_SHIFT);
         }
         asm.alu_imm(Alu::And, 4, S1, mask);
         asm.alu_mem(Alu::Add, S1, frame(slot::CTX));
-        asm.alu_mem(Alu::Xor, S0, at(S1, tag as i32));
-        asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
-        asm.jcc(cc::A, failed);
-        asm.alu_mem(
-            Alu::Add,
-            S0,
-            at(S1, std::mem::offset_of!(Entry, host) as i32),
-        );
-        self.place.disturbed();
     }
+}
+
+/// Where in an entry the tag is that an access is compared with.
+fn tag(write: bool) -> i32 {
+    let tag = if write {
+        offset_of!(Entry, write)
+    } else {
+        offset_of!(Entry, read)
+    };
+    tag as i32
 }
 
 /// Tells whether the address is made of what [`Emitter::address`] knows: registers of 64 bits, RIP, or a

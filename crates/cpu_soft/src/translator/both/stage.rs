@@ -14,7 +14,7 @@ use crate::cpu::{Cpu, Trap};
 use crate::mem::{read_ram, write_ram};
 use crate::op::Leave;
 use crate::raw;
-use crate::tlb::{Ctx, Entry};
+use crate::tlb::{self, Ctx};
 
 /// Bytes of the largest access.
 const MOST: usize = 16;
@@ -112,14 +112,14 @@ impl Stage {
         self.scene = Scene::Replay;
         let copies = &mut self.copies;
         for page in &self.pages {
-            let entry = Entry {
-                read: u64::from(page.read == Some(true)),
-                write: u64::from(page.write == Some(true)),
+            let known = tlb::Page {
+                read: page.read == Some(true),
+                write: page.write == Some(true),
                 host: copies[page.copy].0.as_mut_ptr() as u64,
                 gpa: 0,
             };
-            if entry.read | entry.write != 0 {
-                self.ctx.fill(page.la, entry);
+            if known.read || known.write {
+                self.ctx.fill(page.la, known);
             }
         }
     }
@@ -269,13 +269,13 @@ impl Stage {
         };
         let host = self.copies[page.copy].0.as_mut_ptr() as u64;
         let write = kind == AccessKind::Write || self.ctx.entry(la).write == page.la;
-        let entry = Entry {
-            read: 1,
-            write: write.into(),
+        let known = tlb::Page {
+            read: true,
+            write,
             host,
             gpa: 0,
         };
-        self.ctx.fill(la, entry);
+        self.ctx.fill(la, known);
         Ok(host + (la & 0xfff))
     }
 }
