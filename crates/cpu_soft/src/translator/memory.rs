@@ -55,12 +55,10 @@ impl Emitter<'_> {
     /// host's flags are lost.
     pub(super) fn check(&mut self, size: usize, write: bool, failed: Label) {
         self.entry(S0);
-        let asm = &mut self.asm;
-        asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
-        asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
-        asm.jcc(cc::A, failed);
-        asm.alu_mem(Alu::Add, S0, at(S1, offset_of!(Entry, host) as i32));
-        self.place.disturbed();
+        self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
+        self.compare(size, failed);
+        let host = at(S1, offset_of!(Entry, host) as i32);
+        self.asm.alu_mem(Alu::Add, S0, host);
     }
 
     /// The same for the linear address `mem`, but what makes it a host address is left in `S1`, to be added by the
@@ -81,13 +79,18 @@ impl Emitter<'_> {
             self.entry(S0);
             self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
         }
-        let asm = &mut self.asm;
-        asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
-        asm.jcc(cc::A, failed);
-        asm.load(S1, at(S1, offset_of!(Entry, delta) as i32));
+        self.compare(size, failed);
+        self.asm.load(S1, at(S1, offset_of!(Entry, delta) as i32));
         if mem.index.is_some() {
-            asm.lea(8, S0, mem);
+            self.asm.lea(8, S0, mem);
         }
+    }
+
+    /// Goes to `failed` unless the exclusive or of address and tag, in `S0`, is an offset from which `size` bytes
+    /// are on the page.
+    fn compare(&mut self, size: usize, failed: Label) {
+        self.asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
+        self.asm.jcc(cc::A, failed);
         self.place.disturbed();
     }
 

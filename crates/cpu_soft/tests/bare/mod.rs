@@ -8,7 +8,8 @@ mod processor;
 
 use std::sync::Arc;
 
-use processor::{Nothing, Processor};
+pub use processor::Nothing;
+use processor::Processor;
 use umbra_clock::Clock;
 use umbra_cpu::{Exit, Io, Vcpu};
 use umbra_cpu_soft::{SoftVcpu, model};
