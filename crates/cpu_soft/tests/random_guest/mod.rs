@@ -56,7 +56,7 @@ const SPACES: [u64; 2] = [0x10_0000, 0x11_0000];
 /// Code of level 3: frames, and where it is for itself.
 const USER_FRAMES: u64 = 0x14_0000;
 const USER_CODE: u64 = 0x21_0000;
-const USER_CODE_LEN: usize = 0x8000;
+const USER_CODE_LEN: usize = 0x1_0000;
 const USER_STACK_FRAME: u64 = 0x15_0000;
 const USER_STACK: u64 = 0x22_0000;
 const DATA: u64 = 0x20_0000;

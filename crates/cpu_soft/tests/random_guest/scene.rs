@@ -168,7 +168,8 @@ impl Maker {
         self.kernel.store(FIXES, 5);
         for pointer in POINTERS {
             let at = match self.random.below(16) {
-                0 => self.random.value(),
+                // Nowhere: the kernel could destroy what the guest stands on.
+                0 => self.random.value() | 1 << 32,
                 _ => DATA + self.random.below(DATA_PAGES << 12),
             };
             self.kernel.set(pointer, at);
@@ -184,13 +185,12 @@ impl Maker {
 
     /// So that instructions, and code of a scene, lie across the borders of pages and of what is written at once.
     fn space(&mut self) {
+        let left = 0xfff - (self.code().here() & 0xfff);
         let len = match self.random.below(8) {
-            0 => 0xfff - (self.code().here() & 0xfff) - self.random.below(8).min(0xfff),
+            0 => left.saturating_sub(self.random.below(8)),
             _ => self.random.below(80),
         };
-        if len < 0x1000 {
-            self.raw(&vec![0xcc; len as usize]);
-        }
+        self.raw(&vec![0xcc; len as usize]);
     }
 
     /// From the kernel to level 3.
