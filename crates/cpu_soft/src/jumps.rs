@@ -19,7 +19,7 @@ pub const JUMPS: usize = 16384;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Jump {
-    /// Linear address and mode, see [`jump_tag`]; with [`TRANSLATED`] where it leads to host code.
+    /// Linear address and mode, see [`jump_tag`]; where it leads to host code, see [`translated_tag`].
     pub tag: u64,
     /// The first operation, and the number of instructions in the upper 16 bits, which no user-space
     /// address needs. Or the host code.
@@ -28,6 +28,17 @@ pub struct Jump {
 
 /// In a tag: the jump leads to translated code. The modes leave that bit free.
 pub const TRANSLATED: u64 = 1 << 62;
+
+/// The tag of a jump from `rip` to translated code, which is 64-bit code and has no other mode: the address itself,
+/// so that translated code need not make it.
+///
+/// Translated code asks for any address, one that is not canonical, too, and must not take another tag for it. The tag
+/// of a block in bits 57 to 62 is unlike its address; so who asks for the address that this tag is looks at
+/// another place: addresses that differ in these bits only never share one ([`jump_index`]).
+#[inline(always)]
+pub const fn translated_tag(rip: u64) -> u64 {
+    jump_tag(rip, 2) ^ TRANSLATED
+}
 
 /// Jump `index`, leading nowhere. The interpreter asks for canonical addresses only, whose tags have bits
 /// 63 and 56 alike. Translated code may ask for any; the one that would match is looked up elsewhere.
@@ -46,17 +57,18 @@ const NOWHERE: u64 = 0x8000_0000_0000_0001;
 
 /// The address whose jump, to translated 64-bit code, has `tag`.
 fn unlike(tag: u64) -> u64 {
-    tag ^ jump_tag(0, 2) ^ TRANSLATED
+    tag ^ translated_tag(0)
 }
 
-/// Combines a canonical linear address and a mode (below 64): the bits that the mode disturbs
-/// are copies of bit 56 in any canonical address.
+/// Combines a canonical linear address and a mode (below 32): the bits that the mode disturbs
+/// are copies of bit 56 in any canonical address. It disturbs at least one.
 #[inline(always)]
 pub const fn jump_tag(rip: u64, mode: u8) -> u64 {
-    rip ^ (mode as u64) << 57
+    rip ^ ((mode ^ 2) as u64) << 57 ^ TRANSLATED
 }
 
-/// Blocks begin at any byte, and many pages are hot at once: only a good hash spreads them.
+/// Blocks begin at any byte, and many pages are hot at once: only a good hash spreads them. The upper seven bits of
+/// an address choose the upper seven of its place, one to one, if the lower ones are the same: the factor is odd.
 #[inline(always)]
 pub fn jump_index(rip: u64) -> usize {
     (rip.wrapping_mul(JUMP_HASH) >> (64 - JUMPS.trailing_zeros())) as usize
@@ -79,7 +91,7 @@ impl Jump {
     /// A jump from `rip` to translated 64-bit code.
     pub fn to_code(code: u64, rip: u64) -> Self {
         Self {
-            tag: jump_tag(rip, 2) ^ TRANSLATED,
+            tag: translated_tag(rip),
             packed: code,
         }
     }
@@ -252,9 +264,21 @@ mod tests {
             0x7fff_ffff_f123,
             0xff00_0000_0000_0000,
         ] {
-            let tag = jump_tag(rip, 37);
+            let tag = jump_tag(rip, 21);
             assert_eq!(Jump { tag, packed: 0 }.rip(), rip);
             assert_eq!(Jump::to_code(8, rip).rip(), rip);
+        }
+    }
+
+    /// Else a guest that returns to an address that is not canonical would have a block's data executed.
+    #[test]
+    fn the_address_that_a_blocks_tag_is_has_another_place() {
+        for rip in [0, 0x40_1000, 0x7fff_ffff_f123, 0xffff_ffff_8100_0042] {
+            for mode in 0..32 {
+                let tag = jump_tag(rip, mode);
+                assert_ne!(tag, translated_tag(rip));
+                assert_ne!(jump_index(unlike(tag)), jump_index(rip), "{rip:#x} {mode}");
+            }
         }
     }
 

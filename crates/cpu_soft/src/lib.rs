@@ -186,9 +186,9 @@ impl SoftVcpu {
         let fx = Box::new(fpu::FxArea::reset());
         let translator = match parts.processor {
             Processor::Interpreter => Ok(translator::Translator::off()),
-            Processor::Translator => translator::Translator::new(translator::THRESHOLD, &fx),
-            Processor::Eager => translator::Translator::new(1, &fx),
-            Processor::Both => translator::Translator::both(&fx),
+            Processor::Translator => translator::Translator::new(translator::THRESHOLD, &fx, &wake),
+            Processor::Eager => translator::Translator::new(1, &fx, &wake),
+            Processor::Both => translator::Translator::both(&fx, &wake),
         };
         let translator = translator.map_err(|e| CpuError::Unsupported {
             backend: "software",

@@ -328,6 +328,16 @@ impl Asm {
         self.code.push(value as u8);
     }
 
+    /// Compares the 32 bits at `address`, outside this code, with a constant.
+    pub fn cmp_outside(&mut self, address: u64, value: i8) {
+        self.bytes(&[0x83, 0x3d]);
+        // Counted from behind the instruction, the constant included.
+        self.outside
+            .push((self.code.len(), address.wrapping_sub(1)));
+        self.bytes(&[0; 4]);
+        self.code.push(value as u8);
+    }
+
     /// Compares a byte of memory with a constant.
     pub fn cmp_byte_imm(&mut self, mem: Mem, value: u8) {
         self.rm(4, &[0x80], 7, mem);

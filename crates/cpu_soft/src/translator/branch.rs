@@ -13,7 +13,7 @@ use super::emit::{Emitter, Tail};
 use super::layout::{S0, S1, SP, frame, slot};
 use super::memory::is_plain;
 use super::pins::{Target, Way};
-use crate::jumps::{JUMPS, Jump, TRANSLATED, jump_index, jump_tag};
+use crate::jumps::{JUMPS, Jump, jump_index, translated_tag};
 use crate::op::{Leave, Op};
 use crate::ops::branch::KNOWN;
 
@@ -141,7 +141,7 @@ impl Emitter<'_> {
         let distance = (jump_index(target) as i32) << JUMP_SHIFT;
         let missed = self.asm.label();
         self.asm.load(S1, frame(slot::JUMPS));
-        self.asm.imm(S0, jump_tag(target, 2) ^ TRANSLATED);
+        self.asm.imm(S0, translated_tag(target));
         self.asm.alu_mem(Alu::Cmp, S0, at(S1, TAG + distance));
         self.asm.jcc(cc::NE, missed);
         self.asm.jmp_mem(at(S1, CODE + distance));
@@ -163,7 +163,6 @@ impl Emitter<'_> {
         asm.shr(S1, 64 - JUMPS.trailing_zeros() as u8);
         asm.shl(S1, JUMP_SHIFT);
         asm.alu_mem(Alu::Add, S1, frame(slot::JUMPS));
-        asm.alu_mem(Alu::Xor, S0, frame(slot::TAG));
         asm.alu_mem(Alu::Cmp, S0, at(S1, TAG));
         asm.jcc(cc::NE, failed);
     }
@@ -201,7 +200,6 @@ impl Emitter<'_> {
     /// Goes to the code that [`find`](Self::find) has found; one that is alone leaves for its address.
     fn follow(&mut self) {
         if self.alone {
-            self.asm.alu_mem(Alu::Xor, S0, frame(slot::TAG));
             self.asm.mov(S1, S0);
             self.leave_there(Leave::Done);
         } else {
@@ -215,9 +213,7 @@ impl Emitter<'_> {
         let failed = self.not_found(op);
         self.target(insn, way, op);
         self.find(failed);
-        if self.alone {
-            self.asm.alu_mem(Alu::Xor, S0, frame(slot::TAG));
-        } else {
+        if !self.alone {
             self.asm.load(S0, at(S1, CODE));
         }
         self.asm.store(8, frame(slot::TEMP), S0);

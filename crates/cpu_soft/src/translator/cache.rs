@@ -12,6 +12,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// Bytes of code of one processor.
 const CODE: usize = 32 << 20;
+/// How far from what it shall be near to the cache is mapped, in these steps, if the host has room there.
+const AWAY: u64 = 128 << 20;
+const STEPS: i64 = 14;
 /// Bytes of links.
 const LINKS: usize = 2 << 20;
 
@@ -46,23 +49,15 @@ pub struct Cache {
 unsafe impl Send for Cache {}
 
 impl Cache {
-    /// Maps an empty one; memory is taken when it is used.
+    /// Maps an empty one, if possible within [reach](Self::reaches) of `near`; memory is taken when it is used.
     ///
     /// # Errors
     /// Where the host refuses executable memory.
-    pub fn new() -> Result<Self, Errno> {
+    pub fn new(near: u64) -> Result<Self, Errno> {
         let file = memfd_create("umbra-code", MemfdFlags::CLOEXEC)?;
         ftruncate(&file, CODE as u64)?;
         let pointer = |p: *mut std::ffi::c_void| NonNull::new(p.cast::<u8>()).ok_or(Errno::NOMEM);
-        // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing.
-        let whole = pointer(unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                CODE + LINKS,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        }?)?;
+        let whole = pointer(reserve(near)?)?;
         let mut cache = Self {
             write: whole,
             execute: whole,
@@ -94,6 +89,13 @@ impl Cache {
         }?;
         cache.write = pointer(write)?;
         Ok(cache)
+    }
+
+    /// Tells whether all code can name `address` by its distance, 31 bits and a sign.
+    pub fn reaches(&self, address: u64) -> bool {
+        let start = self.execute.as_ptr() as u64;
+        let near = |from: u64| i32::try_from(address.wrapping_sub(from) as i64).is_ok();
+        near(start) && near(start + CODE as u64)
     }
 
     /// Tells whether `bytes` of code and `links` more links have room.
@@ -162,6 +164,29 @@ impl Cache {
     }
 }
 
+/// Address space for code and links: near to `near`, if there is room, or anywhere.
+fn reserve(near: u64) -> Result<*mut std::ffi::c_void, Errno> {
+    let map = |at: u64, flags| {
+        // SAFETY: a new mapping, which replaces nothing.
+        unsafe {
+            mmap_anonymous(
+                at as *mut std::ffi::c_void,
+                CODE + LINKS,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE | flags,
+            )
+        }
+    };
+    let steps = (1..STEPS).flat_map(|step| [-step, step]);
+    let places = steps.map(|step| near.wrapping_add_signed(step * AWAY as i64) & !0xfff);
+    for place in places {
+        if let Ok(found) = map(place, MapFlags::FIXED_NOREPLACE) {
+            return Ok(found);
+        }
+    }
+    map(0, MapFlags::empty())
+}
+
 impl Drop for Cache {
     fn drop(&mut self) {
         // SAFETY: both mappings are ours, and only the processor that owns them executes the code.
@@ -171,5 +196,21 @@ impl Drop for Cache {
                 let _ = munmap(self.write.as_ptr().cast(), CODE);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_is_near_to_what_it_shall_be_near_to() {
+        let word = Box::new(0u32);
+        let near = std::ptr::from_ref(&*word) as u64;
+        let cache = Cache::new(near).unwrap();
+        assert!(cache.reaches(near));
+        let start = cache.execute.as_ptr() as u64;
+        assert!(cache.reaches(start - (1 << 30)) && !cache.reaches(start.wrapping_sub(1 << 31)));
+        assert!(!cache.reaches(start.wrapping_add(1 << 32)) && !cache.reaches(0));
     }
 }

@@ -386,12 +386,21 @@ impl<'a> Emitter<'a> {
             return;
         }
         self.place.secure(&mut self.asm);
-        self.asm.load(S0, frame(slot::WAKE));
-        self.asm.cmp_mem_imm(at(S0, 0), 0);
         let label = self.asm.label();
-        self.asm.jcc(cc::NE, label);
+        self.look(label);
         self.colds.push((label, self.place, Cold::Attention(rip)));
         self.place.disturbed();
+    }
+
+    /// Goes to `wanted` if somebody wants attention.
+    pub(super) fn look(&mut self, wanted: Label) {
+        if let Some(word) = self.glue.wake {
+            self.asm.cmp_outside(word, 0);
+        } else {
+            self.asm.load(S0, frame(slot::WAKE));
+            self.asm.cmp_mem_imm(at(S0, 0), 0);
+        }
+        self.asm.jcc(cc::NE, wanted);
     }
 
     /// Leaves for `rip`. Flags are in the frame.

@@ -19,7 +19,7 @@ use super::cache::Cache;
 use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
 use crate::cpu::Cpu;
 use crate::fpu::{MXCSR, XMM};
-use crate::jumps::{JUMP_HASH, TRANSLATED, jump_tag};
+use crate::jumps::JUMP_HASH;
 use crate::op::{Leave, Op};
 use crate::tlb::Class;
 
@@ -33,8 +33,6 @@ pub struct Shared {
     ctx: u64,
     /// Its jumps.
     jumps: u64,
-    /// The word of the [`Waker`](crate::wake::Waker).
-    wake: u64,
     /// The link through which the code was left, plus one.
     pub link: u64,
     /// Nothing of the code may follow the instruction that executes: code was overwritten, or
@@ -83,6 +81,8 @@ pub struct Glue {
     pub load: u64,
     /// Leaves with RIP in `S1` and the reason in `S0`; flags are in the frame.
     pub exit: u64,
+    /// The word that is not zero when somebody wants attention, if code can name it; [`slot::WAKE`] has it always.
+    pub wake: Option<u64>,
 }
 
 /// What [`execute_one`] returns is a [`Leave`] up to this, and an address above.
@@ -170,8 +170,8 @@ fn fill(asm: &mut Asm, above: i32) {
 }
 
 impl Glue {
-    /// Makes the fixed code at the start of `cache`.
-    pub fn new(cache: &mut Cache, fx: u64) -> Option<Self> {
+    /// Makes the fixed code at the start of `cache`, for SSE state at `fx` and the word of the waker at `wake`.
+    pub fn new(cache: &mut Cache, fx: u64, wake: u64) -> Option<Self> {
         let mut asm = Asm::default();
         let (out, leave) = (asm.label(), asm.label());
 
@@ -183,12 +183,10 @@ impl Glue {
         asm.store(8, frame(slot::CPU), RDI);
         asm.store(8, frame(slot::TEMP), RSI);
         asm.mov(S1, RDI);
-        asm.load(S0, at(S1, shared(offset_of!(Shared, wake))));
+        asm.imm(S0, wake);
         asm.store(8, frame(slot::WAKE), S0);
         asm.imm(S0, JUMP_HASH);
         asm.store(8, frame(slot::HASH), S0);
-        asm.imm(S0, jump_tag(0, 2) ^ TRANSLATED);
-        asm.store(8, frame(slot::TAG), S0);
         asm.store_byte_imm(frame(slot::FLOAT), 0);
         asm.stmxcsr(frame(slot::MXCSR));
         fill(&mut asm, 0);
@@ -257,6 +255,7 @@ impl Glue {
             call,
             load,
             exit,
+            wake: cache.reaches(wake).then_some(wake),
         })
     }
 }
@@ -318,7 +317,6 @@ impl Cpu {
             return Leave::Look;
         };
         self.share();
-        self.shared.wake = self.wake.word();
         self.shared.link = 0;
         self.shared.stop = false;
         self.shared.inside = true;

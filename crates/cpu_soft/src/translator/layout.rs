@@ -55,8 +55,6 @@ pub mod slot {
     pub const WAKE: i32 = 16;
     /// The multiplier of the jumps' hash.
     pub const HASH: i32 = 24;
-    /// What distinguishes a jump's tag from its address.
-    pub const TAG: i32 = 32;
     /// Status flags, as [`Asm::flags_to_ax`](super::super::asm::Asm::flags_to_ax) leaves them.
     pub const FLAGS: i32 = 40;
     /// Guest R13, R14, R15.

@@ -50,6 +50,7 @@ use crate::fpu::FxArea;
 use crate::jumps::Jump;
 use crate::raw;
 use crate::tlb::{GLOBAL, LARGE};
+use crate::wake::Waker;
 
 pub use alarm::Alarm;
 pub use both::Both;
@@ -136,14 +137,14 @@ impl Translator {
     }
 
     /// One that translates a block when it has executed `threshold` times, for a processor whose SSE state
-    /// is at `fx` for good.
+    /// is at `fx` and which `wake` wakes, for good.
     ///
     /// # Errors
     /// Where the host refuses executable memory.
-    pub fn new(threshold: u8, fx: &FxArea) -> Result<Self, rustix::io::Errno> {
-        let mut cache = Cache::new()?;
-        let glue =
-            Glue::new(&mut cache, std::ptr::from_ref(fx) as u64).ok_or(rustix::io::Errno::INVAL)?;
+    pub fn new(threshold: u8, fx: &FxArea, wake: &Waker) -> Result<Self, rustix::io::Errno> {
+        let mut cache = Cache::new(wake.word())?;
+        let glue = Glue::new(&mut cache, std::ptr::from_ref(fx) as u64, wake.word());
+        let glue = glue.ok_or(rustix::io::Errno::INVAL)?;
         Ok(Self {
             works: Some(Works {
                 cache,
@@ -162,8 +163,8 @@ impl Translator {
     ///
     /// # Errors
     /// Where the host refuses executable memory.
-    pub fn both(fx: &FxArea) -> Result<Self, rustix::io::Errno> {
-        let mut translator = Self::new(0, fx)?;
+    pub fn both(fx: &FxArea, wake: &Waker) -> Result<Self, rustix::io::Errno> {
+        let mut translator = Self::new(0, fx, wake)?;
         translator.both = Some(Both::new());
         Ok(translator)
     }

@@ -67,9 +67,7 @@ impl Emitter<'_> {
         self.asm
             .cmp_byte_imm(at(S1, offset_of!(Cpu, blocked) as i32), 0);
         self.asm.jcc(cc::NE, failed);
-        self.asm.load(S0, frame(slot::WAKE));
-        self.asm.cmp_mem_imm(at(S0, 0), 0);
-        self.asm.jcc(cc::NE, failed);
+        self.look(failed);
         let sys = at(S1, offset_of!(Cpu, sys) as i32);
         self.asm.alu_mem_imm(Alu::Or, sys, rflags::IF as u32);
         self.place.disturbed();

@@ -12,7 +12,7 @@ use umbra_x86::rflags::{IF, RF};
 
 use super::LONG;
 use crate::cpu::{Activity, Cpu, Trap};
-use crate::jumps::{TRANSLATED, jump_tag};
+use crate::jumps::translated_tag;
 use crate::op::Leave;
 use crate::tlb::Class;
 
@@ -36,7 +36,7 @@ impl Cpu {
         // About the next instruction only, and without breakpoints about nothing.
         self.sys &= !RF;
         let jump = *self.jumps().get(self.rip);
-        let code = if jump.tag == jump_tag(self.rip, LONG) ^ TRANSLATED {
+        let code = if jump.tag == translated_tag(self.rip) {
             jump.packed
         } else {
             match self.find_translated(LONG) {
