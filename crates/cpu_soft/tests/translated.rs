@@ -256,6 +256,105 @@ fn loads_of_what_is_loaded_from_next_follow_the_list() {
     );
 }
 
+/// Copies and fills on one page and over its border, up and down, over themselves, of nothing and of more than there is.
+#[test]
+fn strings_do_what_they_say_element_by_element() {
+    const ROUNDS: u64 = 3;
+    let cases = [
+        // From, to, elements.
+        (0x10u64, 0x100u64, 0x20u64),
+        (0x10, 0x11, 0x40),
+        (0x48, 0x40, 0x30),
+        (0xff0, 0x200, 8),
+        (0x300, 0xffc, 5),
+        (0x1f00, 0xe00, 0x20),
+        (0x20, 0x1000, 0),
+        (0x0, 0x1000, 0x200),
+        (0x8, 0x1008, 0x200),
+    ];
+    for (moves, size, down) in [true, false]
+        .into_iter()
+        .flat_map(|moves| [1u64, 2, 4, 8].map(|size| (moves, size)))
+        .flat_map(|(moves, size)| [false, true].map(|down| (moves, size, down)))
+    {
+        for (from, to, count) in cases {
+            // Down from the end of what goes up from there.
+            let last = if down {
+                count.saturating_sub(1) * size
+            } else {
+                0
+            };
+            let (from, to) = (from + last, to + last);
+            if from + 8 * size > 0x1ff0 || to.max(from) + count * size > 0x1fff {
+                continue;
+            }
+            let mut expected: Vec<u8> = (0..0x2000u64).map(|n| (n * 7 + (n >> 8)) as u8).collect();
+            let machine = Machine::new();
+            let mut state = long(&machine);
+            map(&machine, P1, FRAME_1, 0);
+            map(&machine, P2, FRAME_2, 0);
+            machine.write(FRAME_1, &expected[..0x1000]);
+            machine.write(FRAME_2, &expected[0x1000..]);
+            let value = 0x1122_3344_5566_7788u64;
+            let step = if down { size.wrapping_neg() } else { size };
+            for n in (0..ROUNDS).flat_map(|_| 0..count) {
+                let [from, to] =
+                    [from, to].map(|at| at.wrapping_add(n.wrapping_mul(step)) as usize);
+                let element = match moves {
+                    true => expected[from..from + size as usize].to_vec(),
+                    false => value.to_le_bytes()[..size as usize].to_vec(),
+                };
+                expected[to..to + size as usize].copy_from_slice(&element);
+            }
+            // mov rdi, r8; mov rsi, r9; mov rcx, r10; cld or std; rep …; dec r11; jnz
+            let set = [0x4c, 0x89, 0xc7, 0x4c, 0x89, 0xce, 0x4c, 0x89, 0xd1];
+            let direction = if down { 0xfd } else { 0xfc };
+            let mut string = vec![direction];
+            string.extend((size == 2).then_some(0x66));
+            string.push(0xf3);
+            string.extend((size == 8).then_some(0x48));
+            string.push(if moves { 0xa4 } else { 0xaa } | u8::from(size > 1));
+            let back = (set.len() + string.len() + 5) as u8;
+            let again = [0x49, 0xff, 0xcb, 0x75, back.wrapping_neg()];
+            place(&machine, CODE, &[&set, &string, &again, &END]);
+            (state.gpr[0], state.gpr[8], state.gpr[9]) = (value, P1 + to, P1 + from);
+            (state.gpr[10], state.gpr[11]) = (count, ROUNDS);
+            let mut machine = machine;
+            let end = machine.run(&state);
+            let case = format!("{moves} {size} {down} {from:#x} {to:#x} {count:#x} {end:?}");
+            let moved = count.wrapping_mul(step);
+            let gpr = end.state.gpr;
+            assert_eq!(
+                (gpr[1], gpr[7]),
+                (0, (P1 + to).wrapping_add(moved)),
+                "{case}"
+            );
+            let source = if moves { moved } else { 0 };
+            assert_eq!(gpr[6], (P1 + from).wrapping_add(source), "{case}");
+            let found = [machine.read::<0x1000>(FRAME_1), machine.read(FRAME_2)].concat();
+            assert!(found == expected, "{case}");
+        }
+    }
+    // More than all pages have, so much that its bytes are none again: as far as there is a page.
+    let machine = Machine::new();
+    let mut state = long(&machine);
+    map(&machine, P1, FRAME_1, 0);
+    // mov rdi, r8; mov rcx, r10; rep stosq
+    place(
+        &machine,
+        CODE,
+        &[
+            &[0x4c, 0x89, 0xc7, 0x4c, 0x89, 0xd1, 0xf3, 0x48, 0xab],
+            &END,
+        ],
+    );
+    (state.gpr[8], state.gpr[10]) = (P1 + 0x800, (1 << 61) + 0x100);
+    let mut machine = machine;
+    let end = machine.run(&state);
+    assert!(end.reason.contains("#PF(0x2) at 0x201000"), "{end:?}");
+    assert_eq!((end.state.gpr[1], end.state.gpr[7]), (1 << 61, P2));
+}
+
 #[test]
 fn profilers_find_what_code_stands_for() {
     let directory = tempfile::tempdir().unwrap();

@@ -51,6 +51,7 @@ pub mod cc {
     pub const NE: u8 = 5;
     pub const BE: u8 = 6;
     pub const A: u8 = 7;
+    pub const B: u8 = 2;
 }
 
 /// A place in the code that is jumped to, perhaps before it is known.
@@ -348,6 +349,58 @@ impl Asm {
     pub fn alu_mem_imm(&mut self, op: Alu, mem: Mem, value: u32) {
         self.rm(4, &[0x81], op as u8, mem);
         self.bytes(&value.to_le_bytes());
+    }
+
+    /// Makes the lower four bytes of a register eight, if it has so many.
+    pub fn sign_extend(&mut self, size: usize, reg: Reg) {
+        if size == 4 {
+            self.writes(reg);
+            self.rr(8, &[0x63], reg.0, reg.0);
+        }
+    }
+
+    /// MOV of the lower two bytes.
+    pub fn mov16(&mut self, to: Reg, from: Reg) {
+        self.writes(to);
+        self.rr(2, &[0x89], from.0, to.0);
+    }
+
+    /// SETcc.
+    pub fn set(&mut self, condition: u8, reg: Reg) {
+        self.writes(reg);
+        self.rr(1, &[0x0f, 0x90 | condition], 0, reg.0);
+    }
+
+    /// AND of a byte of memory with a constant.
+    pub fn and_byte_imm(&mut self, mem: Mem, value: u8) {
+        self.rm(4, &[0x80], Alu::And as u8, mem);
+        self.code.push(value);
+    }
+
+    /// OR of a byte of memory with a register.
+    pub fn or_byte(&mut self, mem: Mem, from: Reg) {
+        self.rm(1, &[0x08], from.0, mem);
+    }
+
+    /// BT and its kin, by the second byte of the opcode, of what `to` points to.
+    pub fn bit(&mut self, lock: bool, size: usize, opcode: u8, to: Reg, number: Reg) {
+        if lock {
+            self.code.push(0xf0);
+        }
+        self.rm(size, &[0x0f, opcode], number.0, at(to, 0));
+    }
+
+    /// REP MOVS or REP STOS of elements of `size` bytes.
+    pub fn string(&mut self, size: usize, moves: bool) {
+        if size == 2 {
+            self.code.push(0x66);
+        }
+        self.code.push(0xf3);
+        if size == 8 {
+            self.code.push(0x48);
+        }
+        let opcode = if moves { 0xa4 } else { 0xaa };
+        self.code.push(opcode | u8::from(size > 1));
     }
 
     /// SAR, `size` bytes.

@@ -36,11 +36,16 @@ pub fn is_copied(insn: &Instruction) -> bool {
     }
 }
 
+/// CMPXCHG16B, which is copied where its operand is aligned. It is not compared with the interpreter.
+fn is_wide(insn: &Instruction) -> bool {
+    insn.code() == Code::Cmpxchg16b_m128
+}
+
 /// Uses RAX beside its operands, or has it as an operand that can be no other.
 fn names_ax(insn: &Instruction) -> bool {
     use Mnemonic::*;
     let implicit = match insn.mnemonic() {
-        Mul | Cmpxchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo => true,
+        Mul | Cmpxchg | Cmpxchg16b | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo => true,
         Imul => insn.op_count() == 1,
         _ => false,
     };
@@ -86,7 +91,8 @@ impl Emitter<'_> {
         let insn = &general(insn);
         let scans = insn.mnemonic() == Mnemonic::Tzcnt && !self.bmi1;
         let sse = is_sse(insn);
-        if !scans && !sse && !is_copied(insn) {
+        let wide = is_wide(insn);
+        if !scans && !sse && !wide && !is_copied(insn) {
             return false;
         }
         let access = match (has_memory(insn), self.operand_access(insn)) {
@@ -111,7 +117,8 @@ impl Emitter<'_> {
         }
         let resume = self.asm.label();
         if let (Some(way), Some(access)) = (way, access) {
-            let aligned = !sse || !is_aligned(insn) || self.known_aligned(way, insn);
+            let needs = wide || sse && is_aligned(insn);
+            let aligned = !needs || self.known_aligned(way, insn);
             match (way.is_pinned() && aligned, needs_flags) {
                 // Nothing will disturb them, but what computes them disturbs both scratch registers.
                 (true, true) => self.place.restore(&mut self.asm),
@@ -181,7 +188,7 @@ impl Emitter<'_> {
         let i = (0..insn.op_count()).find(|i| insn.op_kind(*i) == OpKind::Memory)?;
         let offset = insn.op_code().op_kind(i) == OpCodeOperandKind::mem_offs;
         let size = insn.memory_size().size();
-        let usual = matches!(size, 1 | 2 | 4 | 8) || size == 16 && is_sse(insn);
+        let usual = matches!(size, 1 | 2 | 4 | 8) || size == 16 && (is_sse(insn) || is_wide(insn));
         if offset || !is_plain(insn) || !usual {
             return None;
         }

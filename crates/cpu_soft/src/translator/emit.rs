@@ -3,7 +3,8 @@
 //! ```text
 //!   copied    the guest's own instruction, its registers renamed, its memory operand replaced by the
 //!             host address that a check found                                    (`copy`, `memory`)
-//!   made      stack instructions and near branches                               (`stack`, `branch`)
+//!   made      stack instructions, near branches, strings on a page, what the kernel does often
+//!                                    (`stack`, `branch`, `strings`, `bits`, `segments`, `system`)
 //!   single    everything else: the interpreter executes it                       (`Emitter::single`)
 //! ```
 //! Whenever a check fails, the interpreter executes that one instruction and the code goes on behind it:
@@ -298,7 +299,12 @@ impl<'a> Emitter<'a> {
         if let Some(open) = self.branch(insn, op, inside) {
             return Some(open);
         }
-        let made = self.stack(insn, op) || self.system(insn, op) || self.copy(insn, op);
+        let made = self.stack(insn, op)
+            || self.system(insn, op)
+            || self.segments(insn, op)
+            || self.string(insn, op)
+            || self.bit_string(insn, op)
+            || self.copy(insn, op);
         made.then_some(true)
     }
 
@@ -477,12 +483,17 @@ impl<'a> Emitter<'a> {
 
     /// Puts `from` into guest register `number`.
     pub(super) fn put(&mut self, number: u8, from: Reg) {
-        if self.held == Some(number) {
-            self.held = None;
-        }
+        self.forget_held(number);
         match home(number) {
             Home::Host(reg) => self.asm.mov(reg, from),
             Home::Frame(mem) => self.asm.store(8, mem, from),
+        }
+    }
+
+    /// Guest register `number` is written.
+    pub(super) fn forget_held(&mut self, number: u8) {
+        if self.held == Some(number) {
+            self.held = None;
         }
     }
 

@@ -80,10 +80,23 @@ impl Emitter<'_> {
             self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
         }
         self.compare(size, failed);
-        self.asm.load(S1, at(S1, offset_of!(Entry, delta) as i32));
+        self.load_delta();
         if mem.index.is_some() {
             self.asm.lea(8, S0, mem);
         }
+    }
+
+    /// Goes to `failed` unless the linear address in `S0` may be accessed; its offset in the page is there then, and
+    /// its entry at `S1`.
+    pub(super) fn check_page(&mut self, write: bool, failed: Label) {
+        self.entry(S0);
+        self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
+        self.compare(1, failed);
+    }
+
+    /// What makes linear addresses on the page of the entry at `S1` host addresses, into `S1`.
+    pub(super) fn load_delta(&mut self) {
+        self.asm.load(S1, at(S1, offset_of!(Entry, delta) as i32));
     }
 
     /// Goes to `failed` unless the exclusive or of address and tag, in `S0`, is an offset from which `size` bytes

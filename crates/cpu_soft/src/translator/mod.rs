@@ -20,6 +20,7 @@
 mod alarm;
 mod asm;
 mod bases;
+mod bits;
 mod both;
 mod branch;
 mod cache;
@@ -34,8 +35,10 @@ mod memory;
 mod perf;
 mod pins;
 mod privilege;
+mod segments;
 mod sse;
 mod stack;
+mod strings;
 mod system;
 mod transfer;
 mod unit;

@@ -1,11 +1,10 @@
-//! CLI, STI, STAC, CLAC, SWAPGS, PUSHF and divisions: what is made rather than copied, because more can
+//! CLI, STI, CLD, STD, STAC, CLAC, PUSHF and divisions: what is made rather than copied, because more can
 //! happen than the instruction's own work. What else can happen is left to the interpreter.
 
 use std::mem::offset_of;
 
 use iced_x86::{Code, Instruction, OpKind};
 use umbra_x86::rflags;
-use umbra_x86::state::{Segment, seg};
 
 use super::asm::{Alu, Reg, at, cc};
 use super::emit::Emitter;
@@ -14,7 +13,7 @@ use super::glue::SUPERVISORS;
 use super::layout::{AX, Home, S0, S1, frame, home, is_high_byte, slot};
 use super::memory::is_plain;
 use super::pins::Target;
-use crate::cpu::{CTX, Cpu, Msrs};
+use crate::cpu::{CTX, Cpu};
 use crate::op::Op;
 use crate::tlb::Class;
 
@@ -28,7 +27,8 @@ impl Emitter<'_> {
             Code::Sti => self.sti(op),
             Code::Stac => self.set_ac(op, true),
             Code::Clac => self.set_ac(op, false),
-            Code::Swapgs => self.swapgs(op),
+            Code::Cld => self.set_direction(false),
+            Code::Std => self.set_direction(true),
             Code::Pushfq => self.pushf(op),
             Code::Div_rm32 => return self.divide(insn, op, 4, false),
             Code::Div_rm64 => return self.divide(insn, op, 8, false),
@@ -40,7 +40,7 @@ impl Emitter<'_> {
     }
 
     /// The processor into `S1`; goes to `failed` above level 0, where IOPL decides.
-    fn check_level(&mut self, failed: super::asm::Label) {
+    pub(super) fn check_level(&mut self, failed: super::asm::Label) {
         self.asm.load(S1, frame(slot::CPU));
         self.asm
             .cmp_byte_imm(at(S1, offset_of!(Cpu, cpl) as i32), 0);
@@ -107,25 +107,17 @@ impl Emitter<'_> {
         self.go_on(resume);
     }
 
-    fn swapgs(&mut self, op: &Op) {
-        let resume = self.asm.label();
+    /// CLD or STD.
+    fn set_direction(&mut self, down: bool) {
         self.place.secure(&mut self.asm);
-        let failed = self.failed(op, Some(resume));
-        self.check_level(failed);
-        let place = |offset: usize| at(S1, offset as i32);
-        let base = place(offset_of!(Cpu, seg_base) + 8 * seg::GS);
-        let hidden = offset_of!(Cpu, seg) + seg::GS * size_of::<Segment>();
-        let hidden = place(hidden + offset_of!(Segment, base));
-        let other = place(offset_of!(Cpu, msrs) + offset_of!(Msrs, kernel_gs_base));
-        self.asm.load(S0, base);
-        self.asm.store(8, frame(slot::TEMP), S0);
-        self.asm.load(S0, other);
-        self.asm.store(8, base, S0);
-        self.asm.store(8, hidden, S0);
-        self.asm.load(S0, frame(slot::TEMP));
-        self.asm.store(8, other, S0);
+        self.asm.load(S1, frame(slot::CPU));
+        let (sys, bit) = (at(S1, offset_of!(Cpu, sys) as i32), rflags::DF as u32);
+        if down {
+            self.asm.alu_mem_imm(Alu::Or, sys, bit);
+        } else {
+            self.asm.alu_mem_imm(Alu::And, sys, !bit);
+        }
         self.place.disturbed();
-        self.go_on(resume);
     }
 
     fn pushf(&mut self, op: &Op) {

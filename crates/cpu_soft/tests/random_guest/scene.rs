@@ -600,7 +600,8 @@ impl Maker {
             15 | 16 => self.stack(),
             17 | 18 => self.vector(),
             19 => self.exchange(),
-            20 => self.bits(),
+            20 if self.random.once_in(2) => self.bits(),
+            20 => self.seldom(),
             _ => self.product(),
         }
     }
@@ -754,6 +755,63 @@ impl Maker {
             self.raw(&[bit]);
         }
         self.compare();
+    }
+
+    /// What programs do less often, and kernels do.
+    fn seldom(&mut self) {
+        let (register, size) = (self.register(), self.pick(&[4, 8]));
+        match self.random.below(8) {
+            0..=2 => {
+                // A bit that is somewhere behind or in front of what is pointed to.
+                let number = self.random.below(0x1_8000).wrapping_sub(0x1000);
+                self.code().set(register, number);
+                let memory = self.memory();
+                let opcode = self.pick(&[
+                    &[0x0f, 0xa3][..],
+                    &[0x0f, 0xab],
+                    &[0x0f, 0xb3],
+                    &[0x0f, 0xbb],
+                ]);
+                if opcode != [0x0f, 0xa3] && self.random.once_in(2) {
+                    self.raw(&[0xf0]);
+                }
+                self.code().form(form(opcode, size), register, memory);
+                self.compare();
+            }
+            3 | 4 => {
+                let at = DATA + 8 * self.random.below(DATA_PAGES << 9);
+                let at = if self.random.once_in(8) { at } else { at & !15 };
+                self.code().set(7, at);
+                if self.random.once_in(2) {
+                    self.raw(&[0xf0]);
+                }
+                self.code()
+                    .form(form(&[0x0f, 0xc7], 8), 1, Memory(7, None, 0));
+            }
+            5 => {
+                let segment = self.random.below(6) as u8;
+                let size = self.pick(&[2, 4, 8]);
+                self.code()
+                    .form(form(&[0x8c], size), segment, Register(register));
+            }
+            6 => {
+                let direction = self.pick(&[0xfc, 0xfc, 0xfd]);
+                self.raw(&[direction]);
+            }
+            _ => {
+                let form = Form {
+                    prefix: Some(0xf3),
+                    opcode: &[0x0f, 0xae],
+                    size: 8,
+                };
+                let at = DATA + self.random.below(DATA_PAGES << 12);
+                let which = self.random.below(4) as u8;
+                if which > 1 {
+                    self.code().set(register, at);
+                }
+                self.code().form(form, which, Register(register));
+            }
+        }
     }
 
     fn product(&mut self) {
