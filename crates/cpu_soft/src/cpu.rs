@@ -20,6 +20,7 @@ use crate::native::Stubs;
 use crate::op::{Leave, Op, addr};
 use crate::regs::Regs;
 use crate::saved::Held;
+use crate::stats::Stats;
 use crate::tlb::{Class, Ctx, Key, Pool, Selected};
 use crate::translator::{Alarm, Shared, Translator};
 use crate::wake::Waker;
@@ -74,37 +75,6 @@ impl Msrs {
             ..Self::default()
         }
     }
-}
-
-/// Counters, for people.
-#[derive(Clone, Debug, Default)]
-pub struct Stats {
-    /// Instructions that the interpreter started in blocks of its own (they are counted whole).
-    pub instructions: u64,
-    /// Blocks decoded.
-    pub blocks_decoded: u64,
-    /// Blocks thrown away because their bytes changed.
-    pub blocks_dropped: u64,
-    /// Writes to pages that hold decoded code.
-    pub code_writes: u64,
-    /// Translation contexts flushed by CR3 loads.
-    pub context_flushes: u64,
-    /// Accesses that missed the translation caches.
-    pub tlb_misses: u64,
-    /// Blocks that no jump led to.
-    pub jump_misses: u64,
-    /// Accesses to what is no RAM.
-    pub mmio: u64,
-    /// Port accesses.
-    pub ports: u64,
-    /// Exceptions delivered.
-    pub exceptions: u64,
-    /// Interrupts delivered.
-    pub interrupts: u64,
-    /// Times halted.
-    pub halts: u64,
-    /// Times that the MMU had translations dropped.
-    pub flushes: u64,
 }
 
 /// What the processor is doing.

@@ -91,6 +91,7 @@ mod saved;
 mod segment;
 mod sets;
 mod state;
+mod stats;
 mod task;
 mod tlb;
 mod translator;
@@ -247,33 +248,6 @@ impl Vcpu for SoftVcpu {
     }
 
     fn statistics(&self) -> Statistics {
-        let (s, t) = (&self.cpu.stats, &self.cpu.translator.counts);
-        let mut counts = vec![
-            ("instructions interpreted", s.instructions),
-            ("blocks decoded", s.blocks_decoded),
-            ("blocks dropped", s.blocks_dropped),
-            ("translation cache misses", s.tlb_misses),
-            ("block lookups", s.jump_misses),
-            ("writes to code pages", s.code_writes),
-            ("contexts flushed", s.context_flushes),
-            ("device accesses", s.mmio),
-            ("port accesses", s.ports),
-            ("exceptions", s.exceptions),
-            ("interrupts", s.interrupts),
-            ("halts", s.halts),
-            ("units translated", t.units),
-            ("instructions translated", t.instructions),
-            ("bytes translated", t.bytes),
-            ("units dropped", t.dropped),
-            ("translations cleared", t.cleared),
-            ("entries to translated code", t.entries),
-            ("links between units", t.links),
-            ("instructions left to the interpreter", t.singles),
-            ("of them with code elsewhere behind", t.transfers),
-        ];
-        if let Some(both) = &self.cpu.translator.both {
-            counts.extend(both.counts.statistics());
-        }
-        counts
+        self.cpu.statistics()
     }
 }

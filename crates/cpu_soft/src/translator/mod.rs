@@ -24,6 +24,7 @@ mod both;
 mod branch;
 mod cache;
 mod copy;
+mod counts;
 mod emit;
 mod flags;
 mod forms;
@@ -53,6 +54,7 @@ use crate::tlb::{GLOBAL, LARGE};
 
 pub use alarm::Alarm;
 pub use both::Both;
+pub use counts::Counts;
 pub use emit::Piece;
 pub use glue::Shared;
 pub use perf::perf_map;
@@ -80,29 +82,6 @@ const ROOM_LINKS: usize = 2 * MAX_PIECES + 2;
 
 /// The size of code is in the mode; 64-bit code has no other bit set.
 const LONG: u8 = 2;
-
-/// Counters.
-#[derive(Clone, Debug, Default)]
-pub struct Counts {
-    /// Units made.
-    pub units: u64,
-    /// Guest instructions in them.
-    pub instructions: u64,
-    /// Bytes of host code made.
-    pub bytes: u64,
-    /// Units that died with their bytes.
-    pub dropped: u64,
-    /// Times everything was thrown away, for lack of room.
-    pub cleared: u64,
-    /// Entries from the loop.
-    pub entries: u64,
-    /// Links led to their target.
-    pub links: u64,
-    /// Instructions left to the interpreter.
-    pub singles: u64,
-    /// Of those, after how many other code was gone to.
-    pub transfers: u64,
-}
 
 /// The translator of one processor.
 pub struct Translator {
