@@ -16,6 +16,7 @@ use crate::code::{Blocks, CodePages, CodePort};
 use crate::flags::Flags;
 use crate::fpu::FxArea;
 use crate::jumps::Jumps;
+use crate::meter::{Doing, Gauge, Meter};
 use crate::native::Stubs;
 use crate::op::{Leave, Op, addr};
 use crate::regs::Regs;
@@ -191,6 +192,10 @@ pub struct Cpu {
     pub crash: String,
     /// Counters.
     pub stats: Stats,
+    /// What it does, for who looks.
+    pub gauge: Arc<Gauge>,
+    /// Who does, if somebody does.
+    pub meter: Option<Arc<Meter>>,
     /// Instructions reported as unknown, by bytes.
     pub reported: rustc_hash::FxHashSet<[u8; 15]>,
 
@@ -280,6 +285,8 @@ pub struct Parts {
     pub fx: Box<FxArea>,
     pub translator: Translator,
     pub alarm: Arc<Alarm>,
+    pub meter: Option<Arc<Meter>>,
+    pub gauge: Arc<Gauge>,
 }
 
 impl Cpu {
@@ -343,6 +350,8 @@ impl Cpu {
             blocked: false,
             crash: String::new(),
             stats: Stats::default(),
+            gauge: parts.gauge,
+            meter: parts.meter,
             reported: rustc_hash::FxHashSet::default(),
             translator: parts.translator,
             shared: Shared::default(),
@@ -424,8 +433,10 @@ impl Cpu {
     pub fn outside<R>(&mut self, call: impl FnOnce(&dyn Io) -> R) -> R {
         self.mmu.leave();
         let io = self.io.expect("guest code executes inside a run only");
+        let was = self.gauge.begin(Doing::Devices);
         // SAFETY: `with_io` keeps the machine borrowed for as long as `io` is set.
         let result = call(unsafe { io.as_ref() });
+        self.gauge.end(was);
         self.mmu.enter();
         self.drain();
         result

@@ -56,6 +56,7 @@
 //!     cpuid: vec![model::x86_64_v2(0, 1)],
 //!     mmu: MmuConfig::default(),
 //!     processor: Processor::default(),
+//!     measure: false,
 //! };
 //! let backend = SoftBackend::new(space, Clock::start(), config);
 //! let mut vcpu = backend.vcpu(0)?;
@@ -81,6 +82,7 @@ mod halt;
 mod interrupt;
 mod jumps;
 mod mem;
+mod meter;
 pub mod model;
 mod native;
 mod op;
@@ -115,6 +117,7 @@ use umbra_x86::vcpu::VcpuState;
 
 pub use backend::{SoftBackend, SoftConfig};
 pub use code::CodePages;
+pub use meter::Meter;
 pub use translator::{Alarm, perf_map};
 pub use umbra_mmu::{Audit, Config as MmuConfig};
 
@@ -140,6 +143,9 @@ pub struct SoftVcpuParts {
     pub processor: Processor,
     /// What interrupts translated code when a timer is due.
     pub alarm: Arc<Alarm>,
+    /// Who looks where its time goes, if somebody does. What no machine should pay for that nobody looks at is counted
+    /// then, too.
+    pub meter: Option<Arc<Meter>>,
 }
 
 /// How guest code executes.
@@ -185,10 +191,12 @@ impl SoftVcpu {
         parts.apic.set_physical_bits(address_bits);
         let code_port = parts.code.attach(wake.clone());
         let fx = Box::new(fpu::FxArea::reset());
+        let measured = parts.meter.is_some();
+        let hot = |threshold| translator::Translator::new(threshold, &fx, measured);
         let translator = match parts.processor {
             Processor::Interpreter => Ok(translator::Translator::off()),
-            Processor::Translator => translator::Translator::new(translator::THRESHOLD, &fx),
-            Processor::Eager => translator::Translator::new(1, &fx),
+            Processor::Translator => hot(translator::THRESHOLD),
+            Processor::Eager => hot(1),
             Processor::Both => translator::Translator::both(&fx),
         };
         let translator = translator.map_err(|e| CpuError::Unsupported {
@@ -199,6 +207,10 @@ impl SoftVcpu {
             ),
         })?;
         parts.alarm.attach(parts.id, wake.clone());
+        let gauge = Arc::new(meter::Gauge::default());
+        if let Some(meter) = &parts.meter {
+            meter.attach(gauge.clone());
+        }
         let cpu = cpu::Cpu::new(cpu::Parts {
             id: parts.id,
             boot: parts.boot,
@@ -215,6 +227,8 @@ impl SoftVcpu {
             fx,
             translator,
             alarm: parts.alarm,
+            meter: parts.meter,
+            gauge,
         });
         Ok(Self { cpu: Box::new(cpu) })
     }

@@ -1,6 +1,7 @@
 //! Counters of a processor, and how they are listed for people. What each means is in `docs/processor.md`.
 //!
-//! All of them are counted where the processor is slow anyway: nothing of translated code counts.
+//! All of them are counted where the processor is slow anyway. What translated code itself does is counted only where
+//! somebody looks at where time goes ([`Meter`](crate::Meter)), for it is slower then.
 
 use umbra_cpu::Statistics;
 
@@ -17,6 +18,8 @@ pub struct Stats {
     pub blocks_dropped: u64,
     /// Writes to pages that hold decoded code.
     pub code_writes: u64,
+    /// Writes to page tables.
+    pub tracked: u64,
     /// Translation contexts flushed by CR3 loads.
     pub context_flushes: u64,
     /// Accesses that missed the translation caches.
@@ -48,6 +51,7 @@ impl Cpu {
             ("translation cache misses", s.tlb_misses),
             ("block lookups", s.jump_misses),
             ("writes to code pages", s.code_writes),
+            ("writes to page tables", s.tracked),
             ("contexts flushed", s.context_flushes),
             ("flushes by the MMU", s.flushes),
             ("device accesses", s.mmio),
@@ -56,7 +60,12 @@ impl Cpu {
             ("interrupts", s.interrupts),
             ("halts", s.halts),
         ];
-        all.extend(self.translator.counts.statistics());
+        let counts = &self.translator.counts;
+        all.extend(counts.statistics());
+        if self.meter.is_some() {
+            all.extend(counts.chain(self.shared.crossings));
+            all.extend(self.gauge.statistics());
+        }
         if let Some(both) = &self.translator.both {
             all.extend(both.counts.statistics());
         }

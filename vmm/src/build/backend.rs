@@ -156,6 +156,7 @@ fn soft(
             ..MmuConfig::default()
         },
         processor: spec.processor,
+        measure: false,
     };
     Ok(SoftBackend::new(space.clone(), clock, config))
 }

@@ -451,6 +451,7 @@ fn a_processor_of_ones_own_executes_the_guest() {
             cpuid: (0..parts.cpus).map(cpuid).collect(),
             mmu: umbra_cpu_soft::MmuConfig::default(),
             processor: Processor::default(),
+            measure: false,
         };
         Ok(umbra_cpu_soft::SoftBackend::new(parts.space, parts.clock, config) as _)
     });

@@ -49,6 +49,7 @@ use crate::code::granules;
 use crate::cpu::{Cpu, Trap, mode};
 use crate::fpu::FxArea;
 use crate::jumps::Jump;
+use crate::meter::Doing;
 use crate::raw;
 use crate::tlb::{GLOBAL, LARGE};
 
@@ -115,14 +116,14 @@ impl Translator {
     }
 
     /// One that translates a block when it has executed `threshold` times, for a processor whose SSE state
-    /// is at `fx` for good.
+    /// is at `fx` for good. Where it is `measured`, units count how often they are left for others.
     ///
     /// # Errors
     /// Where the host refuses executable memory.
-    pub fn new(threshold: u8, fx: &FxArea) -> Result<Self, rustix::io::Errno> {
+    pub fn new(threshold: u8, fx: &FxArea, measured: bool) -> Result<Self, rustix::io::Errno> {
         let mut cache = Cache::new()?;
-        let glue =
-            Glue::new(&mut cache, std::ptr::from_ref(fx) as u64).ok_or(rustix::io::Errno::INVAL)?;
+        let glue = Glue::new(&mut cache, std::ptr::from_ref(fx) as u64, measured)
+            .ok_or(rustix::io::Errno::INVAL)?;
         Ok(Self {
             works: Some(Works {
                 cache,
@@ -142,7 +143,7 @@ impl Translator {
     /// # Errors
     /// Where the host refuses executable memory.
     pub fn both(fx: &FxArea) -> Result<Self, rustix::io::Errno> {
-        let mut translator = Self::new(0, fx)?;
+        let mut translator = Self::new(0, fx, false)?;
         translator.both = Some(Both::new());
         Ok(translator)
     }
@@ -184,6 +185,7 @@ impl Translator {
             works.units.clear();
             works.cache.clear();
             self.counts.cleared += 1;
+            self.counts.kept = works.cache.used() as u64;
         }
         if let Some(both) = &mut self.both {
             both.clear();
@@ -293,7 +295,10 @@ impl Cpu {
             self.forget_code();
         }
         let rip = self.rip;
-        match self.make_unit(rip) {
+        let was = self.gauge.begin(Doing::Translating);
+        let made = self.make_unit(rip);
+        self.gauge.end(was);
+        match made {
             Some(code) => self.remember_jump(rip, Jump::to_code(code, rip)),
             // What could not be fetched is no fault of the guest's: it has not executed it.
             None => self.pending = None,
@@ -355,13 +360,15 @@ impl Cpu {
         let page = (rip & !0xfff, gpa & !0xfff);
         let mut emitter = Emitter::new(&mut works.cache, works.glue, page, count, bmi1);
         emitter.alone = alone;
-        let made = emitter.run(&pieces);
+        let mut made = emitter.run(&pieces);
+        counts::sort(&mut made.singles, &pieces);
         if alone {
             count = made.alone;
             if count == 0 {
                 return None;
             }
         }
+        let used = works.cache.used();
         let code = works.install(key, granules, made)?;
         if let (Some(both), Some(mut piece)) = (&mut self.translator.both, pieces.pop()) {
             piece.cut(count);
@@ -371,7 +378,8 @@ impl Cpu {
         let counts = &mut self.translator.counts;
         counts.units += 1;
         counts.instructions += count as u64;
-        counts.bytes = works.cache.used() as u64;
+        counts.bytes += (works.cache.used() - used) as u64;
+        counts.kept = works.cache.used() as u64;
         Some(code)
     }
 

@@ -76,6 +76,16 @@ impl Machine {
         Self::around(processor, cpuid)
     }
 
+    /// The same, and somebody looks where its time goes if there is a meter.
+    pub fn measured(
+        processor: umbra_cpu_soft::Processor,
+        meter: Option<Arc<umbra_cpu_soft::Meter>>,
+    ) -> Self {
+        let cpuid = model::x86_64_v2(0, 1);
+        let processor = Processor::measured(cpuid.clone(), Clock::start(), processor, meter);
+        Self::around(processor, cpuid)
+    }
+
     fn around(processor: Processor, cpuid: Table) -> Self {
         let machine = Self { processor, cpuid };
         for (selector, descriptor) in [
