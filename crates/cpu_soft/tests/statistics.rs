@@ -304,6 +304,7 @@ fn time_is_of_what_the_processor_does() {
 fn who_wants_attention_is_counted() {
     let (mut machine, state) = machine(None);
     let (kick, space) = (machine.vcpu().kick_handle(), machine.space());
+    let (apic, code) = machine.around_it();
     let options = RamOptions {
         len: 0x1000,
         huge: HugePages::No,
@@ -323,11 +324,23 @@ fn who_wants_attention_is_counted() {
         let removed = space.update("test", |map| map.remove(slot));
         removed.expect("it is there").wait();
         thread::sleep(Duration::from_millis(100));
+        code.written_by_device(CODE, 8);
+        thread::sleep(Duration::from_millis(100));
+        // Enabled; vector 0x44 for itself, which waits for RFLAGS.IF.
+        apic.mmio_write(0xf0, 0x1ff);
+        apic.mmio_write(0x300, 0x4_0044);
+        thread::sleep(Duration::from_millis(100));
         kick.kick();
     });
     assert!(machine.go_on(&Slow).is_none());
     other.join().expect("nothing in it panics");
     let flushes = count(&mut machine, "attention for a flush by the MMU");
     assert!(flushes > 0);
-    assert_eq!(count(&mut machine, "attention for the machine"), 1);
+    for who in [
+        "attention for code written elsewhere",
+        "attention for an interrupt",
+        "attention for the machine",
+    ] {
+        assert_eq!(count(&mut machine, who), 1, "{who}");
+    }
 }

@@ -167,24 +167,24 @@ pub fn sort(singles: &mut [Single], pieces: &[Piece]) {
 enum Attention {
     /// The APIC's timer is due.
     Timer,
-    /// An interrupt or a message has come.
-    Interrupt,
     /// The MMU has dropped translations.
     Flush,
     /// Another processor or a device wrote to code.
     Code,
     /// The machine: it pauses, looks at the processor, or ends.
     Kick,
+    /// An interrupt or a message has come, or waited.
+    Interrupt,
     /// It is over already, or the processor wanted it itself.
     Other,
 }
 
 const WHO: [&str; 6] = [
     "attention for the timer",
-    "attention for an interrupt",
     "attention for a flush by the MMU",
     "attention for code written elsewhere",
     "attention for the machine",
+    "attention for an interrupt",
     "attention for anything else",
 ];
 
@@ -321,14 +321,14 @@ impl Cpu {
         }
         let who = if self.timer_due != u64::MAX && self.clock.now() >= self.timer_due {
             Attention::Timer
-        } else if self.apic.work() || self.nmi_pending != 0 {
-            Attention::Interrupt
         } else if self.mmu.pending() {
             Attention::Flush
         } else if self.code_port.has_any() {
             Attention::Code
         } else if self.wake.is_kicked() {
             Attention::Kick
+        } else if self.apic.work() || self.nmi_pending != 0 {
+            Attention::Interrupt
         } else {
             Attention::Other
         };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use processor::{Nothing, Processor};
 use umbra_clock::Clock;
 use umbra_cpu::{Exit, Io, Vcpu};
-use umbra_cpu_soft::{SoftVcpu, model};
+use umbra_cpu_soft::{CodePages, SoftVcpu, model};
 use umbra_irqchip::LocalApic;
 use umbra_slots::AddressSpace;
 use umbra_x86::cpuid::Table;
@@ -122,6 +122,11 @@ impl Machine {
 
     pub fn space(&self) -> Arc<AddressSpace> {
         self.processor.space.clone()
+    }
+
+    /// What others reach a processor by that runs: its APIC, and where decoded code is.
+    pub fn around_it(&self) -> (Arc<LocalApic>, Arc<CodePages>) {
+        (self.processor.apic.clone(), self.processor.code.clone())
     }
 
     pub fn apic(&self) -> &LocalApic {
