@@ -276,16 +276,12 @@ impl Model {
             Err(problem) if is(problem.code) => return Ok(()),
             Err(_) => return wrong("nonsense is not refused as such"),
         };
-        // The owner has gone, or is about to.
-        let ending = is(Code::Ending);
-        if is(Code::Ended) || ending {
+        // Or the owner has gone, or is about to.
+        if is(Code::Ended) || is(Code::Ending) {
             if self.state == State::Before || !self.may_end {
                 return wrong("nothing has ended");
             }
-            // The owner may not have heard yet what somebody else has seen.
-            if by_owner || ending {
-                self.state = State::Ended;
-            }
+            self.state = State::Ended;
             return Ok(());
         }
         match v1::policy::check(self.state, &order) {
@@ -303,7 +299,7 @@ impl Model {
             Order::Pause => self.state = State::Paused,
             Order::Stop => self.may_end = true,
             // Whoever asked it to stop hears here first that it has.
-            Order::Info if by_owner && self.may_end && json()["state"] == "ended" => {
+            Order::Info | Order::Log if self.may_end && tells_of_the_end(path, answer) => {
                 self.state = State::Ended;
             }
             Order::Info if by_owner => {
@@ -317,9 +313,24 @@ impl Model {
                     return wrong("another state");
                 }
             }
+            Order::Info if self.state == State::Ended => return wrong("it had ended"),
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// Tells whether an answer that is none of a refusal says that the machine has ended.
+fn tells_of_the_end(path: &str, answer: &support::Answer) -> bool {
+    match path {
+        "/v1/vm" => answer.json()["state"] == "ended",
+        "/v1/events/log" => {
+            let page = answer.json();
+            let mut events = page["events"].as_array().unwrap().iter();
+            events.any(|event| event["event"] == "ended")
+        }
+        "/metrics/prometheus" => answer.body.contains(r#"state="ended"} 1"#),
+        _ => false,
     }
 }
 

@@ -399,7 +399,14 @@ impl Handle {
     /// # Errors
     /// If it cannot be made, or there is no place for it. Nothing has changed then.
     pub fn add_device(&self, spec: &VirtioSpec) -> Result<(), AddError> {
-        self.parts().map_err(|_| AddError::Ended)?.devices.add(spec)
+        loop {
+            let parts = self.parts().map_err(|_| AddError::Ended)?;
+            match parts.devices.add(spec) {
+                // This life has; the next one is asked.
+                Err(AddError::Ended) => self.seat.wait_left(parts),
+                added => return added,
+            }
+        }
     }
 
     /// Asks the guest to let a virtio device go; it goes when the guest has done so. Does not block: see
@@ -545,6 +552,12 @@ impl Handle {
     /// If the machine has ended.
     pub fn ram(&self) -> Result<u64, HandleError> {
         Ok(self.parts()?.memory)
+    }
+
+    /// Tells whether the machine has ended, and does not begin again. Whoever was told so by a call that failed, or by
+    /// [`News::Ended`], finds it here from then on. Never blocks.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.seat.state.lock().place, Place::Gone)
     }
 
     /// Returns how often the guest has begun; each restart counts.

@@ -88,6 +88,7 @@
 //!         cpuid: (0..parts.cpus).map(|id| model::x86_64_v2(id, parts.cpus)).collect(),
 //!         mmu: MmuConfig::default(),
 //!         processor: Processor::default(),
+//!         measure: false,
 //!     };
 //!     Ok(SoftBackend::new(parts.space, parts.clock, config) as _)
 //! });

@@ -74,6 +74,8 @@ pub(crate) struct Own {
     pub backend: Option<MakeBackend>,
     pub mmio: Vec<(GpaRange, MmioDevice)>,
     pub ports: Vec<(u16, u16, PioDevice)>,
+    /// It is counted and sampled where the software processor's time goes.
+    pub measure: bool,
 }
 
 impl Own {

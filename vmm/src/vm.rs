@@ -99,6 +99,13 @@ impl Builder {
         self
     }
 
+    /// Has it sampled where the time of software processors goes, and counted what they do in translated code: more of
+    /// [`Ended::statistics`] and of [`Handle::inspect`]. The guest is slower by some percent then. Nothing with KVM.
+    pub fn measure(mut self) -> Self {
+        self.own.measure = true;
+        self
+    }
+
     /// Has the guest executed by something of one's own, instead of what [`Spec::backend`] names. It is made for each
     /// life of the machine, before anything is loaded into its memory.
     pub fn backend(

@@ -8,7 +8,8 @@
 //! | the same: DELETE | no | with PCI |
 //! | what changes a machine that runs | no | yes |
 //!
-//! A machine that has ended answers what is only looked at, until its process ends.
+//! What has ended answers nothing but that, also what is only looked at: Firecracker has no word for such a machine, and
+//! its process would be gone.
 
 use super::fault::Fault;
 use super::request::Action;
@@ -92,9 +93,9 @@ pub fn when(action: &Action) -> When {
 /// If it is not, with the sentence that clients know.
 pub fn check(state: State, pci: bool, action: &Action) -> Result<(), Fault> {
     match (when(action), state) {
+        (_, State::Ended) => Err(Fault::Ended),
         (When::Always, _) | (When::Before | When::BeforeOrPci, State::Before) => Ok(()),
         (When::After | When::AfterWithPci, State::Before) => Err(Fault::BeforeStart),
-        (_, State::Ended) => Err(Fault::Ended),
         (When::Before, _) => Err(Fault::AfterStart),
         (When::After, _) => Ok(()),
         (When::BeforeOrPci | When::AfterWithPci, _) if pci => Ok(()),

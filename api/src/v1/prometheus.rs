@@ -12,7 +12,9 @@ pub const PATH: &str = "/metrics/prometheus";
 pub const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What goes up and down; everything else only goes up.
-const GAUGES: [&str; 7] = [
+const GAUGES: [&str; 9] = [
+    "bytes_of_code_kept",
+    "chained_of_10000_transfers",
     "pages",
     "unsettled",
     "target_bytes",

@@ -37,7 +37,7 @@ pub fn write_kernel(path: &Path, code: &[u8]) {
 }
 
 /// A process that does nothing with what it is told.
-struct Silent;
+pub struct Silent;
 
 impl Process for Silent {
     fn console(&mut self, serial: &SerialDevice) -> io::Result<Console> {

@@ -12,7 +12,7 @@ use umbra_x86::cpuid::Table;
 use umbra_x86::state::CpuState;
 
 use crate::dma::DeviceMemory;
-use crate::{Alarm, CodePages, Processor, SoftVcpu, SoftVcpuParts};
+use crate::{Alarm, CodePages, Meter, Processor, SoftVcpu, SoftVcpuParts};
 
 /// How to make a [`SoftBackend`].
 pub struct SoftConfig {
@@ -24,6 +24,8 @@ pub struct SoftConfig {
     pub mmu: Config,
     /// Whether hot code is translated.
     pub processor: Processor,
+    /// Whether it is looked where time goes, and what is counted then: see [`Meter`].
+    pub measure: bool,
 }
 
 /// Software processors, shadow MMU, interrupt controllers.
@@ -35,6 +37,7 @@ pub struct SoftBackend {
     code: Arc<CodePages>,
     chipset: Chipset,
     alarm: Arc<Alarm>,
+    meter: Option<Arc<Meter>>,
 }
 
 impl SoftBackend {
@@ -46,6 +49,7 @@ impl SoftBackend {
             mmu: Mmu::new(space.clone(), config.mmu),
             code: Arc::new(CodePages::new()),
             alarm: Alarm::new(clock),
+            meter: config.measure.then(Meter::start),
             space,
             clock,
             config,
@@ -71,6 +75,7 @@ impl Backend for SoftBackend {
             code: self.code.clone(),
             processor: self.config.processor,
             alarm: self.alarm.clone(),
+            meter: self.meter.clone(),
         })?;
         Ok(Box::new(vcpu))
     }

@@ -215,6 +215,11 @@ impl CodePort {
     pub fn take(&self) -> Vec<Overwritten> {
         std::mem::take(&mut self.queue.lock())
     }
+
+    /// Tells whether anything was.
+    pub fn has_any(&self) -> bool {
+        !self.queue.lock().is_empty()
+    }
 }
 
 /// A page with decoded code.

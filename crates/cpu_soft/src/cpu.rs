@@ -16,10 +16,12 @@ use crate::code::{Blocks, CodePages, CodePort};
 use crate::flags::Flags;
 use crate::fpu::FxArea;
 use crate::jumps::Jumps;
+use crate::meter::{Doing, Gauge, Meter};
 use crate::native::Stubs;
 use crate::op::{Leave, Op, addr};
 use crate::regs::Regs;
 use crate::saved::Held;
+use crate::stats::Stats;
 use crate::tlb::{Class, Ctx, Key, Pool, Selected};
 use crate::translator::{Alarm, Shared, Translator};
 use crate::wake::Waker;
@@ -74,37 +76,6 @@ impl Msrs {
             ..Self::default()
         }
     }
-}
-
-/// Counters, for people.
-#[derive(Clone, Debug, Default)]
-pub struct Stats {
-    /// Instructions that the interpreter started in blocks of its own (they are counted whole).
-    pub instructions: u64,
-    /// Blocks decoded.
-    pub blocks_decoded: u64,
-    /// Blocks thrown away because their bytes changed.
-    pub blocks_dropped: u64,
-    /// Writes to pages that hold decoded code.
-    pub code_writes: u64,
-    /// Translation contexts flushed by CR3 loads.
-    pub context_flushes: u64,
-    /// Accesses that missed the translation caches.
-    pub tlb_misses: u64,
-    /// Blocks that no jump led to.
-    pub jump_misses: u64,
-    /// Accesses to what is no RAM.
-    pub mmio: u64,
-    /// Port accesses.
-    pub ports: u64,
-    /// Exceptions delivered.
-    pub exceptions: u64,
-    /// Interrupts delivered.
-    pub interrupts: u64,
-    /// Times halted.
-    pub halts: u64,
-    /// Times that the MMU had translations dropped.
-    pub flushes: u64,
 }
 
 /// What the processor is doing.
@@ -221,6 +192,10 @@ pub struct Cpu {
     pub crash: String,
     /// Counters.
     pub stats: Stats,
+    /// What it does, for who looks.
+    pub gauge: Arc<Gauge>,
+    /// Who does, if somebody does.
+    pub meter: Option<Arc<Meter>>,
     /// Instructions reported as unknown, by bytes.
     pub reported: rustc_hash::FxHashSet<[u8; 15]>,
 
@@ -310,6 +285,8 @@ pub struct Parts {
     pub fx: Box<FxArea>,
     pub translator: Translator,
     pub alarm: Arc<Alarm>,
+    pub meter: Option<Arc<Meter>>,
+    pub gauge: Arc<Gauge>,
 }
 
 impl Cpu {
@@ -373,6 +350,8 @@ impl Cpu {
             blocked: false,
             crash: String::new(),
             stats: Stats::default(),
+            gauge: parts.gauge,
+            meter: parts.meter,
             reported: rustc_hash::FxHashSet::default(),
             translator: parts.translator,
             shared: Shared::default(),
@@ -454,8 +433,10 @@ impl Cpu {
     pub fn outside<R>(&mut self, call: impl FnOnce(&dyn Io) -> R) -> R {
         self.mmu.leave();
         let io = self.io.expect("guest code executes inside a run only");
+        let was = self.gauge.begin(Doing::Devices);
         // SAFETY: `with_io` keeps the machine borrowed for as long as `io` is set.
         let result = call(unsafe { io.as_ref() });
+        self.gauge.end(was);
         self.mmu.enter();
         self.drain();
         result

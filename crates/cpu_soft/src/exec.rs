@@ -20,6 +20,7 @@ use umbra_x86::{Exception, Gva, vector};
 use crate::cpu::{Activity, Cpu, Trap, mode};
 use crate::interrupt::Origin;
 use crate::jumps::{Jump, TRANSLATED, jump_tag};
+use crate::meter::Doing;
 use crate::op::Leave;
 
 /// Instructions between two readings of the clock: some microseconds.
@@ -33,10 +34,12 @@ impl Cpu {
     pub fn run(&mut self) -> Exit {
         self.wake.adopt();
         self.wake.want();
+        self.gauge.set(Doing::Interpreting);
         self.mmu.enter();
         self.deliver_held();
         let exit = self.cycle();
         self.mmu.leave();
+        self.gauge.set(Doing::Nothing);
         exit
     }
 
@@ -266,6 +269,7 @@ impl Cpu {
     /// Looks at everything that somebody may want; returns an exit for a kick.
     fn service(&mut self) -> Option<Exit> {
         self.wake.take();
+        self.count_attention();
         self.drain();
         for (page, mask) in self.code_port.take() {
             self.drop_code(page, mask);

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::cpu::Cpu;
+use crate::meter::Doing;
 
 /// The longest look, in nanoseconds, and what a wait has to be shorter than to be worth one.
 const LONGEST: u64 = 200_000;
@@ -41,12 +42,14 @@ impl Cpu {
             return;
         }
         self.mmu.leave();
+        let was = self.gauge.begin(Doing::Halted);
         if !self.looked(start) {
             let left = self.timer_due.saturating_sub(self.clock.now());
             let timeout = (self.timer_due != u64::MAX).then(|| Duration::from_nanos(left));
             self.wake.sleep(timeout);
         }
         self.halt_look.learn(self.clock.now() - start);
+        self.gauge.end(was);
         self.mmu.enter();
     }
 

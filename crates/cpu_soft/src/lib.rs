@@ -56,6 +56,7 @@
 //!     cpuid: vec![model::x86_64_v2(0, 1)],
 //!     mmu: MmuConfig::default(),
 //!     processor: Processor::default(),
+//!     measure: false,
 //! };
 //! let backend = SoftBackend::new(space, Clock::start(), config);
 //! let mut vcpu = backend.vcpu(0)?;
@@ -81,6 +82,7 @@ mod halt;
 mod interrupt;
 mod jumps;
 mod mem;
+mod meter;
 pub mod model;
 mod native;
 mod op;
@@ -91,6 +93,7 @@ mod saved;
 mod segment;
 mod sets;
 mod state;
+mod stats;
 mod task;
 mod tlb;
 mod translator;
@@ -114,6 +117,7 @@ use umbra_x86::vcpu::VcpuState;
 
 pub use backend::{SoftBackend, SoftConfig};
 pub use code::CodePages;
+pub use meter::Meter;
 pub use translator::{Alarm, perf_map};
 pub use umbra_mmu::{Audit, Config as MmuConfig};
 
@@ -139,6 +143,9 @@ pub struct SoftVcpuParts {
     pub processor: Processor,
     /// What interrupts translated code when a timer is due.
     pub alarm: Arc<Alarm>,
+    /// Who looks where its time goes, if somebody does. What no machine should pay for that nobody looks at is counted
+    /// then, too.
+    pub meter: Option<Arc<Meter>>,
 }
 
 /// How guest code executes.
@@ -184,10 +191,12 @@ impl SoftVcpu {
         parts.apic.set_physical_bits(address_bits);
         let code_port = parts.code.attach(wake.clone());
         let fx = Box::new(fpu::FxArea::reset());
+        let measured = parts.meter.is_some();
+        let hot = |threshold| translator::Translator::new(threshold, &fx, &wake, measured);
         let translator = match parts.processor {
             Processor::Interpreter => Ok(translator::Translator::off()),
-            Processor::Translator => translator::Translator::new(translator::THRESHOLD, &fx, &wake),
-            Processor::Eager => translator::Translator::new(1, &fx, &wake),
+            Processor::Translator => hot(translator::THRESHOLD),
+            Processor::Eager => hot(1),
             Processor::Both => translator::Translator::both(&fx, &wake),
         };
         let translator = translator.map_err(|e| CpuError::Unsupported {
@@ -198,6 +207,10 @@ impl SoftVcpu {
             ),
         })?;
         parts.alarm.attach(parts.id, wake.clone());
+        let gauge = Arc::new(meter::Gauge::default());
+        if let Some(meter) = &parts.meter {
+            meter.attach(gauge.clone());
+        }
         let cpu = cpu::Cpu::new(cpu::Parts {
             id: parts.id,
             boot: parts.boot,
@@ -214,6 +227,8 @@ impl SoftVcpu {
             fx,
             translator,
             alarm: parts.alarm,
+            meter: parts.meter,
+            gauge,
         });
         Ok(Self { cpu: Box::new(cpu) })
     }
@@ -247,33 +262,6 @@ impl Vcpu for SoftVcpu {
     }
 
     fn statistics(&self) -> Statistics {
-        let (s, t) = (&self.cpu.stats, &self.cpu.translator.counts);
-        let mut counts = vec![
-            ("instructions interpreted", s.instructions),
-            ("blocks decoded", s.blocks_decoded),
-            ("blocks dropped", s.blocks_dropped),
-            ("translation cache misses", s.tlb_misses),
-            ("block lookups", s.jump_misses),
-            ("writes to code pages", s.code_writes),
-            ("contexts flushed", s.context_flushes),
-            ("device accesses", s.mmio),
-            ("port accesses", s.ports),
-            ("exceptions", s.exceptions),
-            ("interrupts", s.interrupts),
-            ("halts", s.halts),
-            ("units translated", t.units),
-            ("instructions translated", t.instructions),
-            ("bytes translated", t.bytes),
-            ("units dropped", t.dropped),
-            ("translations cleared", t.cleared),
-            ("entries to translated code", t.entries),
-            ("links between units", t.links),
-            ("instructions left to the interpreter", t.singles),
-            ("of them with code elsewhere behind", t.transfers),
-        ];
-        if let Some(both) = &self.cpu.translator.both {
-            counts.extend(both.counts.statistics());
-        }
-        counts
+        self.cpu.statistics()
     }
 }

@@ -20,6 +20,7 @@ use umbra_x86::{Exception, Gva, vector};
 use crate::cpu::{Cpu, Trap, mode};
 use crate::flags::Flags;
 use crate::jumps::jump_tag;
+use crate::meter::{Doing, Was};
 use crate::op::Op;
 use crate::raw;
 use crate::tlb::{self, Class};
@@ -228,12 +229,14 @@ impl Cpu {
                     self.code_written(gpa, N);
                 }
                 Where::Tracked(gpa) => {
+                    let was = self.begin_tracked();
                     let flags = &mut self.flags;
                     let done = self.mmu.tracked(gpa, N, |at| {
                         // SAFETY: 1. the MMU vouches for `N` bytes while it holds its lock.
                         unsafe { exchange::<N>(flags, at.as_ptr() as u64, &change) }
                     });
                     self.drain();
+                    self.gauge.end(was);
                     if done.is_none() {
                         continue;
                     }
@@ -270,12 +273,14 @@ impl Cpu {
                     return Ok(seen);
                 }
                 Where::Tracked(gpa) => {
+                    let was = self.begin_tracked();
                     let seen = self.mmu.tracked(gpa, 16, |at| {
                         // SAFETY: 1. the MMU vouches for the bytes while it holds its lock;
                         // 2. as above.
                         unsafe { raw::cmpxchg16(at.as_ptr() as u64, old, new) }
                     });
                     self.drain();
+                    self.gauge.end(was);
                     if let Some(seen) = seen {
                         return Ok(seen);
                     }
@@ -396,11 +401,13 @@ impl Cpu {
                     self.code_written(gpa, data.len());
                 }
                 Where::Tracked(gpa) => {
+                    let was = self.begin_tracked();
                     let done = self.mmu.tracked(gpa, data.len(), |at| {
                         // SAFETY: 1. the MMU vouches for the bytes while it holds its lock.
                         unsafe { write_ram(at.as_ptr() as u64, data) }
                     });
                     self.drain();
+                    self.gauge.end(was);
                     if done.is_none() {
                         continue;
                     }
@@ -497,15 +504,16 @@ impl Cpu {
         if !self.canonical(la) {
             return Err(self.not_canonical());
         }
-        loop {
+        let was = self.gauge.begin(Doing::Paging);
+        let found = loop {
             let found = self.mmu.translate(Gva(la), access);
-            if self.mmu.pending() {
-                self.drain();
-                continue;
+            if !self.mmu.pending() {
+                break found;
             }
-            return found
-                .map_err(|fault| self.raise(Exception::page_fault(fault.gva.0, fault.error)));
-        }
+            self.drain();
+        };
+        self.gauge.end(was);
+        found.map_err(|fault| self.raise(Exception::page_fault(fault.gva.0, fault.error)))
     }
 
     fn resolve(&mut self, la: u64, kind: AccessKind, len: usize) -> Result<Where, Trap> {
@@ -525,6 +533,12 @@ impl Cpu {
             Kind::Tracked => Where::Tracked(found.gpa),
             Kind::Mmio { .. } | Kind::ReadOnly => Where::Device(found.gpa),
         })
+    }
+
+    /// A write to a page table begins.
+    fn begin_tracked(&mut self) -> Was {
+        self.stats.tracked += 1;
+        self.gauge.begin(Doing::Paging)
     }
 
     /// Remembers a page of RAM, but for writes only if no decoded code is on it.

@@ -460,7 +460,7 @@ impl Asm {
 }
 
 /// Which unit an instruction belongs to; `None` when it does not run natively.
-fn unit(insn: &Instruction) -> Option<Unit> {
+pub fn unit(insn: &Instruction) -> Option<Unit> {
     use CpuidFeature as F;
     let mut unit = None;
     for feature in insn.cpuid_features() {

@@ -29,6 +29,11 @@ impl Waker {
         self.poke();
     }
 
+    /// Tells whether there is a kick to take.
+    pub fn is_kicked(&self) -> bool {
+        self.kicked.load(Ordering::Relaxed)
+    }
+
     /// Takes a kick.
     pub fn take_kick(&self) -> bool {
         self.kicked.load(Ordering::Relaxed) && self.kicked.swap(false, Ordering::SeqCst)

@@ -72,6 +72,7 @@ impl Machine {
                 ..MmuConfig::default()
             },
             processor: umbra_cpu_soft::Processor::default(),
+            measure: false,
         };
         let backend = SoftBackend::new(space.clone(), Clock::start(), config);
         Self {

@@ -475,6 +475,9 @@ fn a_timer_that_a_store_set_ends_a_loop() {
     place(&machine, CODE, &[&code.concat()]);
     let end = machine.run(&state);
     assert_eq!(end.state.rip, HANDLER, "{end:?}");
+    if std::env::var("UMBRA_PROCESSOR").is_err() {
+        assert_eq!(count(&mut machine, "attention for the timer"), 1);
+    }
 }
 
 #[test]

@@ -109,6 +109,7 @@ impl Machine {
                 ..MmuConfig::default()
             },
             processor: umbra_cpu_soft::Processor::default(),
+            measure: false,
         };
         let backend = SoftBackend::new(space.clone(), umbra_clock::Clock::start(), config);
         let dma = DmaSpace::new(space.clone(), backend.dma());

@@ -70,6 +70,7 @@ impl Machine {
             code: Arc::new(CodePages::new()),
             processor,
             alarm: umbra_cpu_soft::Alarm::new(clock),
+            meter: None,
         })
         .expect("the host allows executable memory");
         Self {

@@ -24,7 +24,10 @@ pub fn run(spec: Spec, watch: &Watch) -> Result<Status> {
     }
     limits::survive();
     limits::raise(&spec.virtio);
-    let builder = Builder::new(spec).console(Console::to(std::io::stdout()));
+    let mut builder = Builder::new(spec).console(Console::to(std::io::stdout()));
+    if watch.stats {
+        builder = builder.measure();
+    }
     let vm = builder.build().map_err(cause)?;
     let fallback = vm.machine().and_then(|machine| machine.fallback());
     if let Some(reason) = fallback {

@@ -37,7 +37,7 @@ pub fn choose(
     clock: Clock,
 ) -> Result<Chosen, BuildError> {
     let Some(make_own) = &own.backend else {
-        return make(spec, space, clock);
+        return make(spec, own, space, clock);
     };
     let backend = make_own(BackendParts {
         space: space.clone(),
@@ -51,25 +51,30 @@ pub fn choose(
 }
 
 /// Makes the backend that the specification asks for.
-fn make(spec: &Spec, space: &Arc<AddressSpace>, clock: Clock) -> Result<Chosen, BuildError> {
+fn make(
+    spec: &Spec,
+    own: &Own,
+    space: &Arc<AddressSpace>,
+    clock: Clock,
+) -> Result<Chosen, BuildError> {
     let chosen = |backend| Chosen {
         backend,
         fallback: None,
     };
     match spec.backend {
-        Backend::Soft => Ok(chosen(soft(spec, space, clock)?)),
+        Backend::Soft => Ok(chosen(soft(spec, own, space, clock)?)),
         Backend::Kvm => {
             let host = Host::open(&spec.kvm.device)?;
             Ok(chosen(kvm(spec, host, space, clock)?))
         }
         // What only the software processor has was asked for.
-        Backend::Auto if spec.verify != Verify::Off => Ok(chosen(soft(spec, space, clock)?)),
+        Backend::Auto if spec.verify != Verify::Off => Ok(chosen(soft(spec, own, space, clock)?)),
         Backend::Auto => match fit(&spec.kvm.device) {
             Ok(host) => Ok(chosen(kvm(spec, host, space, clock)?)),
             Err(reason) => {
                 tracing::info!(%reason, "the software processor is used");
                 Ok(Chosen {
-                    backend: soft(spec, space, clock)?,
+                    backend: soft(spec, own, space, clock)?,
                     fallback: Some(reason),
                 })
             }
@@ -116,6 +121,7 @@ fn kvm(
 
 fn soft(
     spec: &Spec,
+    own: &Own,
     space: &Arc<AddressSpace>,
     clock: Clock,
 ) -> Result<Arc<dyn umbra_cpu::Backend>, BuildError> {
@@ -156,6 +162,7 @@ fn soft(
             ..MmuConfig::default()
         },
         processor: spec.processor,
+        measure: own.measure,
     };
     Ok(SoftBackend::new(space.clone(), clock, config))
 }

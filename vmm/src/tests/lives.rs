@@ -359,6 +359,41 @@ fn a_reset_waits_for_nobody_who_waits_for_it(backend: Backend) {
         .for_each(|thread| thread.join().unwrap());
 }
 
+fn a_device_that_comes_during_a_reset_is_not_told_of_an_end(backend: Backend) {
+    let mut bench = bench(backend, &SPIN);
+    bench.spec = bench.spec.pci();
+    let mut vm = builder(&bench).build().unwrap();
+    let handle = vm.handle();
+    vm.start().unwrap();
+    let adder = {
+        let handle = handle.clone();
+        thread::spawn(move || {
+            let kind = VirtioKind::Rng(RngSpec::default());
+            let id = "a".into();
+            let spec = VirtioSpec { id, kind };
+            loop {
+                let added = handle.add_device(&spec);
+                let _ = handle.remove_device_at_once("a");
+                if matches!(added, Err(AddError::Ended)) {
+                    // It is so then, from now on.
+                    return handle.has_ended();
+                }
+            }
+        })
+    };
+    for boot in 2..12 {
+        handle.reset().unwrap();
+        until(
+            &handle,
+            |news| matches!(news, News::Started { boot: b, .. } if *b == boot),
+        );
+    }
+    assert!(!adder.is_finished());
+    handle.stop();
+    assert_eq!(vm.wait().unwrap().outcome, Outcome::Stopped);
+    assert!(handle.has_ended() && adder.join().unwrap());
+}
+
 fn who_hears_that_a_device_has_gone_can_use_its_name(backend: Backend) {
     let mut bench = bench(backend, &SPIN);
     bench.spec = bench.spec.pci();
@@ -440,6 +475,7 @@ on_both_backends! {
     what_the_builder_was_told_is_there_in_every_life,
     a_reset_waits_for_files_that_the_life_before_still_has,
     what_was_changed_outlives_a_reset,
+    a_device_that_comes_during_a_reset_is_not_told_of_an_end,
     a_reset_waits_for_nobody_who_waits_for_it,
     a_kernel_that_crashes_is_news_once_in_each_life,
     who_hears_that_a_device_has_gone_can_use_its_name,
@@ -457,6 +493,7 @@ fn a_processor_of_ones_own_executes_the_guest() {
             cpuid: (0..parts.cpus).map(cpuid).collect(),
             mmu: umbra_cpu_soft::MmuConfig::default(),
             processor: Processor::default(),
+            measure: false,
         };
         Ok(umbra_cpu_soft::SoftBackend::new(parts.space, parts.clock, config) as _)
     });

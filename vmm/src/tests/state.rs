@@ -114,6 +114,7 @@ fn place(backend: Backend, clock: Clock) -> Place {
                 cpuid: vec![model::x86_64_v2(0, 1)],
                 mmu: MmuConfig::default(),
                 processor: umbra_cpu_soft::Processor::default(),
+                measure: false,
             },
         ),
     };

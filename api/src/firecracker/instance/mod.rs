@@ -97,8 +97,6 @@ struct Running {
     backend: &'static str,
     /// Why KVM is not used, where it would have been preferred.
     fallback: Option<String>,
-    /// Somebody was told that it has ended; its last message is under way.
-    ended: bool,
 }
 
 /// Why a machine does not begin.
@@ -226,21 +224,6 @@ impl Instance {
     /// # Errors
     /// If it is not possible now, or not at all. Nothing has changed then.
     pub fn carry_out(&mut self, action: Action) -> Result<Answer, Fault> {
-        let result = self.do_action(action);
-        if result == Err(Fault::Ended) {
-            self.note_end();
-        }
-        result
-    }
-
-    /// Somebody is told that the machine has ended: from now on everybody is.
-    fn note_end(&mut self) {
-        if let Phase::Running(running) = &mut self.phase {
-            running.ended = true;
-        }
-    }
-
-    fn do_action(&mut self, action: Action) -> Result<Answer, Fault> {
         policy::check(self.state(), self.options.pci, &action)?;
         match action {
             Action::GetInstanceInfo => json(&self.info()),
@@ -341,7 +324,8 @@ impl Instance {
     fn state(&self) -> State {
         match &self.phase {
             Phase::Before => State::Before,
-            Phase::Running(running) if running.ended => State::Ended,
+            // Its last message may be under way, and somebody may have been told already, by the handle or by the log.
+            Phase::Running(running) if running.handle.has_ended() => State::Ended,
             Phase::Running(running) if running.paused => State::Paused,
             Phase::Running(_) => State::Running,
             Phase::Ended => State::Ended,
@@ -353,8 +337,9 @@ impl Instance {
             id: self.options.id.clone(),
             state: match self.state() {
                 State::Before => VmState::NotStarted,
-                State::Running | State::Ended => VmState::Running,
                 State::Paused => VmState::Paused,
+                // One that ends just now was there when it was asked for.
+                State::Running | State::Ended => VmState::Running,
             },
             vmm_version: VERSION.into(),
             app_name: "Firecracker".into(),
@@ -416,7 +401,6 @@ impl Instance {
             spec,
             backend,
             fallback,
-            ended: false,
         }));
         Ok(())
     }

@@ -34,14 +34,6 @@ impl Instance {
     /// # Errors
     /// If it is not possible now, or not at all.
     pub fn carry_out_order(&mut self, order: Order) -> Result<Given, Problem> {
-        let result = self.do_order(order);
-        if result.as_ref().err().map(|problem| problem.code) == Some(Code::Ended) {
-            self.note_end();
-        }
-        result
-    }
-
-    fn do_order(&mut self, order: Order) -> Result<Given, Problem> {
         policy::check(self.state(), &order).map_err(|code| Problem::new(code, sentence(code)))?;
         match order {
             Order::Info => {}

@@ -339,6 +339,11 @@ impl Asm {
         self.code.push(value as u8);
     }
 
+    /// Adds one to 64 bits of memory.
+    pub fn increment(&mut self, mem: Mem) {
+        self.rm(8, &[0xff], 0, mem);
+    }
+
     /// Compares a byte of memory with a constant.
     pub fn cmp_byte_imm(&mut self, mem: Mem, value: u8) {
         self.rm(4, &[0x80], 7, mem);

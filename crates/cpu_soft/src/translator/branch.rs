@@ -118,10 +118,19 @@ impl Emitter<'_> {
     fn link(&mut self, target: u64) -> Link {
         let link = self.cache.link();
         let place = self.cache.place(link);
+        self.count_crossing();
         self.asm.jmp_through(place);
         let ask = self.asm.here();
         self.links.push((link, ask, target));
         link
+    }
+
+    /// Counts that the unit is left for another one, if that is wanted. `S0` is lost, and the host's flags.
+    fn count_crossing(&mut self) {
+        if self.glue.measured {
+            self.asm.load(S0, frame(slot::CPU));
+            self.asm.increment(at(S0, super::glue::CROSSINGS));
+        }
     }
 
     /// Leaves for `target`, and asks to have `link` lead there.
@@ -203,6 +212,7 @@ impl Emitter<'_> {
             self.asm.mov(S1, S0);
             self.leave_there(Leave::Done);
         } else {
+            self.count_crossing();
             self.asm.jmp_mem(at(S1, CODE));
         }
     }
@@ -222,6 +232,7 @@ impl Emitter<'_> {
             self.asm.load(S1, frame(slot::TEMP));
             self.leave_there(Leave::Done);
         } else {
+            self.count_crossing();
             self.asm.jmp_mem(frame(slot::TEMP));
         }
     }

@@ -312,6 +312,7 @@ impl<'a> Emitter<'a> {
     pub(super) fn single(&mut self, op: &Op) -> bool {
         self.place.save(&mut self.asm);
         let single = self.add_single(op);
+        self.singles[single].whole = true;
         self.call(single);
         self.place = Place::BOTH;
         self.sse_loaded = false;

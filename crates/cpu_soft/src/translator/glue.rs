@@ -16,10 +16,12 @@ use std::mem::offset_of;
 use super::LONG;
 use super::asm::{Alu, Asm, Mem, Reg, at, cc};
 use super::cache::Cache;
+use super::counts::Sort;
 use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
 use crate::cpu::Cpu;
 use crate::fpu::{MXCSR, XMM};
 use crate::jumps::JUMP_HASH;
+use crate::meter::Doing;
 use crate::op::{Leave, Op};
 use crate::tlb::Class;
 
@@ -40,6 +42,8 @@ pub struct Shared {
     pub stop: bool,
     /// Translated code is executing.
     pub inside: bool,
+    /// How often one unit was left for another, where code counts that.
+    pub crossings: u64,
     /// SSE instructions would raise nothing.
     ready: bool,
     /// What [`Cpu::supervisors`] says.
@@ -52,6 +56,10 @@ pub struct Single {
     pub ops: [Op; 2],
     /// What the operations' distances are counted from.
     pub base: u64,
+    /// What sort of instruction it is.
+    pub sort: Sort,
+    /// The interpreter executes it always, and not only where a check fails.
+    pub whole: bool,
 }
 
 impl Single {
@@ -60,7 +68,14 @@ impl Single {
         Self {
             ops: [op, Op::new(went_on)],
             base,
+            sort: Sort::Other,
+            whole: false,
         }
+    }
+
+    /// Where the instruction is.
+    pub fn rip(&self) -> u64 {
+        self.base.wrapping_add(u64::from(self.ops[0].off))
     }
 }
 
@@ -83,6 +98,8 @@ pub struct Glue {
     pub exit: u64,
     /// The word that is not zero when somebody wants attention, if code can name it; [`slot::WAKE`] has it always.
     pub wake: Option<u64>,
+    /// Units count how often they are left for others.
+    pub measured: bool,
 }
 
 /// What [`execute_one`] returns is a [`Leave`] up to this, and an address above.
@@ -98,6 +115,9 @@ fn shared(offset: usize) -> i32 {
 
 /// Where translated code says through which link it leaves, from the processor's address.
 pub const LINK: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, link)) as i32;
+
+/// Where it counts that one unit is left for another, from the processor's address.
+pub const CROSSINGS: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, crossings)) as i32;
 
 /// Where it is said that SSE instructions would raise nothing, from the processor's address.
 pub const READY: i32 = (offset_of!(Cpu, shared) + offset_of!(Shared, ready)) as i32;
@@ -171,7 +191,7 @@ fn fill(asm: &mut Asm, above: i32) {
 
 impl Glue {
     /// Makes the fixed code at the start of `cache`, for SSE state at `fx` and the word of the waker at `wake`.
-    pub fn new(cache: &mut Cache, fx: u64, wake: u64) -> Option<Self> {
+    pub fn new(cache: &mut Cache, fx: u64, wake: u64, measured: bool) -> Option<Self> {
         let mut asm = Asm::default();
         let (out, leave) = (asm.label(), asm.label());
 
@@ -256,6 +276,7 @@ impl Glue {
             load,
             exit,
             wake: cache.reaches(wake).then_some(wake),
+            measured,
         })
     }
 }
@@ -267,11 +288,13 @@ unsafe extern "sysv64" fn execute_one(cpu: *mut Cpu, single: *const Single) -> u
     // exclusively, and a `Single` of a unit of that processor; a unit that dies while it executes is
     // buried between blocks.
     let (cpu, single) = unsafe { (&mut *cpu, &*single) };
-    cpu.translator.counts.singles += 1;
+    cpu.gauge.set(Doing::Interpreting);
     cpu.flags.set(unpack(cpu.shared.flags));
     cpu.regs.set_block_rip(single.base);
     let op = &single.ops[0];
+    let before = cpu.before_single();
     let mut leave = (op.handler.get())(cpu, op);
+    cpu.count_single(single, before, leave);
     if leave == Leave::On && !cpu.may_go_on() {
         cpu.rip = cpu.rip_after(op);
         leave = Leave::Look;
@@ -281,6 +304,11 @@ unsafe extern "sysv64" fn execute_one(cpu: *mut Cpu, single: *const Single) -> u
         _ => cpu.transfer(&mut leave),
     };
     cpu.share();
+    if goal.is_none() && leave != Leave::On {
+        cpu.translator.counts.left += 1;
+    } else {
+        cpu.gauge.set(Doing::Translated);
+    }
     goal.unwrap_or(leave as u64)
 }
 
@@ -321,12 +349,16 @@ impl Cpu {
         self.shared.stop = false;
         self.shared.inside = true;
         debug_assert_eq!(self.mode, LONG);
+        let left = self.translator.counts.left;
+        self.gauge.set(Doing::Translated);
         let cpu: *mut Self = self;
         // SAFETY: `code` is that of a living unit of this processor (jumps to others were dropped with
         // them), made for this mode. It touches guest memory through translation caches only, as the
         // interpreter does, and the processor through `cpu`.
         let leave = unsafe { (glue.enter)(cpu, code) };
+        self.gauge.set(Doing::Interpreting);
         self.shared.inside = false;
+        self.count_exit(left);
         self.flags.set(unpack(self.shared.flags));
         match leave {
             0 => Leave::Done,

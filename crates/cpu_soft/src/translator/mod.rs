@@ -25,6 +25,7 @@ mod both;
 mod branch;
 mod cache;
 mod copy;
+mod counts;
 mod emit;
 mod flags;
 mod forms;
@@ -51,12 +52,14 @@ use crate::code::granules;
 use crate::cpu::{Cpu, Trap, mode};
 use crate::fpu::FxArea;
 use crate::jumps::Jump;
+use crate::meter::Doing;
 use crate::raw;
 use crate::tlb::{GLOBAL, LARGE};
 use crate::wake::Waker;
 
 pub use alarm::Alarm;
 pub use both::Both;
+pub use counts::Counts;
 pub use emit::Piece;
 pub use glue::Shared;
 pub use perf::perf_map;
@@ -84,29 +87,6 @@ const ROOM_LINKS: usize = 2 * MAX_PIECES + 2;
 
 /// The size of code is in the mode; 64-bit code has no other bit set.
 const LONG: u8 = 2;
-
-/// Counters.
-#[derive(Clone, Debug, Default)]
-pub struct Counts {
-    /// Units made.
-    pub units: u64,
-    /// Guest instructions in them.
-    pub instructions: u64,
-    /// Bytes of host code made.
-    pub bytes: u64,
-    /// Units that died with their bytes.
-    pub dropped: u64,
-    /// Times everything was thrown away, for lack of room.
-    pub cleared: u64,
-    /// Entries from the loop.
-    pub entries: u64,
-    /// Links led to their target.
-    pub links: u64,
-    /// Instructions left to the interpreter.
-    pub singles: u64,
-    /// Of those, after how many other code was gone to.
-    pub transfers: u64,
-}
 
 /// The translator of one processor.
 pub struct Translator {
@@ -140,13 +120,20 @@ impl Translator {
     }
 
     /// One that translates a block when it has executed `threshold` times, for a processor whose SSE state
-    /// is at `fx` and which `wake` wakes, for good.
+    /// is at `fx` and which `wake` wakes, for good. Where it is `measured`, units count how often they are left for
+    /// others.
     ///
     /// # Errors
     /// Where the host refuses executable memory.
-    pub fn new(threshold: u8, fx: &FxArea, wake: &Waker) -> Result<Self, rustix::io::Errno> {
+    pub fn new(
+        threshold: u8,
+        fx: &FxArea,
+        wake: &Waker,
+        measured: bool,
+    ) -> Result<Self, rustix::io::Errno> {
         let mut cache = Cache::new(wake.word())?;
-        let glue = Glue::new(&mut cache, std::ptr::from_ref(fx) as u64, wake.word());
+        let fx = std::ptr::from_ref(fx) as u64;
+        let glue = Glue::new(&mut cache, fx, wake.word(), measured);
         let glue = glue.ok_or(rustix::io::Errno::INVAL)?;
         Ok(Self {
             works: Some(Works {
@@ -167,7 +154,7 @@ impl Translator {
     /// # Errors
     /// Where the host refuses executable memory.
     pub fn both(fx: &FxArea, wake: &Waker) -> Result<Self, rustix::io::Errno> {
-        let mut translator = Self::new(0, fx, wake)?;
+        let mut translator = Self::new(0, fx, wake, false)?;
         translator.both = Some(Both::new());
         Ok(translator)
     }
@@ -209,6 +196,7 @@ impl Translator {
             works.units.clear();
             works.cache.clear();
             self.counts.cleared += 1;
+            self.counts.kept = works.cache.used() as u64;
         }
         if let Some(both) = &mut self.both {
             both.clear();
@@ -318,7 +306,10 @@ impl Cpu {
             self.forget_code();
         }
         let rip = self.rip;
-        match self.make_unit(rip) {
+        let was = self.gauge.begin(Doing::Translating);
+        let made = self.make_unit(rip);
+        self.gauge.end(was);
+        match made {
             Some(code) => self.remember_jump(rip, Jump::to_code(code, rip)),
             // What could not be fetched is no fault of the guest's: it has not executed it.
             None => self.pending = None,
@@ -380,13 +371,15 @@ impl Cpu {
         let page = (rip & !0xfff, gpa & !0xfff);
         let mut emitter = Emitter::new(&mut works.cache, works.glue, page, count, bmi1);
         emitter.alone = alone;
-        let made = emitter.run(&pieces);
+        let mut made = emitter.run(&pieces);
+        counts::sort(&mut made.singles, &pieces);
         if alone {
             count = made.alone;
             if count == 0 {
                 return None;
             }
         }
+        let used = works.cache.used();
         let code = works.install(key, granules, made)?;
         if let (Some(both), Some(mut piece)) = (&mut self.translator.both, pieces.pop()) {
             piece.cut(count);
@@ -396,7 +389,8 @@ impl Cpu {
         let counts = &mut self.translator.counts;
         counts.units += 1;
         counts.instructions += count as u64;
-        counts.bytes = works.cache.used() as u64;
+        counts.bytes += (works.cache.used() - used) as u64;
+        counts.kept = works.cache.used() as u64;
         Some(code)
     }
 

@@ -12,7 +12,7 @@ pub use processor::Nothing;
 use processor::Processor;
 use umbra_clock::Clock;
 use umbra_cpu::{Exit, Io, Vcpu};
-use umbra_cpu_soft::{SoftVcpu, model};
+use umbra_cpu_soft::{CodePages, SoftVcpu, model};
 use umbra_irqchip::LocalApic;
 use umbra_slots::AddressSpace;
 use umbra_x86::cpuid::Table;
@@ -77,6 +77,16 @@ impl Machine {
         Self::around(processor, cpuid)
     }
 
+    /// The same, and somebody looks where its time goes if there is a meter.
+    pub fn measured(
+        processor: umbra_cpu_soft::Processor,
+        meter: Option<Arc<umbra_cpu_soft::Meter>>,
+    ) -> Self {
+        let cpuid = model::x86_64_v2(0, 1);
+        let processor = Processor::measured(cpuid.clone(), Clock::start(), processor, meter);
+        Self::around(processor, cpuid)
+    }
+
     fn around(processor: Processor, cpuid: Table) -> Self {
         let machine = Self { processor, cpuid };
         for (selector, descriptor) in [
@@ -113,6 +123,11 @@ impl Machine {
 
     pub fn space(&self) -> Arc<AddressSpace> {
         self.processor.space.clone()
+    }
+
+    /// What others reach a processor by that runs: its APIC, and where decoded code is.
+    pub fn around_it(&self) -> (Arc<LocalApic>, Arc<CodePages>) {
+        (self.processor.apic.clone(), self.processor.code.clone())
     }
 
     pub fn apic(&self) -> &LocalApic {

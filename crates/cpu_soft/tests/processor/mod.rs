@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use umbra_clock::Clock;
 use umbra_cpu::{Io, Served};
-use umbra_cpu_soft::{Alarm, CodePages, SoftVcpu, SoftVcpuParts};
+use umbra_cpu_soft::{Alarm, CodePages, Meter, SoftVcpu, SoftVcpuParts};
 use umbra_irqchip::{Apics, LocalApic};
 use umbra_mmu::{Config, Mmu};
 use umbra_slots::{AddressSpace, Flags, Gpa, HugePages, RamOptions, RamRegion};
@@ -37,6 +37,16 @@ impl Processor {
 
     /// One that executes as `processor` says, whatever `UMBRA_PROCESSOR` does.
     pub fn of_kind(cpuid: Table, clock: Clock, processor: umbra_cpu_soft::Processor) -> Self {
+        Self::measured(cpuid, clock, processor, None)
+    }
+
+    /// The same, and somebody looks where its time goes if there is a meter.
+    pub fn measured(
+        cpuid: Table,
+        clock: Clock,
+        processor: umbra_cpu_soft::Processor,
+        meter: Option<Arc<Meter>>,
+    ) -> Self {
         let space = AddressSpace::new(umbra_slots::Options::default());
         let options = RamOptions {
             len: RAM,
@@ -64,6 +74,7 @@ impl Processor {
             code: code.clone(),
             processor,
             alarm: Alarm::new(clock),
+            meter,
         })
         .expect("a processor");
         Self {
