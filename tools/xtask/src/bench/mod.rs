@@ -4,6 +4,7 @@ mod api;
 mod boot;
 mod figures;
 mod io;
+mod machine;
 mod processor;
 mod program;
 mod startup;
