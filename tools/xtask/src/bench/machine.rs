@@ -9,13 +9,28 @@ use anyhow::{Context, Result};
 
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet";
 
+/// A disk, raw.
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether the guest may write.
+    pub access: Access,
+}
+
+/// What a guest may do with a disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+}
+
 /// What both machines have.
 pub struct Machine {
     pub kernel: PathBuf,
     pub initrd: PathBuf,
     pub memory_mib: u32,
-    /// Raw, to be read only: `/dev/vda` and so on.
-    pub disks: Vec<PathBuf>,
+    /// `/dev/vda` and so on.
+    pub disks: Vec<Disk>,
     /// What is typed at the serial port. QEMU's loses some of what comes before the kernel has it, so the
     /// beginning should be a comment.
     pub commands: PathBuf,
@@ -30,8 +45,12 @@ impl Machine {
         command.args(["run", "--backend", "soft", "--memory"]);
         command.arg(format!("{}M", self.memory_mib));
         for disk in &self.disks {
+            let suffix = match disk.access {
+                Access::Read => ",readonly",
+                Access::Write => "",
+            };
             command.arg("--disk");
-            command.arg(format!("{},readonly", disk.display()));
+            command.arg(format!("{}{suffix}", disk.path.display()));
         }
         command.arg("--kernel").arg(&self.kernel);
         command.arg("--initrd").arg(&self.initrd);
@@ -47,9 +66,13 @@ impl Machine {
         command.args(["-display", "none", "-serial", "stdio"]);
         command.args(["-nodefaults", "-no-reboot"]);
         for (number, disk) in self.disks.iter().enumerate() {
+            let read_only = match disk.access {
+                Access::Read => "on",
+                Access::Write => "off",
+            };
             command.arg("-drive").arg(format!(
-                "if=none,id=d{number},format=raw,readonly=on,file={}",
-                disk.display()
+                "if=none,id=d{number},format=raw,readonly={read_only},file={}",
+                disk.path.display()
             ));
             command.arg("-device");
             command.arg(format!("virtio-blk-pci,drive=d{number}"));

@@ -7,6 +7,7 @@ mod io;
 mod machine;
 mod processor;
 mod program;
+mod programs;
 mod startup;
 mod vhost;
 
@@ -23,6 +24,7 @@ pub fn run(name: &str) -> Result<()> {
         "boot" => boot::run(),
         "io" => io::run(),
         "processor" => processor::run(),
+        "programs" => programs::run(),
         "startup" => startup::run(),
         "vhost" => vhost::run(),
         "invalidate" => of_package("umbra-mmu", name),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::figures::Ratios;
-use super::machine::{Machine, output};
+use super::machine::{Access, Disk, Machine, output};
 use super::program::Program;
 use super::{fetch, qemu, release_build};
 
@@ -63,7 +63,10 @@ pub fn run() -> Result<()> {
         kernel,
         initrd,
         memory_mib: 512,
-        disks: vec![program.disk],
+        disks: vec![Disk {
+            path: program.disk,
+            access: Access::Read,
+        }],
         commands,
         patience: PATIENCE,
     };
