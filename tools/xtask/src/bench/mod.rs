@@ -5,6 +5,7 @@ mod boot;
 mod figures;
 mod io;
 mod machine;
+mod memory;
 mod processor;
 mod program;
 mod programs;
