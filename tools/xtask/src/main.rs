@@ -25,8 +25,9 @@ usage: cargo xtask TASK
   semver [--baseline REV] [--changed]   compare the crates' interfaces with the last release
   coverage     lines of slots, mmu and bus that their own tests reach; at least 95 %
   bench api    start of an API server to its first answer, and resident memory
-  bench boot   boot a Debian kernel to power-off, beside qemu-system-x86_64 -accel tcg
+  bench boot   boot a Debian kernel to power-off, and memory at its peak, beside qemu-system-x86_64 -accel tcg
   bench processor   a program in a guest, beside QEMU's TCG and natively
+  bench programs   Python's tests, gzip, xz, gcc and SQLite in a guest, beside QEMU's TCG and natively
   bench io        a guest's disk and network beside QEMU's TCG
   bench vhost     a guest's disk in the monitor, behind its own back end, and behind QEMU's
   bench startup   process start to the guest's end on KVM, and resident memory, beside QEMU's microvm

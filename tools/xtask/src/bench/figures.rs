@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 /// How long a machine may take, in seconds.
 const PATIENCE: &str = "240";
@@ -53,23 +53,58 @@ pub fn said<'a>(text: &'a str, word: &str) -> Option<&'a str> {
     lines.find_map(|line| Some(line.strip_prefix(word)?.strip_prefix(": ")?.trim()))
 }
 
-/// A ratio, by its name, and the least that it shall be.
-pub type Ratio = (String, f64, f64);
+/// Ratios by name, what they shall be, and whether they are: the last line of a benchmark.
+pub struct Ratios {
+    bench: &'static str,
+    values: Map<String, Value>,
+    targets: Map<String, Value>,
+    met: bool,
+}
 
-/// Prints the last line of a benchmark.
-pub fn report(bench: &str, ratios: &[Ratio]) {
-    let (mut values, mut targets) = (serde_json::Map::new(), serde_json::Map::new());
-    let mut met = true;
-    for (name, ratio, target) in ratios {
-        let ratio = (ratio * 100.0).round() / 100.0;
-        values.insert(name.clone(), json!(ratio));
-        targets.insert(name.clone(), json!(format!(">={target}")));
-        met &= ratio >= *target;
+impl Ratios {
+    /// Begins without any, for a benchmark of this name.
+    pub fn new(bench: &'static str) -> Self {
+        Self {
+            bench,
+            values: Map::new(),
+            targets: Map::new(),
+            met: true,
+        }
     }
-    println!(
-        "{}",
-        json!({"bench": bench, "ratios": values, "targets": targets, "met": met})
-    );
+
+    /// Takes one that nothing was promised of.
+    pub fn told(&mut self, name: impl Into<String>, ratio: f64) {
+        self.values.insert(name.into(), rounded(ratio));
+    }
+
+    /// Takes one that shall not be more than `target`.
+    pub fn at_most(&mut self, name: impl Into<String>, ratio: f64, target: f64) {
+        self.judge(name.into(), ratio, ratio <= target, ("<=", target));
+    }
+
+    /// Takes one that shall not be less than `target`.
+    pub fn at_least(&mut self, name: impl Into<String>, ratio: f64, target: f64) {
+        self.judge(name.into(), ratio, ratio >= target, (">=", target));
+    }
+
+    fn judge(&mut self, name: String, ratio: f64, met: bool, (sign, target): (&str, f64)) {
+        let target = format!("{sign}{}", rounded(target));
+        self.targets.insert(name.clone(), target.into());
+        self.told(name, ratio);
+        self.met &= met;
+    }
+
+    /// Prints the line.
+    pub fn print(self) {
+        println!(
+            "{}",
+            json!({"bench": self.bench, "ratios": self.values, "targets": self.targets, "met": self.met})
+        );
+    }
+}
+
+fn rounded(ratio: f64) -> Value {
+    json!((ratio * 100.0).round() / 100.0)
 }
 
 /// Runs a script, with a network and processes of its own: what it has started ends with it. Returns what it

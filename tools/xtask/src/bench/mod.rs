@@ -4,8 +4,11 @@ mod api;
 mod boot;
 mod figures;
 mod io;
+mod machine;
+mod memory;
 mod processor;
 mod program;
+mod programs;
 mod startup;
 mod vhost;
 
@@ -22,6 +25,7 @@ pub fn run(name: &str) -> Result<()> {
         "boot" => boot::run(),
         "io" => io::run(),
         "processor" => processor::run(),
+        "programs" => programs::run(),
         "startup" => startup::run(),
         "vhost" => vhost::run(),
         "invalidate" => of_package("umbra-mmu", name),

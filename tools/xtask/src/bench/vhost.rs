@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::figures::{Figure, Figures, Ratio, report, run_apart, said};
+use super::figures::{Figure, Figures, Ratios, run_apart, said};
 use super::io::{DISK, KERNEL, PROGRAM, WORD, write_disk};
 use super::program::Program;
 use super::{fetch, qemu, release_build};
@@ -92,12 +92,12 @@ pub fn run() -> Result<()> {
             figures.add(name, &text)?;
         }
     }
-    report("vhost", &ratios(&figures));
+    ratios(&figures).print();
     Ok(())
 }
 
-fn ratios([inside, apart, theirs]: &[Figures; 3]) -> Vec<Ratio> {
-    let mut ratios = Vec::new();
+fn ratios([inside, apart, theirs]: &[Figures; 3]) -> Ratios {
+    let mut ratios = Ratios::new("vhost");
     for (word, name, unit) in FIGURES {
         let [inside, apart, theirs] = [inside, apart, theirs].map(|side| side.median(word));
         println!(
@@ -105,8 +105,8 @@ fn ratios([inside, apart, theirs]: &[Figures; 3]) -> Vec<Ratio> {
         );
         let targets = targets(word);
         let within = format!("{name}: backend/in the monitor");
-        ratios.push((within, apart / inside, targets.0));
-        ratios.push((format!("{name}: umbra/qemu tcg"), apart / theirs, targets.1));
+        ratios.at_least(within, apart / inside, targets.0);
+        ratios.at_least(format!("{name}: umbra/qemu tcg"), apart / theirs, targets.1);
     }
     ratios
 }

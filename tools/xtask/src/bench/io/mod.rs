@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::figures::{Figure, Figures, report, run_apart};
+use super::figures::{Figure, Figures, Ratios, run_apart};
 use super::program::Program;
 use super::{fetch, qemu, release_build};
 
@@ -65,15 +65,13 @@ pub fn run() -> Result<()> {
         mine.add("umbra", &bench.measure(&ours)?)?;
         other.add("qemu tcg", &bench.measure(&theirs)?)?;
     }
-    let ratios: Vec<_> = FIGURES
-        .iter()
-        .map(|(word, name, unit)| {
-            let (mine, other) = (mine.median(word), other.median(word));
-            println!("{name}: umbra {mine:.1} {unit}, qemu tcg {other:.1} {unit}");
-            (format!("{name}: umbra/qemu tcg"), mine / other, TARGET)
-        })
-        .collect();
-    report("io", &ratios);
+    let mut ratios = Ratios::new("io");
+    for (word, name, unit) in FIGURES {
+        let (mine, other) = (mine.median(word), other.median(word));
+        println!("{name}: umbra {mine:.1} {unit}, qemu tcg {other:.1} {unit}");
+        ratios.at_least(format!("{name}: umbra/qemu tcg"), mine / other, TARGET);
+    }
+    ratios.print();
     Ok(())
 }
 

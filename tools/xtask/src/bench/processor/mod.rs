@@ -5,20 +5,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
 
+use super::figures::Ratios;
+use super::machine::{Access, Disk, Machine, output};
 use super::program::Program;
 use super::{fetch, qemu, release_build};
 
 /// Runs of each; the median counts.
 const ROUNDS: usize = 3;
 const KERNEL: &str = "linux-image-cloud-amd64";
-/// How long a machine may take, in seconds.
-const PATIENCE: &str = "240";
+/// How long a machine may take.
+const PATIENCE: Duration = Duration::from_secs(240);
 /// What computes, and nothing else.
 const COMPUTE: [&str; 11] = [
     "integer",
@@ -58,31 +59,29 @@ pub fn run() -> Result<()> {
     let program = Program::build(place.path(), "work", include_str!("work.c"))?;
     let commands = place.path().join("commands");
     fs::write(&commands, COMMANDS)?;
-    let files = Files {
+    let machine = Machine {
         kernel,
         initrd,
-        disk: program.disk,
+        memory_mib: 512,
+        disks: vec![Disk {
+            path: program.disk,
+            access: Access::Read,
+        }],
         commands,
+        patience: PATIENCE,
     };
     let (mut ours, mut theirs, mut native) = (Times::default(), Times::default(), Times::default());
     for round in 1..=ROUNDS {
         println!("round {round}");
         native.add("native", &output(&mut Command::new(&program.path), None)?)?;
-        ours.add("umbra", &files.measure(files.ours(&umbra))?)?;
-        theirs.add("qemu tcg", &files.measure(files.theirs(qemu))?)?;
+        ours.add("umbra", &machine.umbra(&umbra)?)?;
+        theirs.add("qemu tcg", &machine.qemu(qemu)?)?;
     }
     report(&ours, &theirs, &native)
 }
 
 fn report(ours: &Times, theirs: &Times, native: &Times) -> Result<()> {
-    let mut ratios = serde_json::Map::new();
-    let mut targets = serde_json::Map::new();
-    let mut met = true;
-    let mut judge = |name: String, ratio: f64, target: f64| {
-        met &= ratio <= target;
-        ratios.insert(name.clone(), json!((ratio * 100.0).round() / 100.0));
-        targets.insert(name, json!(format!("<={target:.2}")));
-    };
+    let mut ratios = Ratios::new("processor");
     for word in COMPUTE.iter().chain(&SYSTEM) {
         for (who, other) in [("qemu tcg", theirs), ("the host", native)] {
             if ours.result(word) != other.result(word) {
@@ -95,7 +94,7 @@ fn report(ours: &Times, theirs: &Times, native: &Times) -> Result<()> {
             native.median(word)?,
         );
         println!("{word}: umbra {mine:.3} s, qemu tcg {tcg:.3} s, native {host:.3} s");
-        judge(format!("{word}: umbra/qemu tcg"), mine / tcg, WORST);
+        ratios.at_most(format!("{word}: umbra/qemu tcg"), mine / tcg, WORST);
     }
     let mean = |words: &[&str], rival: &Times| -> Result<f64> {
         let mut sum = 0.0;
@@ -109,12 +108,9 @@ fn report(ours: &Times, theirs: &Times, native: &Times) -> Result<()> {
         ("compute: umbra/native", &COMPUTE, native, COMPUTE_NATIVE),
         ("system: umbra/qemu tcg", &SYSTEM, theirs, SYSTEM_TCG),
     ] {
-        judge(name.into(), mean(words, rival)?, target);
+        ratios.at_most(name, mean(words, rival)?, target);
     }
-    println!(
-        "{}",
-        json!({"bench": "processor", "ratios": ratios, "targets": targets, "met": met})
-    );
+    ratios.print();
     Ok(())
 }
 
@@ -153,60 +149,4 @@ impl Times {
         times.sort_by(f64::total_cmp);
         Ok(times[times.len() / 2])
     }
-}
-
-/// Files for both machines.
-struct Files {
-    kernel: PathBuf,
-    initrd: PathBuf,
-    disk: PathBuf,
-    commands: PathBuf,
-}
-
-impl Files {
-    fn ours(&self, umbra: &Path) -> Command {
-        let mut command = Command::new("timeout");
-        command.arg(PATIENCE).arg(umbra);
-        command.args(["run", "--backend", "soft", "--memory", "512M", "--disk"]);
-        command.arg(format!("{},readonly", self.disk.display()));
-        command.arg("--kernel").arg(&self.kernel);
-        command.arg("--initrd").arg(&self.initrd);
-        command.args(["--cmdline", "console=ttyS0 panic=-1 quiet"]);
-        command
-    }
-
-    fn theirs(&self, qemu: &str) -> Command {
-        let mut command = Command::new("timeout");
-        command.args([
-            PATIENCE, qemu, "-accel", "tcg", "-M", "pc", "-cpu", "qemu64",
-        ]);
-        command.args(["-m", "512", "-display", "none", "-serial", "stdio"]);
-        command.args(["-nodefaults", "-no-reboot", "-drive"]);
-        command.arg(format!(
-            "if=none,id=d,format=raw,readonly=on,file={}",
-            self.disk.display()
-        ));
-        command.args(["-device", "virtio-blk-pci,drive=d"]);
-        command.arg("-kernel").arg(&self.kernel);
-        command.arg("-initrd").arg(&self.initrd);
-        command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
-        command
-    }
-
-    fn measure(&self, mut machine: Command) -> Result<String> {
-        output(&mut machine, Some(&self.commands))
-    }
-}
-
-/// Runs a command to its end; returns what it printed.
-fn output(command: &mut Command, input: Option<&Path>) -> Result<String> {
-    command.stdin(match input {
-        Some(path) => Stdio::from(fs::File::open(path)?),
-        None => Stdio::null(),
-    });
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot run {command:?}"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
