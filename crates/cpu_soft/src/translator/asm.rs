@@ -66,6 +66,8 @@ pub struct Asm {
     labels: Vec<Option<usize>>,
     fixups: Vec<(usize, Label)>,
     outside: Vec<(usize, u64)>,
+    /// Addresses that are loaded, by number.
+    named: Vec<(usize, usize)>,
     /// Registers, a bit each, that were written since [`Asm::keep`].
     written: u16,
 }
@@ -248,6 +250,23 @@ impl Asm {
             self.rex(true, 0, 0, to.0, false);
             self.code.push(0xb8 | to.0 & 7);
             self.bytes(&value.to_le_bytes());
+        }
+    }
+
+    /// Loads an address that is known when the code is done, see [`Asm::name`]; this is number `number`.
+    pub fn imm_later(&mut self, to: Reg, number: usize) {
+        self.writes(to);
+        self.rex(true, 0, 0, to.0, false);
+        self.code.push(0xb8 | to.0 & 7);
+        self.named.push((self.code.len(), number));
+        self.bytes(&[0; 8]);
+    }
+
+    /// Says where what [`Asm::imm_later`] loads is: number 0 at `first`, and so on, in steps of `size` bytes.
+    pub fn name(&mut self, first: u64, size: usize) {
+        for (place, number) in std::mem::take(&mut self.named) {
+            let address = first.wrapping_add((number * size) as u64);
+            self.code[place..place + 8].copy_from_slice(&address.to_le_bytes());
         }
     }
 

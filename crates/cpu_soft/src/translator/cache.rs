@@ -11,12 +11,12 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// Bytes of code of one processor.
-const CODE: usize = 32 << 20;
+const CODE: usize = 128 << 20;
 /// How far from what it shall be near to the cache is mapped, in these steps, if the host has room there.
 const AWAY: u64 = 128 << 20;
 const STEPS: i64 = 14;
 /// Bytes of links.
-const LINKS: usize = 2 << 20;
+const LINKS: usize = 8 << 20;
 
 /// Number of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,8 @@
 
 use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic};
 
+use rustc_hash::FxHashMap;
+
 use super::asm::{Asm, Label, Mem, Reg, at, cc};
 use super::bases::Bases;
 use super::cache::{Cache, Link};
@@ -119,6 +121,8 @@ pub struct Emitter<'a> {
     colds: Vec<(Label, Place, Cold)>,
     pub(super) tails: Vec<Tail>,
     pub(super) singles: Vec<Single>,
+    /// Their numbers, by the addresses of their instructions.
+    known_singles: FxHashMap<u64, usize>,
     /// Linear and guest-physical address of the page.
     pub(super) page: (u64, u64),
     /// Where the pieces that can be gone to inside start, and their labels.
@@ -173,8 +177,8 @@ impl<'a> Emitter<'a> {
             making: Making::default(),
             colds: Vec::new(),
             tails: Vec::new(),
-            // Up to three whose checks may fail, twice, and the one at the entry.
-            singles: Vec::with_capacity(6 * count + 1),
+            singles: Vec::with_capacity(count),
+            known_singles: FxHashMap::default(),
             page,
             heads: Vec::new(),
             following: None,
@@ -322,17 +326,17 @@ impl<'a> Emitter<'a> {
     }
 
     fn add_single(&mut self, op: &Op) -> usize {
-        assert!(
-            self.singles.len() < self.singles.capacity(),
-            "they must not move"
-        );
-        self.singles.push(Single::new(op.clone(), self.page.0));
-        self.singles.len() - 1
+        let single = Single::new(op.clone(), self.page.0);
+        let count = self.singles.len();
+        let number = *self.known_singles.entry(single.rip()).or_insert(count);
+        if number == count {
+            self.singles.push(single);
+        }
+        number
     }
 
     fn call(&mut self, single: usize) {
-        let address = self.singles.as_ptr().wrapping_add(single) as u64;
-        self.asm.imm(S0, address);
+        self.asm.imm_later(S0, single);
         self.asm.call(self.glue.call);
     }
 

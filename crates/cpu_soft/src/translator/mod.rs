@@ -67,7 +67,7 @@ pub use perf::perf_map;
 use both::Twin;
 use cache::Cache;
 use emit::{Emitter, Made};
-use glue::Glue;
+use glue::{Glue, Single};
 use join::{join, leads_to};
 use unit::{Exit, Key, Unit, Units};
 
@@ -211,8 +211,7 @@ impl Translator {
 
     /// Code at `key`, if it was translated.
     fn find(&self, key: Key) -> Option<u64> {
-        let unit = self.works.as_ref()?.units.get(key)?;
-        Some(unit.entry)
+        self.works.as_ref()?.units.entry(key)
     }
 
     /// Leads all links between pages back: a translation of the kernel's code was dropped.
@@ -476,13 +475,14 @@ impl Works {
             };
             self.units.add_exit(&mut self.cache, *link, exit);
         }
-        let code = made.asm.finish(at)?;
+        let (mut asm, singles) = (made.asm, made.singles.into_boxed_slice());
+        asm.name(singles.as_ptr() as u64, size_of::<Single>());
+        let code = asm.finish(at)?;
         #[cfg(test)]
         let code = both::plant(code, self.planted.as_ref());
         let entry = self.cache.add(&code);
         perf::made(key, entry, code.len());
-        self.units
-            .insert(Unit::new(key, granules, entry, made.singles));
+        self.units.insert(Unit::new(key, granules, entry, singles));
         Some(entry)
     }
 }

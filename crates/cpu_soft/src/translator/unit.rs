@@ -34,14 +34,14 @@ pub struct Unit {
     /// Where its code starts.
     pub entry: u64,
     /// What the interpreter does for it; the code knows where they are.
-    _singles: Vec<Single>,
+    _singles: Box<[Single]>,
     /// Links that lead here.
     incoming: Vec<Link>,
 }
 
 impl Unit {
     /// A unit that nothing leads to yet.
-    pub fn new(key: Key, granules: u64, entry: u64, singles: Vec<Single>) -> Self {
+    pub fn new(key: Key, granules: u64, entry: u64, singles: Box<[Single]>) -> Self {
         Self {
             key,
             granules,
@@ -75,7 +75,8 @@ impl Exit {
 /// The units of one processor.
 #[derive(Default)]
 pub struct Units {
-    map: FxHashMap<Key, Box<Unit>>,
+    /// Each with its entry, so that it is found by one look.
+    map: FxHashMap<Key, (u64, Box<Unit>)>,
     by_page: FxHashMap<u64, Vec<Key>>,
     exits: Vec<Exit>,
     /// Links to other pages that lead there.
@@ -86,9 +87,9 @@ pub struct Units {
 }
 
 impl Units {
-    /// Looks a unit up.
-    pub fn get(&self, key: Key) -> Option<&Unit> {
-        self.map.get(&key).map(|unit| &**unit)
+    /// Looks up where a unit is entered.
+    pub fn entry(&self, key: Key) -> Option<u64> {
+        self.map.get(&key).map(|known| known.0)
     }
 
     /// Says where `link` belongs; it asks from now on.
@@ -109,13 +110,13 @@ impl Units {
             .entry(unit.key.gpa & !0xfff)
             .or_default()
             .push(unit.key);
-        let old = self.map.insert(unit.key, Box::new(unit));
+        let old = self.map.insert(unit.key, (unit.entry, Box::new(unit)));
         debug_assert!(old.is_none(), "links lead to the old one");
     }
 
     /// Leads the link with `number` to `target`, if that has been translated. Tells whether it did.
     pub fn connect(&mut self, cache: &mut Cache, number: u32, target: Key, far: bool) -> bool {
-        let Some(unit) = self.map.get_mut(&target) else {
+        let Some((_, unit)) = self.map.get_mut(&target) else {
             return false;
         };
         let link = Link::from_number(number);
@@ -152,10 +153,13 @@ impl Units {
         let (map, graveyard, exits) = (&mut self.map, &mut self.graveyard, &self.exits);
         let before = keys.len();
         keys.retain(|key| {
-            if map.get(key).is_some_and(|unit| unit.granules & mask == 0) {
+            if map
+                .get(key)
+                .is_some_and(|(_, unit)| unit.granules & mask == 0)
+            {
                 return true;
             }
-            if let Some(unit) = map.remove(key) {
+            if let Some((_, unit)) = map.remove(key) {
                 for link in &unit.incoming {
                     if let Some(exit) = exits.get(link.number() as usize) {
                         cache.lead(*link, exit.ask);
