@@ -11,8 +11,8 @@ use crate::code::Block;
 use crate::op::Op;
 use crate::sets::{CHUNK, Chunks, Filter};
 
-/// Jumps of a table.
-pub const JUMPS: usize = 16384;
+/// Jumps of a table. A compiler has 57,000 units; a table for a quarter of them took a quarter longer.
+pub const JUMPS: usize = 65536;
 
 /// Where the code at a linear address was decoded to. It has all that the loop needs, so that the
 /// block's own header is not touched.
@@ -120,10 +120,9 @@ impl Jump {
 }
 
 /// A table of jumps.
-#[repr(C)]
 pub struct Jumps {
-    /// Translated code looks here.
-    slots: [Jump; JUMPS],
+    /// Beside the rest, for no stack has room to make them on it. Translated code looks here.
+    slots: Box<[Jump; JUMPS]>,
     touched: Chunks<{ JUMPS / CHUNK / 64 }>,
     /// Those to global pages, by index.
     global: [u64; JUMPS / 64],
@@ -140,8 +139,12 @@ pub struct Jumps {
 impl Jumps {
     /// Leads nowhere.
     pub fn new() -> Box<Self> {
+        let slots: Vec<Jump> = (0..JUMPS).map(no_jump).collect();
+        let Ok(slots) = slots.into_boxed_slice().try_into() else {
+            unreachable!("there are so many")
+        };
         Box::new(Self {
-            slots: std::array::from_fn(no_jump),
+            slots,
             touched: Chunks::NONE,
             global: [0; JUMPS / 64],
             some_local: false,
@@ -149,6 +152,11 @@ impl Jumps {
             large: Filter::EMPTY,
             forgot: false,
         })
+    }
+
+    /// Where the first one is.
+    pub fn first(&self) -> *const Jump {
+        self.slots.as_ptr()
     }
 
     /// Looks up where `rip` leads to.

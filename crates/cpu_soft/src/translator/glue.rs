@@ -334,7 +334,7 @@ impl Cpu {
         }
         self.shared.flags = pack(self.flags.get() | 2);
         self.shared.ctx = std::ptr::from_ref(self.ctx()) as u64;
-        self.shared.jumps = std::ptr::from_ref(self.jumps()) as u64;
+        self.shared.jumps = self.jumps().first() as u64;
         self.shared.ready = self.sse_raises_nothing();
         self.shared.supervisors = self.supervisors();
     }
