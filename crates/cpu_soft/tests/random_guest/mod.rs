@@ -16,6 +16,7 @@
 
 mod assembler;
 mod fixed;
+mod instructions;
 mod scene;
 
 use std::collections::BTreeMap;
