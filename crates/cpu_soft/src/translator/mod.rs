@@ -41,6 +41,8 @@ mod sse;
 mod stack;
 mod strings;
 mod system;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod unit;
 

@@ -8,12 +8,7 @@ use umbra_x86::cr4;
 use umbra_x86::state::CpuState;
 
 use crate::Processor;
-
-/// What the integration tests stand on.
-#[path = "../../../tests/bare/mod.rs"]
-mod bare;
-
-use bare::{CODE, END, Machine, PAGES, STACK, long};
+use crate::translator::tests::bare::{CODE, END, Machine, PAGES, STACK, long};
 
 /// A page of [`PAGES`].
 const PAGE: u64 = 0x20_0000;
