@@ -195,5 +195,10 @@ fn random_guests_end_alike() {
         "{guests} guests, {steps} steps, {instructions} instructions, notes by vector: {vectors:?}"
     );
     println!("{ends:?}");
+    // Page faults, steps, interrupts, system calls: else little was tested.
+    let few = [14, 1, 0x40, 0x80]
+        .iter()
+        .any(|vector| !vectors.contains_key(vector));
+    assert!(guests < 100 || !few, "some of it never came: {vectors:?}");
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }

@@ -64,20 +64,27 @@ impl Pair {
     }
 }
 
-/// A repeated string instruction has overwritten itself: the host goes on with what it was, unless an interrupt comes;
-/// ours is always as after one.
+/// REP MOVS or REP STOS has overwritten itself, and faulted later: the host goes on with what it was, unless an
+/// interrupt comes in between, and how far it came is all that differs; ours is always as after one.
 fn overwrote_itself(case: &Case, code: &Code, expected: &Outcome, found: &Outcome) -> bool {
+    use iced_x86::Mnemonic::*;
     const LONGEST: u64 = 15;
-    let Some(step) = code.at.iter().position(|at| *at == expected.rip) else {
+    let Some(at) = code.at.iter().position(|at| *at == expected.rip) else {
         return false;
     };
-    let string = |step: &sequence::Step| {
+    let stores = |step: &sequence::Step| {
         let repeated = step.insn.has_rep_prefix() || step.insn.has_repne_prefix();
-        repeated && step.insn.is_string_instruction()
+        let mnemonic = step.insn.mnemonic();
+        repeated
+            && matches!(
+                mnemonic,
+                Movsb | Movsw | Movsd | Movsq | Stosb | Stosw | Stosd | Stosq
+            )
     };
     let (one, other) = (found.gpr[7], expected.gpr[7]);
     let written = one.min(other).saturating_sub(LONGEST)..one.max(other).saturating_add(LONGEST);
-    case.steps.get(step).is_some_and(string) && written.contains(&expected.rip)
+    let went_on = one != other && found.rip == expected.rip && expected.vector != 3;
+    went_on && case.steps.get(at).is_some_and(stores) && written.contains(&expected.rip)
 }
 
 /// Both faulted at the same instruction, and which of its operands is read first is left open.
