@@ -46,12 +46,12 @@ pub enum Alu {
 
 /// Conditions as in the opcode, those that the surroundings need.
 pub mod cc {
+    pub const B: u8 = 2;
     pub const AE: u8 = 3;
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
     pub const BE: u8 = 6;
     pub const A: u8 = 7;
-    pub const B: u8 = 2;
 }
 
 /// A place in the code that is jumped to, perhaps before it is known.

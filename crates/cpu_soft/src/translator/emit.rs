@@ -11,7 +11,6 @@
 //! what is slow or unusual (a miss, a device, a fault, a page with code) has one implementation.
 
 use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic};
-
 use rustc_hash::FxHashMap;
 
 use super::asm::{Asm, Label, Mem, Reg, at, cc};
