@@ -456,6 +456,12 @@ impl Asm {
         );
     }
 
+    /// TEST of the lowest byte with a constant.
+    pub fn test_imm(&mut self, reg: Reg, value: u8) {
+        self.rr(1, &[0xf6], 0, reg.0);
+        self.code.push(value);
+    }
+
     /// NEG, `size` bytes.
     pub fn neg(&mut self, size: usize, reg: Reg) {
         self.writes(reg);

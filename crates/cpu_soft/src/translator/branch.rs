@@ -10,6 +10,7 @@ use iced_x86::{Code, Instruction, OpKind};
 use super::asm::{Alu, Label, at, cc};
 use super::cache::Link;
 use super::emit::{Emitter, Tail};
+use super::heads::{Flags, Head};
 use super::layout::{S0, S1, SP, frame, slot};
 use super::memory::is_plain;
 use super::pins::{Target, Way};
@@ -63,7 +64,9 @@ impl Emitter<'_> {
         };
         let ready = target > insn.ip() || self.polled;
         match self.head(target) {
-            Some(label) if ready => self.asm.jcc(condition, label),
+            Some(head) if ready && head.flags != Flags::Saved => {
+                self.asm.jcc(condition, head.label);
+            }
             _ => {
                 let label = self.asm.label();
                 self.asm.jcc(condition, label);
@@ -78,9 +81,8 @@ impl Emitter<'_> {
         }
     }
 
-    fn head(&self, target: u64) -> Option<Label> {
-        let found = self.heads.iter().find(|(rip, _)| *rip == target);
-        found.map(|(_, label)| *label)
+    fn head(&self, target: u64) -> Option<Head> {
+        self.heads.iter().find(|head| head.rip == target).copied()
     }
 
     /// Goes from the instruction at `from` to `target`.
@@ -91,14 +93,18 @@ impl Emitter<'_> {
             return;
         }
         let ahead = target > from || self.polled;
-        if let Some(label) = self.head(target) {
+        if let Some(head) = self.head(target) {
             self.require_sse();
             if !ahead {
                 self.poll(target);
             }
-            self.place.restore(&mut self.asm);
+            match head.flags {
+                Flags::Host => self.place.restore(&mut self.asm),
+                Flags::Saved => self.place.save(&mut self.asm),
+                Flags::Dead => {}
+            }
             if self.following != Some(target) {
-                self.asm.jmp(label);
+                self.asm.jmp(head.label);
             }
             return;
         }
@@ -116,6 +122,7 @@ impl Emitter<'_> {
 
     /// Jumps through a new link. What follows is where it leads until it is connected.
     fn link(&mut self, target: u64) -> Link {
+        self.settle(S0);
         let link = self.cache.link();
         let place = self.cache.place(link);
         self.count_crossing();
@@ -200,8 +207,9 @@ impl Emitter<'_> {
     fn jump_indirect(&mut self, insn: &Instruction, op: &Op) {
         self.begin_indirect(insn);
         let way = self.way_to_target(insn);
-        let failed = self.not_found(op);
         self.target(insn, way, op);
+        self.settle(S1);
+        let failed = self.not_found(op);
         self.find(failed);
         self.follow();
     }
@@ -220,8 +228,9 @@ impl Emitter<'_> {
     fn call_indirect(&mut self, insn: &Instruction, op: &Op) {
         self.begin_indirect(insn);
         let (way, push) = (self.way_to_target(insn), self.way_to_push());
-        let failed = self.not_found(op);
         self.target(insn, way, op);
+        self.settle(S1);
+        let failed = self.not_found(op);
         self.find(failed);
         if !self.alone {
             self.asm.load(S0, at(S1, CODE));
@@ -260,9 +269,10 @@ impl Emitter<'_> {
         self.begin_indirect(insn);
         let target = Target::Stack(0);
         let way = self.way(target, 8, false);
-        let failed = self.not_found(op);
         let from = self.reach(way, target, (8, false), op, None);
         self.asm.load(S0, at(S0, from));
+        self.settle(S1);
+        let failed = self.not_found(op);
         self.find(failed);
         let arguments = if insn.op_count() == 0 {
             0

@@ -6,7 +6,7 @@ use super::asm::{Mem, Reg};
 use super::emit::Emitter;
 use super::flags::{Effect, Place, Recipe, effect};
 use super::forms::{general, turned};
-use super::layout::{AX, FRAME, Home, S0, S1, home, is_high_byte, sized};
+use super::layout::{AX, FRAME, Home, S0, S1, is_high_byte, sized};
 use super::memory::{has_memory, is_plain};
 use super::pins::{Target, Way};
 use super::sse::{is_aligned, is_sse};
@@ -101,7 +101,7 @@ impl Emitter<'_> {
         };
         let target = Target::Operand(insn);
         let way = access.map(|(size, write)| self.way(target, size, write));
-        let address = way.map(|way| address(insn, way));
+        let address = way.map(|way| self.apart_or_behind(insn, way));
         let Some(plan) = self.plan(insn, address) else {
             return false;
         };
@@ -176,7 +176,8 @@ impl Emitter<'_> {
         self.go_on(resume);
         if matches!(effect, Effect::Replaces | Effect::Changes) {
             self.place = Place {
-                recipe: Recipe::of(insn).filter(|_| effect == Effect::Replaces),
+                recipe: Recipe::of(insn, |number| self.home(number))
+                    .filter(|_| effect == Effect::Replaces),
                 ..Place::HOST
             };
         }
@@ -217,6 +218,7 @@ impl Emitter<'_> {
                 plan.written.push(register.full_register().number() as u8);
             }
         }
+        let stored: [bool; 5] = std::array::from_fn(|i| writes(info.op_access(i as u32)));
         if ax {
             plan.ax = Some(plan.written.contains(&0));
         }
@@ -254,11 +256,11 @@ impl Emitter<'_> {
                 continue;
             }
             let (size, number) = (register.size(), register.full_register().number() as u8);
-            let host = match home(number) {
+            let host = match self.home(number) {
                 _ if number == 0 && ax => S0,
                 Home::Host(reg) => reg,
                 Home::Frame(place) => {
-                    let store = writes(info.op_access(i));
+                    let store = stored[i as usize];
                     // A part that was written would have to be put together when all is read.
                     let whole = size == 8 && !is_sse(insn);
                     let fits = !in_place && held != Some(number) && (whole || !store);
@@ -310,6 +312,44 @@ impl Emitter<'_> {
         encoded.ok().map(|_| plan)
     }
 
+    /// What the memory operand of `insn` becomes, which is reached in this way: apart where the next such load waits
+    /// for this one, because what is loaded is part of the address. Elsewhere that would be no faster.
+    fn apart_or_behind(&self, insn: &Instruction, way: Way) -> Address {
+        use Mnemonic::*;
+        let behind = Address::Behind(way.distance());
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let to = insn.op0_register().full_register();
+        let loads = matches!(insn.mnemonic(), Mov | Movzx | Movsx | Movsxd);
+        let chained = loads && insn.op0_kind() == OpKind::Register && [base, index].contains(&to);
+        let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
+        if !chained || segment || !matches!(way, Way::Alone) {
+            return behind;
+        }
+        let scale = insn.memory_index_scale().trailing_zeros() as u8;
+        let mem = Mem {
+            base: self.in_host(base),
+            index: self.in_host(index).map(|index| (index, scale)),
+            disp: insn.memory_displacement64() as i32,
+        };
+        let whole = mem.index.is_some() || index == Register::None;
+        if mem.base.is_some() && whole {
+            Address::Apart(mem)
+        } else {
+            behind
+        }
+    }
+
+    /// Where the host has the guest's general register, if it has it.
+    fn in_host(&self, register: Register) -> Option<Reg> {
+        if !register.is_gpr() {
+            return None;
+        }
+        match self.home(register.full_register().number() as u8) {
+            Home::Host(reg) => Some(reg),
+            Home::Frame(_) => None,
+        }
+    }
+
     /// LEA: computes, and touches neither memory nor flags.
     fn lea(&mut self, insn: &Instruction) -> bool {
         let size = insn.op0_register().size();
@@ -318,7 +358,7 @@ impl Emitter<'_> {
         }
         let number = insn.op0_register().full_register().number() as u8;
         self.about_to_write(number);
-        let to = match home(number) {
+        let to = match self.home(number) {
             Home::Host(reg) => reg,
             Home::Frame(_) => S0,
         };
@@ -342,44 +382,6 @@ enum Address {
     Behind(i32),
     /// Where the guest has it, by registers that the host has, too, and `S1` further.
     Apart(Mem),
-}
-
-/// What the memory operand of `insn` becomes, which is reached in this way: apart where the next such load waits
-/// for this one, because what is loaded is part of the address. Elsewhere that would be no faster.
-fn address(insn: &Instruction, way: Way) -> Address {
-    use Mnemonic::*;
-    let behind = Address::Behind(way.distance());
-    let (base, index) = (insn.memory_base(), insn.memory_index());
-    let to = insn.op0_register().full_register();
-    let loads = matches!(insn.mnemonic(), Mov | Movzx | Movsx | Movsxd);
-    let chained = loads && insn.op0_kind() == OpKind::Register && [base, index].contains(&to);
-    let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
-    if !chained || segment || !matches!(way, Way::Alone) {
-        return behind;
-    }
-    let scale = insn.memory_index_scale().trailing_zeros() as u8;
-    let mem = Mem {
-        base: in_host(base),
-        index: in_host(index).map(|index| (index, scale)),
-        disp: insn.memory_displacement64() as i32,
-    };
-    let whole = mem.index.is_some() || index == Register::None;
-    if mem.base.is_some() && whole {
-        Address::Apart(mem)
-    } else {
-        behind
-    }
-}
-
-/// Where the host has the guest's general register, if it has it.
-fn in_host(register: Register) -> Option<Reg> {
-    if !register.is_gpr() {
-        return None;
-    }
-    match home(register.full_register().number() as u8) {
-        Home::Host(reg) => Some(reg),
-        Home::Frame(_) => None,
-    }
 }
 
 /// Tells whether `insn` writes its first operand whole without reading it, and is sure to write it.

@@ -18,9 +18,11 @@ use super::bases::Bases;
 use super::cache::{Cache, Link};
 use super::flags::{Effect, Place, effect};
 use super::glue::{Glue, Single};
+use super::heads::{Head, flags_at};
 use super::layout::{Home, S0, S1, frame, home, slot};
 use super::pins::Making;
 use super::sse::is_sse;
+use super::swaps::Swaps;
 use crate::op::{Leave, Op};
 
 /// A run of instructions, each with the operation that the interpreter would execute.
@@ -70,6 +72,13 @@ enum Cold {
     Attention(u64),
 }
 
+/// Where the guest's state is at a place that is left for a cold path.
+#[derive(Clone, Copy)]
+struct Here {
+    place: Place,
+    swapped: bool,
+}
+
 /// Where code goes on out of line.
 struct Resume {
     label: Label,
@@ -109,6 +118,9 @@ pub struct Emitter<'a> {
     pub(super) next: u64,
     /// What is known of registers here.
     pub(super) bases: Bases,
+    /// Registers that change places in this unit, and whether they have, here.
+    swaps: Swaps,
+    swapped: bool,
     /// The guest register, one of the frame, that `S1` held last.
     pub(super) held: Option<u8>,
     /// A cold path of the current instruction goes on behind it.
@@ -117,15 +129,15 @@ pub struct Emitter<'a> {
     pub(super) ahead: Vec<Instruction>,
     /// How it is being made.
     pub(super) making: Making,
-    colds: Vec<(Label, Place, Cold)>,
+    colds: Vec<(Label, Here, Cold)>,
     pub(super) tails: Vec<Tail>,
     pub(super) singles: Vec<Single>,
     /// Their numbers, by the addresses of their instructions.
     known_singles: FxHashMap<u64, usize>,
     /// Linear and guest-physical address of the page.
     pub(super) page: (u64, u64),
-    /// Where the pieces that can be gone to inside start, and their labels.
-    pub(super) heads: Vec<(u64, Label)>,
+    /// Where the pieces that can be gone to inside start.
+    pub(super) heads: Vec<Head>,
     /// The piece behind the current one, which needs no jump.
     pub(super) following: Option<u64>,
     /// The current piece has looked whether somebody wants attention.
@@ -170,6 +182,8 @@ impl<'a> Emitter<'a> {
             at: 0,
             next: 0,
             bases: Bases::new(),
+            swaps: Swaps::default(),
+            swapped: false,
             held: None,
             resumed: false,
             ahead: Vec::new(),
@@ -192,19 +206,26 @@ impl<'a> Emitter<'a> {
     pub fn run(mut self, pieces: &[Piece]) -> Made {
         let insns = || pieces.iter().flat_map(|piece| &piece.insns);
         self.uses_sse = insns().any(is_sse);
-        for piece in pieces.iter().skip(1) {
-            let label = self.asm.label();
-            self.heads.push((piece.rip, label));
+        for (i, piece) in pieces.iter().enumerate().skip(1) {
+            self.heads.push(Head {
+                rip: piece.rip,
+                label: self.asm.label(),
+                flags: flags_at(pieces, i),
+            });
+        }
+        if !self.alone {
+            self.swaps = Swaps::of(pieces, &mut self.info);
         }
         let mut again = Vec::new();
         for (i, piece) in pieces.iter().enumerate() {
             self.place = Place::SAVED;
             if i == 0 {
+                self.swap(S0);
                 self.enter_sse(&piece.ops[0]);
             } else {
-                let label = self.heads[i - 1].1;
-                self.asm.bind(label);
-                self.place = Place::HOST;
+                let head = self.heads[i - 1];
+                self.asm.bind(head.label);
+                self.place = head.flags.place();
             }
             self.following = pieces.get(i + 1).map(|next| next.rip);
             self.making = Making::first(piece.insns.len());
@@ -220,6 +241,7 @@ impl<'a> Emitter<'a> {
         for tail in std::mem::take(&mut self.tails) {
             self.asm.bind(tail.label);
             (self.place, self.polled) = (tail.place, tail.polled);
+            self.swapped = !self.swaps.is_empty();
             self.sse_loaded = self.uses_sse;
             self.edge(tail.target, tail.from);
         }
@@ -235,6 +257,7 @@ impl<'a> Emitter<'a> {
     /// Emits a piece: whole, or the second time, from the first of the instructions that have a label.
     fn piece(&mut self, piece: &Piece, again: Option<&[Option<Label>]>) {
         self.sse_loaded = self.uses_sse;
+        self.swapped = !self.swaps.is_empty();
         (self.bases, self.ahead) = (Bases::new(), piece.insns.clone());
         let poll = poll_place(piece);
         let first = again.and_then(|labels| labels.iter().position(Option::is_some));
@@ -317,6 +340,9 @@ impl<'a> Emitter<'a> {
         let single = self.add_single(op);
         self.singles[single].whole = true;
         self.call(single);
+        if !self.swaps.is_empty() {
+            self.swap(S0);
+        }
         self.place = Place::BOTH;
         self.sse_loaded = false;
         self.making.pins.clear();
@@ -334,7 +360,9 @@ impl<'a> Emitter<'a> {
         number
     }
 
+    /// Calls the interpreter. Registers are in their usual places behind it.
     fn call(&mut self, single: usize) {
+        self.settle(S0);
         self.asm.imm_later(S0, single);
         self.asm.call(self.glue.call);
     }
@@ -354,7 +382,7 @@ impl<'a> Emitter<'a> {
             }
         });
         let cold = Cold::Single(single, resume);
-        self.colds.push((label, self.place, cold));
+        self.colds.push((label, self.here(), cold));
         label
     }
 
@@ -377,7 +405,7 @@ impl<'a> Emitter<'a> {
             rip: self.at,
             load: self.uses_sse && !self.sse_loaded,
         };
-        self.colds.push((label, self.place, Cold::Plain(resume)));
+        self.colds.push((label, self.here(), Cold::Plain(resume)));
         label
     }
 
@@ -386,7 +414,7 @@ impl<'a> Emitter<'a> {
         let single = self.add_single(first);
         let label = self.asm.label();
         let cold = Cold::NotLoaded(single, resume);
-        self.colds.push((label, self.place, cold));
+        self.colds.push((label, self.here(), cold));
         label
     }
 
@@ -398,7 +426,7 @@ impl<'a> Emitter<'a> {
         self.place.secure(&mut self.asm);
         let label = self.asm.label();
         self.look(label);
-        self.colds.push((label, self.place, Cold::Attention(rip)));
+        self.colds.push((label, self.here(), Cold::Attention(rip)));
         self.place.disturbed();
     }
 
@@ -413,8 +441,42 @@ impl<'a> Emitter<'a> {
         self.asm.jcc(cc::NE, wanted);
     }
 
+    /// Where the guest's state is.
+    fn here(&self) -> Here {
+        Here {
+            place: self.place,
+            swapped: self.swapped,
+        }
+    }
+
+    /// Registers change places, or do so back. `scratch` is lost.
+    fn swap(&mut self, scratch: Reg) {
+        self.swaps.emit(&mut self.asm, scratch);
+        self.swapped = !self.swapped && !self.swaps.is_empty();
+        self.held = None;
+    }
+
+    /// Registers go to their usual places, for the unit is left. Flags are in the frame; `scratch` is lost.
+    pub(super) fn settle(&mut self, scratch: Reg) {
+        if self.swapped {
+            self.swap(scratch);
+        }
+    }
+
+    /// Where guest register `number` is.
+    pub(super) fn home(&self, number: u8) -> Home {
+        if self.swapped {
+            self.swaps.home(number)
+        } else {
+            home(number)
+        }
+    }
+
     /// Leaves for `rip`. Flags are in the frame.
     pub(super) fn leave(&mut self, rip: u64, why: Leave) {
+        if self.swapped {
+            self.swaps.emit(&mut self.asm, S0);
+        }
         self.asm.imm(S1, rip);
         self.leave_there(why);
     }
@@ -426,8 +488,10 @@ impl<'a> Emitter<'a> {
     }
 
     fn colds(&mut self) {
-        for (label, mut place, cold) in std::mem::take(&mut self.colds) {
+        for (label, here, cold) in std::mem::take(&mut self.colds) {
             self.asm.bind(label);
+            let Here { mut place, swapped } = here;
+            self.swapped = swapped;
             place.host = false;
             place.save(&mut self.asm);
             match cold {
@@ -437,6 +501,9 @@ impl<'a> Emitter<'a> {
                 }
                 Cold::Single(single, Some(resume)) => {
                     self.call(single);
+                    if swapped {
+                        self.swap(S0);
+                    }
                     if resume.load {
                         self.load_or_leave(resume.rip);
                         super::flags::restore(&mut self.asm);
@@ -468,7 +535,7 @@ impl<'a> Emitter<'a> {
 
     /// Loads guest register `number` into `to`.
     pub(super) fn fetch(&mut self, to: Reg, number: u8) {
-        match home(number) {
+        match self.home(number) {
             Home::Host(reg) => self.asm.mov(to, reg),
             Home::Frame(mem) => self.asm.load(to, mem),
         }
@@ -488,7 +555,7 @@ impl<'a> Emitter<'a> {
     /// Puts `from` into guest register `number`.
     pub(super) fn put(&mut self, number: u8, from: Reg) {
         self.forget_held(number);
-        match home(number) {
+        match self.home(number) {
             Home::Host(reg) => self.asm.mov(reg, from),
             Home::Frame(mem) => self.asm.store(8, mem, from),
         }
@@ -504,7 +571,7 @@ impl<'a> Emitter<'a> {
     /// Keeps the flags obtainable although guest register `number` is about to be written by something
     /// that does not replace them.
     pub(super) fn about_to_write(&mut self, number: u8) {
-        let reg = home(number);
+        let reg = self.home(number);
         if self.place.needs(reg) {
             self.place.save(&mut self.asm);
         }
@@ -532,7 +599,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn in_register(&mut self, number: u8, scratch: Reg) -> Reg {
-        match home(number) {
+        match self.home(number) {
             Home::Host(reg) => reg,
             Home::Frame(mem) => {
                 self.asm.load(scratch, mem);
@@ -566,7 +633,7 @@ pub fn is_nothing(insn: &Instruction) -> bool {
 
 /// Where in a piece with a branch backwards to look whether somebody wants attention: before the last instruction
 /// in front of it that replaces all flags and cannot fault, for there they need not survive.
-fn poll_place(piece: &Piece) -> Option<usize> {
+pub fn poll_place(piece: &Piece) -> Option<usize> {
     let back = |insn: &Instruction| {
         let near = insn.is_jmp_short_or_near() || insn.is_jcc_short_or_near();
         near && insn.near_branch_target() <= insn.ip()

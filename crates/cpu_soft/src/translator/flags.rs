@@ -8,7 +8,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
 use super::asm::{Alu, Asm};
-use super::layout::{Home, S0, S1, frame, home, is_high_byte, slot};
+use super::layout::{Home, S0, S1, frame, is_high_byte, slot};
 
 /// The six status flags, as the decoder names them.
 pub const STATUS: u32 = RflagsBits::OF
@@ -52,8 +52,10 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The recipe for the flags of `insn`, which executed without a memory operand.
-    pub fn of(insn: &Instruction) -> Option<Self> {
+    /// The recipe for the flags of `insn`, which executed without a memory operand, with guest registers at
+    /// their `home`.
+    pub fn of(insn: &Instruction, home: impl Fn(u8) -> Home) -> Option<Self> {
+        let host = |register| named(register).map(&home);
         let kind = match insn.mnemonic() {
             Mnemonic::Cmp => Kind::Compare,
             Mnemonic::Add => Kind::Add,
@@ -144,12 +146,10 @@ impl Recipe {
     }
 }
 
-/// Where the guest register is, unless it is named in its second part.
-fn host(register: Register) -> Option<Home> {
-    if is_high_byte(register) || !register.is_gpr() {
-        return None;
-    }
-    Some(home(register.full_register().number() as u8))
+/// The number of the guest register, unless it is named in its second part.
+fn named(register: Register) -> Option<u8> {
+    let whole = !is_high_byte(register) && register.is_gpr();
+    whole.then(|| register.full_register().number() as u8)
 }
 
 /// Where the flags are; several may be true at once, and one always is.

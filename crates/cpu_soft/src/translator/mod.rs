@@ -30,6 +30,7 @@ mod emit;
 mod flags;
 mod forms;
 mod glue;
+mod heads;
 mod join;
 mod layout;
 mod memory;
@@ -40,6 +41,7 @@ mod segments;
 mod sse;
 mod stack;
 mod strings;
+mod swaps;
 mod system;
 #[cfg(test)]
 mod tests;

@@ -312,7 +312,7 @@ fn pin_slot(number: usize) -> super::asm::Mem {
 }
 
 /// Tells whether translated code executes `insn` itself, and its pins stay.
-fn stays(insn: &Instruction) -> bool {
+pub fn stays(insn: &Instruction) -> bool {
     is_copied(insn)
         || is_sse(insn)
         || matches!(

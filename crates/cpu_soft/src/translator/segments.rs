@@ -9,7 +9,7 @@ use umbra_x86::state::{Segment, seg};
 
 use super::asm::{Alu, Label, Mem, at, cc};
 use super::emit::Emitter;
-use super::layout::{Home, S0, S1, frame, home, slot};
+use super::layout::{Home, S0, S1, frame, slot};
 use crate::cpu::{Cpu, Msrs};
 use crate::op::Op;
 
@@ -97,7 +97,7 @@ impl Emitter<'_> {
         self.fetch(S0, number);
         self.asm.shl(S0, 16);
         self.asm.sar(8, S0, 16);
-        match home(number) {
+        match self.home(number) {
             Home::Host(reg) => self.asm.alu(Alu::Cmp, 8, S0, reg),
             Home::Frame(mem) => self.asm.alu_mem(Alu::Cmp, S0, mem),
         }
@@ -126,7 +126,7 @@ impl Emitter<'_> {
         self.asm.load(S1, frame(slot::CPU));
         self.asm
             .load16(S0, hidden(segment, offset_of!(Segment, selector)));
-        match home(number) {
+        match self.home(number) {
             Home::Host(reg) if to.size() == 2 => self.asm.mov16(reg, S0),
             Home::Frame(mem) if to.size() == 2 => {
                 self.forget_held(number);

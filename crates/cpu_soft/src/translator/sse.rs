@@ -11,7 +11,7 @@
 
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
 
-use super::asm::{Alu, Label, at, cc};
+use super::asm::{Label, at, cc};
 use super::emit::Emitter;
 use super::glue::READY;
 use super::layout::{S0, S1, frame, slot};
@@ -111,8 +111,12 @@ impl Emitter<'_> {
     /// of sixteen. `S1` and the host's flags are lost.
     pub(super) fn check_aligned(&mut self, distance: i32, op: &Op, resume: Label) {
         let failed = self.failed(op, Some(resume));
-        self.asm.lea(4, S1, at(S0, distance));
-        self.asm.alu_imm(Alu::And, 4, S1, 15);
+        if distance & 15 == 0 {
+            self.asm.test_imm(S0, 15);
+        } else {
+            self.asm.lea(4, S1, at(S0, distance));
+            self.asm.test_imm(S1, 15);
+        }
         self.asm.jcc(cc::NE, failed);
         self.place.disturbed();
     }

@@ -4,7 +4,7 @@ use iced_x86::{Code, Instruction, OpKind};
 
 use super::asm::{Label, at};
 use super::emit::Emitter;
-use super::layout::{BP, Home, S0, S1, SP, frame, home, slot};
+use super::layout::{BP, Home, S0, S1, SP, frame, slot};
 use super::memory::is_plain;
 use super::pins::{Target, Way};
 use crate::op::Op;
@@ -40,7 +40,7 @@ impl Emitter<'_> {
         self.begin_stack_write(&[way]);
         let to = self.reach_push(way, op, Some(resume));
         let number = insn.op0_register().number() as u8;
-        let from = match home(number) {
+        let from = match self.home(number) {
             Home::Host(reg) => reg,
             Home::Frame(mem) => {
                 self.asm.load(S1, mem);
@@ -91,7 +91,7 @@ impl Emitter<'_> {
         self.about_to_write(number);
         self.begin_access(&[way]);
         let from = self.reach(way, target, (8, false), op, Some(resume));
-        match home(number) {
+        match self.home(number) {
             Home::Host(SP) => self.asm.load(SP, at(S0, from)),
             Home::Host(reg) => {
                 self.asm.load(reg, at(S0, from));
