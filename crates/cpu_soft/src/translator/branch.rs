@@ -64,7 +64,7 @@ impl Emitter<'_> {
         };
         let ready = target > insn.ip() || self.polled;
         match self.head(target) {
-            Some(head) if ready && head.flags != Flags::Saved => {
+            Some(head) if (ready || head.polls) && head.flags != Flags::Saved => {
                 self.asm.jcc(condition, head.label);
             }
             _ => {
@@ -95,7 +95,7 @@ impl Emitter<'_> {
         let ahead = target > from || self.polled;
         if let Some(head) = self.head(target) {
             self.require_sse();
-            if !ahead {
+            if !ahead && !head.polls {
                 self.poll(target);
             }
             match head.flags {
@@ -168,7 +168,9 @@ impl Emitter<'_> {
     /// Before a branch by register or memory: flags into the frame, and a look.
     fn begin_indirect(&mut self, insn: &Instruction) {
         self.place.save(&mut self.asm);
-        self.poll(insn.ip());
+        if !self.polled {
+            self.poll(insn.ip());
+        }
     }
 
     /// Finds the code at the linear address in `S0`: its jump is at `S1` then.

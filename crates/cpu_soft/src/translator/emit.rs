@@ -16,9 +16,9 @@ use rustc_hash::FxHashMap;
 use super::asm::{Asm, Label, Mem, Reg, at, cc};
 use super::bases::Bases;
 use super::cache::{Cache, Link};
-use super::flags::{Effect, Place, effect};
+use super::flags::Place;
 use super::glue::{Glue, Single};
-use super::heads::{Head, flags_at};
+use super::heads::{Head, heads, poll_places};
 use super::layout::{Home, S0, S1, frame, home, slot};
 use super::pins::Making;
 use super::sse::is_sse;
@@ -118,6 +118,8 @@ pub struct Emitter<'a> {
     pub(super) next: u64,
     /// What is known of registers here.
     pub(super) bases: Bases,
+    /// How far RSP has yet to be moved.
+    pub(super) stack_moved: i32,
     /// Registers that change places in this unit, and whether they have, here.
     swaps: Swaps,
     swapped: bool,
@@ -182,6 +184,7 @@ impl<'a> Emitter<'a> {
             at: 0,
             next: 0,
             bases: Bases::new(),
+            stack_moved: 0,
             swaps: Swaps::default(),
             swapped: false,
             held: None,
@@ -206,13 +209,8 @@ impl<'a> Emitter<'a> {
     pub fn run(mut self, pieces: &[Piece]) -> Made {
         let insns = || pieces.iter().flat_map(|piece| &piece.insns);
         self.uses_sse = insns().any(is_sse);
-        for (i, piece) in pieces.iter().enumerate().skip(1) {
-            self.heads.push(Head {
-                rip: piece.rip,
-                label: self.asm.label(),
-                flags: flags_at(pieces, i),
-            });
-        }
+        let polls = poll_places(pieces);
+        self.heads = heads(pieces, &polls, || self.asm.label());
         if !self.alone {
             self.swaps = Swaps::of(pieces, &mut self.info);
         }
@@ -229,13 +227,13 @@ impl<'a> Emitter<'a> {
             }
             self.following = pieces.get(i + 1).map(|next| next.rip);
             self.making = Making::first(piece.insns.len());
-            self.piece(piece, None);
+            self.piece(piece, polls[i], None);
             again.push(std::mem::take(&mut self.making));
         }
         self.following = None;
-        for (piece, first) in pieces.iter().zip(&again) {
+        for ((piece, poll), first) in pieces.iter().zip(&polls).zip(&again) {
             if let Some(needed) = first.needed() {
-                self.piece(piece, Some(needed));
+                self.piece(piece, *poll, Some(needed));
             }
         }
         for tail in std::mem::take(&mut self.tails) {
@@ -254,12 +252,12 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Emits a piece: whole, or the second time, from the first of the instructions that have a label.
-    fn piece(&mut self, piece: &Piece, again: Option<&[Option<Label>]>) {
+    /// Emits a piece, which looks before instruction `poll` whether somebody wants attention: whole, or the second
+    /// time, from the first of the instructions that have a label.
+    fn piece(&mut self, piece: &Piece, poll: Option<usize>, again: Option<&[Option<Label>]>) {
         self.sse_loaded = self.uses_sse;
         self.swapped = !self.swaps.is_empty();
         (self.bases, self.ahead) = (Bases::new(), piece.insns.clone());
-        let poll = poll_place(piece);
         let first = again.and_then(|labels| labels.iter().position(Option::is_some));
         let first = first.unwrap_or(0);
         // Who comes from the first making has looked there.
@@ -269,7 +267,11 @@ impl<'a> Emitter<'a> {
         for (i, (insn, op)) in ops.enumerate().skip(first) {
             self.making.index = i;
             (self.at, self.next) = (insn.ip(), insn.next_ip());
-            if let Some(label) = again.and_then(|labels| labels[i]) {
+            let label = again.and_then(|labels| labels[i]);
+            if label.is_some() || poll == Some(i) || !self.leaves_stack_alone(insn) {
+                self.move_stack();
+            }
+            if let Some(label) = label {
                 self.bind_plain(label, i > first);
             }
             if poll == Some(i) {
@@ -292,6 +294,7 @@ impl<'a> Emitter<'a> {
             open = made.unwrap_or_else(|| self.single(op));
             self.bases.step(insn, &mut self.info);
         }
+        self.move_stack();
         self.at = end;
         if let Some(label) = again.and_then(|labels| labels[piece.insns.len()]) {
             self.bind_plain(label, open && first < piece.insns.len());
@@ -336,6 +339,7 @@ impl<'a> Emitter<'a> {
 
     /// Has the interpreter execute `op`; the next instruction follows it.
     pub(super) fn single(&mut self, op: &Op) -> bool {
+        self.move_stack();
         self.place.save(&mut self.asm);
         let single = self.add_single(op);
         self.singles[single].whole = true;
@@ -629,20 +633,4 @@ pub fn is_nothing(insn: &Instruction) -> bool {
             | Rdsspd
             | Rdsspq
     )
-}
-
-/// Where in a piece with a branch backwards to look whether somebody wants attention: before the last instruction
-/// in front of it that replaces all flags and cannot fault, for there they need not survive.
-pub fn poll_place(piece: &Piece) -> Option<usize> {
-    let back = |insn: &Instruction| {
-        let near = insn.is_jmp_short_or_near() || insn.is_jcc_short_or_near();
-        near && insn.near_branch_target() <= insn.ip()
-    };
-    let end = piece.insns.iter().position(back)?;
-    let replaces = |insn: &Instruction| {
-        effect(insn) == Effect::Replaces
-            && super::copy::is_copied(insn)
-            && !super::memory::has_memory(insn)
-    };
-    piece.insns[..end].iter().rposition(replaces)
 }

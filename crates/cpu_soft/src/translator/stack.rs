@@ -1,11 +1,15 @@
 //! PUSH, POP, LEAVE.
+//!
+//! Where a pin leads to the stack, nothing looks at RSP, and it is moved once for several pushes or pops: before the
+//! first instruction that has a use for it, a way to fail, or a place where others join ([`Emitter::move_stack`]).
 
-use iced_x86::{Code, Instruction, OpKind};
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::asm::{Label, at};
+use super::copy::is_copied;
 use super::emit::Emitter;
 use super::layout::{BP, Home, S0, S1, SP, frame, slot};
-use super::memory::is_plain;
+use super::memory::{has_memory, is_plain};
 use super::pins::{Target, Way};
 use crate::op::Op;
 
@@ -48,7 +52,7 @@ impl Emitter<'_> {
             }
         };
         self.asm.store(8, at(S0, to), from);
-        self.asm.lea(8, SP, at(SP, -8));
+        self.moved(-8, way);
         self.go_on(resume);
     }
 
@@ -58,7 +62,7 @@ impl Emitter<'_> {
         self.begin_stack_write(&[way]);
         let to = self.reach_push(way, op, Some(resume));
         self.asm.store_imm(at(S0, to), insn.immediate(0) as i32);
-        self.asm.lea(8, SP, at(SP, -8));
+        self.moved(-8, way);
         self.go_on(resume);
     }
 
@@ -87,6 +91,7 @@ impl Emitter<'_> {
         let resume = self.asm.label();
         let target = Target::Stack(0);
         let way = self.way(target, 8, false);
+        self.reach_stack(&[way]);
         self.about_to_write(4);
         self.about_to_write(number);
         self.begin_access(&[way]);
@@ -95,15 +100,53 @@ impl Emitter<'_> {
             Home::Host(SP) => self.asm.load(SP, at(S0, from)),
             Home::Host(reg) => {
                 self.asm.load(reg, at(S0, from));
-                self.asm.lea(8, SP, at(SP, 8));
+                self.moved(8, way);
             }
             Home::Frame(_) => {
                 self.asm.load(S0, at(S0, from));
                 self.put(number, S0);
-                self.asm.lea(8, SP, at(SP, 8));
+                self.moved(8, way);
             }
         }
         self.go_on(resume);
+    }
+
+    /// Accesses in these ways follow, and those that are checked need RSP.
+    fn reach_stack(&mut self, ways: &[Way]) {
+        if !ways.iter().all(Way::is_pinned) {
+            self.move_stack();
+        }
+    }
+
+    /// The stack pointer is so many bytes further, after an access in this way.
+    fn moved(&mut self, bytes: i32, way: Way) {
+        self.stack_moved += bytes;
+        if !way.is_pinned() {
+            self.move_stack();
+        }
+    }
+
+    /// Moves RSP to where pushes and pops have left it.
+    pub(super) fn move_stack(&mut self) {
+        let bytes = std::mem::take(&mut self.stack_moved);
+        if bytes != 0 {
+            self.asm.lea(8, SP, at(SP, bytes));
+        }
+    }
+
+    /// Tells whether `insn` neither needs RSP nor fails; PUSH and POP see to that themselves.
+    pub(super) fn leaves_stack_alone(&mut self, insn: &Instruction) -> bool {
+        match insn.code() {
+            Code::Push_r64 | Code::Pop_r64 => insn.op0_register() != Register::RSP,
+            Code::Pushq_imm8 | Code::Pushq_imm32 => true,
+            _ => {
+                let used = self.info.info(insn).used_registers();
+                let uses = |r: Register| r.is_gpr() && r.full_register() == Register::RSP;
+                is_copied(insn)
+                    && !has_memory(insn)
+                    && !used.iter().any(|used| uses(used.register()))
+            }
+        }
     }
 
     fn leave_frame(&mut self, op: &Op) {
@@ -119,6 +162,7 @@ impl Emitter<'_> {
 
     /// The stack pointer is about to change, after accesses in these ways.
     fn begin_stack_write(&mut self, ways: &[Way]) {
+        self.reach_stack(ways);
         self.about_to_write(4);
         self.begin_access(ways);
     }
