@@ -189,32 +189,32 @@ fn registers_of_the_frame_are_what_was_computed() {
     let run = |code: &[u8]| {
         let machine = Machine::new();
         let mut state = long(&machine);
-        state.gpr[13] = 0x1234_5678;
-        state.gpr[14] = 0x5555_0000_5555;
+        state.gpr[10] = 0x1234_5678;
+        state.gpr[11] = 0x5555_0000_5555;
         place(&machine, CODE, &[code, &END]);
         let mut machine = machine;
         machine.run(&state).state
     };
-    // stc; sbb r14, r14; and r14d, 0xfd: written where it was read
-    let code = [0xf9, 0x4d, 0x19, 0xf6, 0x41, 0x81, 0xe6, 0xfd, 0, 0, 0];
-    assert_eq!(run(&code).gpr[14], 0xfd);
-    // xadd r13, r13
-    assert_eq!(run(&[0x4d, 0x0f, 0xc1, 0xed]).gpr[13], 0x2468_acf0);
-    // bts r13, r14: the bit's number is taken modulo 64
+    // stc; sbb r11, r11; and r11d, 0xfd: written where it was read
+    let code = [0xf9, 0x4d, 0x19, 0xdb, 0x41, 0x81, 0xe3, 0xfd, 0, 0, 0];
+    assert_eq!(run(&code).gpr[11], 0xfd);
+    // xadd r10, r10
+    assert_eq!(run(&[0x4d, 0x0f, 0xc1, 0xd2]).gpr[10], 0x2468_acf0);
+    // bts r10, r11: the bit's number is taken modulo 64
     assert_eq!(
-        run(&[0x4d, 0x0f, 0xab, 0xf5]).gpr[13],
+        run(&[0x4d, 0x0f, 0xab, 0xda]).gpr[10],
         0x1234_5678 | 1 << 0x15
     );
-    // mov r13d, r14d; mov r14b, 1; add r13, r14
-    let code = [0x45, 0x89, 0xf5, 0x41, 0xb6, 1, 0x4d, 0x01, 0xf5];
-    assert_eq!(run(&code).gpr[13], 0x5555_0000_5501 + 0x5555);
-    // lea r13, [r13+r14*2]; neg r13; cdqe; movsx r14, r13w
+    // mov r10d, r11d; mov r11b, 1; add r10, r11
+    let code = [0x45, 0x89, 0xda, 0x41, 0xb3, 1, 0x4d, 0x01, 0xda];
+    assert_eq!(run(&code).gpr[10], 0x5555_0000_5501 + 0x5555);
+    // lea r10, [r10+r11*2]; neg r10; cdqe; movsx r11, r10w
     let code = [
-        0x4f, 0x8d, 0x6c, 0x75, 0, 0x49, 0xf7, 0xdd, 0x48, 0x98, 0x4d, 0x0f, 0xbf, 0xf5,
+        0x4f, 0x8d, 0x14, 0x5a, 0x49, 0xf7, 0xda, 0x48, 0x98, 0x4d, 0x0f, 0xbf, 0xda,
     ];
     let wide = 0u64.wrapping_sub(0x1234_5678 + 2 * 0x5555_0000_5555);
     let end = run(&code);
-    assert_eq!((end.gpr[13], end.gpr[14]), (wide, wide as i16 as u64));
+    assert_eq!((end.gpr[10], end.gpr[11]), (wide, wide as i16 as u64));
 }
 
 /// Lists whose nodes lie on pages that are far apart in the host, one of them across a border; and what comes before

@@ -131,7 +131,13 @@ fn first_use(piece: &Piece, poll: Option<usize>) -> Flags {
         if is_nothing(insn) || only_moves(insn) {
             continue;
         }
-        let plain = is_copied(insn) && !has_memory(insn);
+        // A move from CR0 may be refused, and leaves the flags undefined.
+        let general = |i| match insn.op_kind(i) {
+            OpKind::Register => insn.op_register(i).is_gpr(),
+            OpKind::Memory => false,
+            _ => true,
+        };
+        let plain = is_copied(insn) && (0..insn.op_count()).all(general);
         match effect(insn) {
             Effect::Replaces if plain => return Flags::Dead,
             Effect::Reads | Effect::Changes if plain => return Flags::Host,
@@ -158,4 +164,141 @@ fn only_moves(insn: &Instruction) -> bool {
 fn branched_to(pieces: &[Piece], rip: u64) -> bool {
     let mut insns = pieces.iter().flat_map(|piece| &piece.insns);
     insns.any(|insn: &Instruction| insn.is_jcc_short_or_near() && insn.near_branch_target() == rip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::asm::Asm;
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    /// Pieces of a page, each code at an address; the first is the entry.
+    fn pieces(code: &[(u64, &[u8])]) -> Vec<Piece> {
+        let piece = |(rip, bytes): &(u64, &[u8])| Piece {
+            rip: *rip,
+            insns: Decoder::with_ip(64, bytes, *rip, DecoderOptions::NONE)
+                .into_iter()
+                .collect(),
+            ops: Vec::new(),
+            ended: false,
+        };
+        code.iter().map(piece).collect()
+    }
+
+    fn flags(code: &[u8]) -> Flags {
+        let pieces = pieces(&[(0x1000, &[0x90]), (0x1001, code)]);
+        heads(&pieces, &poll_places(&pieces), || Asm::default().label())[0].flags
+    }
+
+    #[test]
+    fn flags_are_where_the_piece_wants_them() {
+        // mov eax, ecx; lea rdx, [rsp+8]; add eax, 1
+        let moves = [0x89, 0xc8, 0x48, 0x8d, 0x54, 0x24, 8, 0x83, 0xc0, 1];
+        assert_eq!(flags(&moves), Flags::Dead);
+        // inc eax leaves CF; adc reads it; jc, too; cmovb
+        for code in [
+            &[0xff, 0xc0][..],
+            &[0x11, 0xc0],
+            &[0x72, 4],
+            &[0x0f, 0x42, 0xc1],
+        ] {
+            assert_eq!(flags(code), Flags::Host, "{code:x?}");
+        }
+        // add eax, [rdi]; push rax; cpuid; mov rax, cr0; mov ah, cl, which cannot be encoded with every register
+        for code in [
+            &[0x03, 0x07][..],
+            &[0x50],
+            &[0x0f, 0xa2],
+            &[0x0f, 0x20, 0xc0],
+            &[0x88, 0xcc],
+        ] {
+            assert_eq!(flags(code), Flags::Saved, "{code:x?}");
+        }
+        // A shift by CL may leave them all.
+        assert_eq!(flags(&[0xd3, 0xe0, 0x01, 0xc0]), Flags::Host);
+    }
+
+    #[test]
+    fn who_is_branched_to_by_a_condition_gets_the_flags_of_the_host() {
+        // 0x1000: nop | 0x1001: add eax, [rdi]; cmp eax, ecx; jne 0x1001
+        let code = [0x03, 0x07, 0x39, 0xc8, 0x75, 0xfa];
+        assert_eq!(flags(&code), Flags::Host);
+    }
+
+    /// Whether every cycle of the pieces looks somewhere.
+    fn all_cycles_look(pieces: &[Piece]) -> bool {
+        let polls = poll_places(pieces);
+        let heads = heads(pieces, &polls, || Asm::default().label());
+        // Ways from piece to piece on which nobody looks.
+        let mut blind = vec![Vec::new(); pieces.len()];
+        for (at, piece) in pieces.iter().enumerate() {
+            for (i, insn) in piece.insns.iter().enumerate() {
+                let mut ways = Vec::new();
+                if insn.is_jcc_short_or_near() || insn.is_jmp_short_or_near() {
+                    ways.push(insn.near_branch_target());
+                }
+                if i + 1 == piece.insns.len() && !insn.is_jmp_short_or_near() {
+                    ways.push(insn.next_ip());
+                }
+                for target in ways {
+                    let Some(to) = heads.iter().position(|head| head.rip == target) else {
+                        continue;
+                    };
+                    let polled = polls[at].is_some_and(|poll| poll <= i);
+                    let ahead = target > insn.ip() || polled;
+                    let looks = polled || !ahead && !heads[to].polls;
+                    if !looks {
+                        blind[at].push(to + 1);
+                    }
+                }
+            }
+        }
+        // Without those that lead nowhere, nothing is left if there is no cycle.
+        let mut left: Vec<bool> = vec![true; pieces.len()];
+        loop {
+            let ends = |at: &usize| left[*at] && !blind[*at].iter().any(|to| left[*to]);
+            match (0..pieces.len()).find(ends) {
+                Some(at) => left[at] = false,
+                None => return !left.contains(&true),
+            }
+        }
+    }
+
+    #[test]
+    fn every_cycle_looks_whether_somebody_wants_attention() {
+        let mut seed = 88_172_645_463_325_252u64;
+        let mut random = |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed % below
+        };
+        for round in 0..20_000 {
+            let count = 1 + random(6);
+            let rip = |at: u64| 0x1000 + 0x10 * at;
+            let mut code: Vec<(u64, Vec<u8>)> = Vec::new();
+            for at in 0..count {
+                let mut bytes = Vec::new();
+                for _ in 0..random(4) {
+                    // add eax, ecx; mov eax, [rdi]; mov eax, ecx; a branch
+                    match random(4) {
+                        0 => bytes.extend([0x01, 0xc8]),
+                        1 => bytes.extend([0x8b, 0x07]),
+                        2 => bytes.extend([0x89, 0xc8]),
+                        _ => {
+                            let next = rip(at) + bytes.len() as u64 + 2;
+                            bytes.extend([0x75, rip(random(count)).wrapping_sub(next) as u8]);
+                        }
+                    }
+                }
+                let next = rip(at) + bytes.len() as u64 + 2;
+                bytes.extend([0xeb, rip(random(count + 1)).wrapping_sub(next) as u8]);
+                code.push((rip(at), bytes));
+            }
+            // The entry is made twice.
+            code.insert(0, code[random(count) as usize].clone());
+            let code: Vec<(u64, &[u8])> = code.iter().map(|(at, c)| (*at, &c[..])).collect();
+            assert!(all_cycles_look(&pieces(&code)), "{round}: {code:x?}");
+        }
+    }
 }

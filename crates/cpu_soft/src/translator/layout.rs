@@ -1,8 +1,8 @@
 //! Where the guest's state is while translated code executes.
 //!
 //! ```text
-//!   host   rcx rdx rbx rbp rsi rdi r8 … r12   r13   r14     rax, r15    rsp
-//!   guest  the same                           RSP   RAX     scratch     frame (R13, R14, R15, flags, …)
+//!   host   rcx rdx rbx rbp rsi rdi r8 r12 … r15   r10   r11   rax, r9    rsp
+//!   guest  the same                               RSP   RAX   scratch    frame (R9, R10, R11, flags, …)
 //! ```
 //! The host's RAX is scratch because LAHF and SAHF know no other register, and flags are saved far more
 //! often than the guest multiplies. Instructions that name RAX implicitly copy it in and out.
@@ -14,15 +14,15 @@ use super::asm::{Mem, Reg, at};
 /// First scratch register.
 pub const S0: Reg = Reg(0);
 /// Second scratch register.
-pub const S1: Reg = Reg(15);
+pub const S1: Reg = Reg(9);
 /// The frame.
 pub const FRAME: Reg = Reg(4);
 /// Guest RSP.
-pub const SP: Reg = Reg(13);
+pub const SP: Reg = Reg(10);
 /// Guest RBP.
 pub const BP: Reg = Reg(5);
 /// Guest RAX.
-pub const AX: Reg = Reg(14);
+pub const AX: Reg = Reg(11);
 
 /// Where a guest register is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub fn home(number: u8) -> Home {
     match number & 15 {
         0 => Home::Host(AX),
         4 => Home::Host(SP),
-        n @ 13..=15 => Home::Frame(at(FRAME, slot::R13 + 8 * i32::from(n - 13))),
+        n @ 9..=11 => Home::Frame(frame(slot::R9 + 8 * i32::from(n - 9))),
         n => Home::Host(Reg(n)),
     }
 }
@@ -57,8 +57,8 @@ pub mod slot {
     pub const HASH: i32 = 24;
     /// Status flags, as [`Asm::flags_to_ax`](super::super::asm::Asm::flags_to_ax) leaves them.
     pub const FLAGS: i32 = 40;
-    /// Guest R13, R14, R15.
-    pub const R13: i32 = 48;
+    /// Guest R9, R10, R11.
+    pub const R9: i32 = 48;
     /// Anything within one instruction.
     pub const TEMP: i32 = 72;
     /// Host addresses that checks found ([`pins`](super::super::pins)).
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn the_frame_keeps_the_stack_aligned() {
         assert_eq!(slot::SIZE % 16, 8);
-        assert_eq!(slot::TEMP, slot::R13 + 24);
+        assert_eq!(slot::TEMP, slot::R9 + 24);
         assert_eq!(
             slot::FLOAT,
             slot::PINS + 8 * super::super::pins::PINS as i32

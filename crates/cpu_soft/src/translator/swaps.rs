@@ -14,10 +14,10 @@ use super::pins::stays;
 use crate::native::writes;
 
 /// Guest registers of the frame.
-const FRAMED: [u8; 3] = [13, 14, 15];
+const FRAMED: [u8; 3] = [9, 10, 11];
 /// Guest registers that may go there: no instruction that is copied has them as an operand that it does not name,
 /// but for strings and LEAVE.
-const MOVABLE: [u8; 8] = [5, 6, 7, 8, 9, 10, 11, 12];
+const MOVABLE: [u8; 8] = [5, 6, 7, 8, 12, 13, 14, 15];
 /// How much more a loop has to use a register than another one.
 const MARGIN: u32 = 3;
 
@@ -130,5 +130,70 @@ fn is_quick(insn: &Instruction) -> bool {
         Next => stays(insn),
         ConditionalBranch | UnconditionalBranch => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    /// The swaps of a unit that is entered in front of its one loop.
+    fn swaps(code: &[u8]) -> Swaps {
+        let piece = |rip, code| Piece {
+            rip,
+            insns: Decoder::with_ip(64, code, rip, DecoderOptions::NONE)
+                .into_iter()
+                .collect(),
+            ops: Vec::new(),
+            ended: false,
+        };
+        let pieces = [piece(0x1000, &[0x90]), piece(0x1001, code)];
+        Swaps::of(&pieces, &mut InstructionInfoFactory::new())
+    }
+
+    #[test]
+    fn what_a_loop_uses_most_is_in_host_registers() {
+        // add r9, r10; xor r10, r9; dec ecx; jnz
+        let code = [0x4d, 0x01, 0xd1, 0x4d, 0x31, 0xca, 0xff, 0xc9, 0x75, 0xf6];
+        let found = swaps(&code);
+        assert_eq!(found.0.len(), 2);
+        for number in 0..16 {
+            let pair = |to| found.0.contains(&(number, to)) || found.0.contains(&(to, number));
+            match found.home(number) {
+                Home::Frame(_) => assert!(number == 11 || pair(9) || pair(10), "{number}"),
+                Home::Host(_) => assert_ne!(number, 11),
+            }
+        }
+        assert!(matches!(found.home(9), Home::Host(_)));
+        assert!(matches!(found.home(10), Home::Host(_)));
+    }
+
+    #[test]
+    fn a_loop_that_leaves_has_nothing_of_it() {
+        // The same with a call, with CPUID, and without a way back.
+        for code in [
+            &[
+                0x4d, 0x01, 0xd1, 0x4d, 0x31, 0xca, 0xe8, 0, 1, 0, 0, 0x75, 0xf3,
+            ][..],
+            &[0x4d, 0x01, 0xd1, 0x4d, 0x31, 0xca, 0x0f, 0xa2, 0x75, 0xf6],
+            &[0x4d, 0x01, 0xd1, 0x4d, 0x31, 0xca, 0xff, 0xc9, 0x75, 0x06],
+        ] {
+            assert!(swaps(code).is_empty(), "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn registers_that_strings_name_stay() {
+        let body = [
+            0x4d, 0x01, 0xd1, 0x4d, 0x31, 0xca, 0x4d, 0x01, 0xdb, 0xff, 0xc9, 0x75, 0xf3,
+        ];
+        let of_strings = |swaps: &Swaps| swaps.0.iter().any(|pair| [6, 7].contains(&pair.1));
+        assert!(of_strings(&swaps(&body)));
+        // rep stosb behind the loop; leave
+        let strings = [&body[..], &[0xf3, 0xaa, 0xc9]].concat();
+        let found = swaps(&strings);
+        assert_eq!(found.0.len(), 3);
+        assert!(!of_strings(&found) && !found.0.iter().any(|pair| pair.1 == 5));
     }
 }
