@@ -573,6 +573,16 @@ impl Asm {
         self.code.push(0x58 | reg.0 & 7);
     }
 
+    /// PUSH of memory.
+    pub fn push_mem(&mut self, mem: Mem) {
+        self.rm(4, &[0xff], 6, mem);
+    }
+
+    /// POP to memory, whose address is made of what RSP is behind it.
+    pub fn pop_mem(&mut self, mem: Mem) {
+        self.rm(4, &[0x8f], 0, mem);
+    }
+
     /// RET.
     pub fn ret(&mut self) {
         self.code.push(0xc3);

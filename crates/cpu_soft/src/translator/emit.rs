@@ -21,6 +21,7 @@ use super::glue::{Glue, Single};
 use super::heads::{Head, heads, poll_places};
 use super::layout::{Home, S0, S1, frame, home, slot};
 use super::pins::Making;
+use super::recent::{Recent, walks};
 use super::sse::is_sse;
 use super::swaps::Swaps;
 use crate::op::{Leave, Op};
@@ -61,7 +62,7 @@ impl Piece {
 }
 
 /// What happens out of line.
-enum Cold {
+pub(super) enum Cold {
     /// The interpreter executes an instruction; the code goes on at the label, if at all.
     Single(usize, Option<Resume>),
     /// The piece goes on as it is made the second time.
@@ -70,6 +71,13 @@ enum Cold {
     NotLoaded(usize, Label),
     /// The code is left before the instruction at this address.
     Attention(u64),
+    /// An access of `size` bytes that is on another page than the recent one; the code goes on at `hit`.
+    Recent {
+        recent: Recent,
+        size: usize,
+        failed: Label,
+        hit: Label,
+    },
 }
 
 /// Where the guest's state is at a place that is left for a cold path.
@@ -80,7 +88,7 @@ struct Here {
 }
 
 /// Where code goes on out of line.
-struct Resume {
+pub(super) struct Resume {
     label: Label,
     /// The address of the instruction there.
     rip: u64,
@@ -118,6 +126,8 @@ pub struct Emitter<'a> {
     pub(super) next: u64,
     /// What is known of registers here.
     pub(super) bases: Bases,
+    /// Instructions that walk through memory ([`walks`]).
+    pub(super) walks: FxHashMap<u64, u8>,
     /// How far RSP has yet to be moved.
     pub(super) stack_moved: i32,
     /// Registers that change places in this unit, and whether they have, here.
@@ -184,6 +194,7 @@ impl<'a> Emitter<'a> {
             at: 0,
             next: 0,
             bases: Bases::new(),
+            walks: FxHashMap::default(),
             stack_moved: 0,
             swaps: Swaps::default(),
             swapped: false,
@@ -213,6 +224,7 @@ impl<'a> Emitter<'a> {
         self.heads = heads(pieces, &polls, || self.asm.label());
         if !self.alone {
             self.swaps = Swaps::of(pieces, &mut self.info);
+            self.walks = walks(pieces, &mut self.info);
         }
         let mut again = Vec::new();
         for (i, piece) in pieces.iter().enumerate() {
@@ -386,7 +398,7 @@ impl<'a> Emitter<'a> {
             }
         });
         let cold = Cold::Single(single, resume);
-        self.colds.push((label, self.here(), cold));
+        self.cold(label, cold);
         label
     }
 
@@ -409,7 +421,7 @@ impl<'a> Emitter<'a> {
             rip: self.at,
             load: self.uses_sse && !self.sse_loaded,
         };
-        self.colds.push((label, self.here(), Cold::Plain(resume)));
+        self.cold(label, Cold::Plain(resume));
         label
     }
 
@@ -418,7 +430,7 @@ impl<'a> Emitter<'a> {
         let single = self.add_single(first);
         let label = self.asm.label();
         let cold = Cold::NotLoaded(single, resume);
-        self.colds.push((label, self.here(), cold));
+        self.cold(label, cold);
         label
     }
 
@@ -430,7 +442,7 @@ impl<'a> Emitter<'a> {
         self.place.secure(&mut self.asm);
         let label = self.asm.label();
         self.look(label);
-        self.colds.push((label, self.here(), Cold::Attention(rip)));
+        self.cold(label, Cold::Attention(rip));
         self.place.disturbed();
     }
 
@@ -443,6 +455,11 @@ impl<'a> Emitter<'a> {
             self.asm.cmp_mem_imm(at(S0, 0), 0);
         }
         self.asm.jcc(cc::NE, wanted);
+    }
+
+    /// What happens at `label`, out of line, with the state as it is here.
+    pub(super) fn cold(&mut self, label: Label, cold: Cold) {
+        self.colds.push((label, self.here(), cold));
     }
 
     /// Where the guest's state is.
@@ -494,6 +511,16 @@ impl<'a> Emitter<'a> {
     fn colds(&mut self) {
         for (label, here, cold) in std::mem::take(&mut self.colds) {
             self.asm.bind(label);
+            if let Cold::Recent {
+                recent,
+                size,
+                failed,
+                hit,
+            } = cold
+            {
+                self.look_recent(recent, size, failed, hit);
+                continue;
+            }
             let Here { mut place, swapped } = here;
             self.swapped = swapped;
             place.host = false;
@@ -533,6 +560,7 @@ impl<'a> Emitter<'a> {
                     self.asm.unreachable();
                 }
                 Cold::Attention(rip) => self.leave(rip, Leave::Look),
+                Cold::Recent { .. } => {}
             }
         }
     }

@@ -18,6 +18,7 @@ use super::asm::{Alu, Asm, Mem, Reg, at, cc};
 use super::cache::Cache;
 use super::counts::Sort;
 use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
+use super::recent::{self, Recent, WAYS};
 use crate::cpu::Cpu;
 use crate::fpu::{MXCSR, XMM};
 use crate::jumps::JUMP_HASH;
@@ -94,6 +95,10 @@ pub struct Glue {
     pub call: u64,
     /// Loads SSE state; `S1` is lost, and no flag.
     pub load: u64,
+    /// Look for the page of the linear address in `S0` ([`Recent::look`]).
+    pub recent: [u64; WAYS],
+    /// Forgets recent pages.
+    pub forget: u64,
     /// Leaves with RIP in `S1` and the reason in `S0`; flags are in the frame.
     pub exit: u64,
     /// The word that is not zero when somebody wants attention, if code can name it; [`slot::WAKE`] has it always.
@@ -175,6 +180,7 @@ fn fill(asm: &mut Asm, above: i32) {
             asm.store(8, at(FRAME, disp + above), S0);
         }
     }
+    recent::forget(asm, above);
     asm.load(S0, at(S1, shared(offset_of!(Shared, ctx))));
     asm.store(8, at(FRAME, slot::CTX + above), S0);
     asm.load(S0, at(S1, shared(offset_of!(Shared, jumps))));
@@ -238,6 +244,15 @@ impl Glue {
         asm.store_byte_imm(at(FRAME, slot::FLOAT + 8), 1);
         asm.ret();
 
+        let looks = Recent::ALL.map(|recent| {
+            let here = asm.here();
+            recent.look(&mut asm);
+            here
+        });
+        let forget = asm.here();
+        recent::forget(&mut asm, 8);
+        asm.ret();
+
         // Privilege, address space and all may be others than before the call.
         asm.bind(out);
         asm.lea(8, FRAME, at(FRAME, 8));
@@ -266,6 +281,11 @@ impl Glue {
         let address = |label, asm: &Asm| Some(at + asm.offset(label)? as u64);
         let (enter, call) = (address(enter, &asm)?, address(call, &asm)?);
         let (load, exit) = (address(load, &asm)?, address(exit, &asm)?);
+        let mut recent = [0; WAYS];
+        for (to, look) in recent.iter_mut().zip(looks) {
+            *to = address(look, &asm)?;
+        }
+        let forget = address(forget, &asm)?;
         let code = asm.finish(at)?;
         cache.add(&code);
         cache.fix();
@@ -274,6 +294,8 @@ impl Glue {
             enter: unsafe { std::mem::transmute::<u64, Enter>(enter) },
             call,
             load,
+            recent,
+            forget,
             exit,
             wake: cache.reaches(wake).then_some(wake),
             measured,

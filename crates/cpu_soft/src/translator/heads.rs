@@ -97,6 +97,31 @@ fn poll_place(piece: &Piece) -> Option<usize> {
     piece.insns[..end].iter().rposition(replaces)
 }
 
+/// The instructions of each loop, those between a branch backwards and a head that it goes to.
+pub fn loops(pieces: &[Piece]) -> Vec<Vec<&Instruction>> {
+    let insns = || pieces.iter().flat_map(|piece| &piece.insns);
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for piece in pieces {
+        for (i, target) in backward(piece) {
+            let range = (target, piece.insns[i].ip());
+            let inside = pieces.iter().skip(1).any(|piece| piece.rip == target);
+            if inside && !ranges.contains(&range) {
+                ranges.push(range);
+            }
+        }
+    }
+    let body = |(first, last)| {
+        let mut body: Vec<_> = insns()
+            .filter(|insn| (first..=last).contains(&insn.ip()))
+            .collect();
+        // What is in two pieces is there once.
+        body.sort_by_key(|insn| insn.ip());
+        body.dedup_by_key(|insn| insn.ip());
+        body
+    };
+    ranges.into_iter().map(body).collect()
+}
+
 /// The branches backwards of a piece, and where they go.
 fn backward(piece: &Piece) -> impl Iterator<Item = (usize, u64)> {
     let insns = piece.insns.iter().enumerate();
@@ -294,6 +319,9 @@ mod tests {
                 let next = rip(at) + bytes.len() as u64 + 2;
                 bytes.extend([0xeb, rip(random(count + 1)).wrapping_sub(next) as u8]);
                 code.push((rip(at), bytes));
+            }
+            for at in 0..code.len() {
+                code.swap(at, random(count) as usize);
             }
             // The entry is made twice.
             code.insert(0, code[random(count) as usize].clone());

@@ -69,8 +69,10 @@ pub mod slot {
     pub const MXCSR: i32 = 128;
     /// A register while another value is needed in it.
     pub const SAVED: i32 = 136;
+    /// Recent pages ([`recent`](super::super::recent)).
+    pub const RECENT: i32 = 144;
     /// Bytes of the frame: a multiple of sixteen, and eight.
-    pub const SIZE: i32 = 152;
+    pub const SIZE: i32 = 280;
 }
 
 /// A place in the frame.
@@ -135,5 +137,7 @@ mod tests {
             slot::FLOAT,
             slot::PINS + 8 * super::super::pins::PINS as i32
         );
+        use super::super::recent::{BYTES, PAGES};
+        assert_eq!(slot::SIZE, slot::RECENT + BYTES * PAGES as i32 + 8);
     }
 }

@@ -9,7 +9,7 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, OpKind, Register};
 use umbra_x86::state::seg;
 
-use super::asm::{Alu, Label, Mem, Reg, at, cc};
+use super::asm::{Alu, Asm, Label, Mem, Reg, at, cc};
 use super::emit::Emitter;
 use super::layout::{S0, S1, frame, slot};
 use crate::cpu::Cpu;
@@ -54,11 +54,10 @@ impl Emitter<'_> {
     /// Makes the linear address in `S0` of `size` bytes a host address, or goes to `failed`. `S1` and the
     /// host's flags are lost.
     pub(super) fn check(&mut self, size: usize, write: bool, failed: Label) {
-        self.entry(S0);
+        entry(&mut self.asm, S0, frame(slot::CTX));
         self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
         self.compare(size, failed);
-        let host = at(S1, offset_of!(Entry, host) as i32);
-        self.asm.alu_mem(Alu::Add, S0, host);
+        self.asm.alu_mem(Alu::Add, S0, host_of(S1));
     }
 
     /// The same for the linear address `mem`, but what makes it a host address is left in `S1`, to be added by the
@@ -71,12 +70,12 @@ impl Emitter<'_> {
             disp: 0,
         } = mem
         {
-            self.entry(base);
+            entry(&mut self.asm, base, frame(slot::CTX));
             self.asm.load(S0, at(S1, tag(write)));
             self.asm.alu(Alu::Xor, 8, S0, base);
         } else {
             self.asm.lea(8, S0, mem);
-            self.entry(S0);
+            entry(&mut self.asm, S0, frame(slot::CTX));
             self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
         }
         self.compare(size, failed);
@@ -89,7 +88,7 @@ impl Emitter<'_> {
     /// Goes to `failed` unless the linear address in `S0` may be accessed; its offset in the page is there then, and
     /// its entry at `S1`.
     pub(super) fn check_page(&mut self, write: bool, failed: Label) {
-        self.entry(S0);
+        entry(&mut self.asm, S0, frame(slot::CTX));
         self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
         self.compare(1, failed);
     }
@@ -106,24 +105,28 @@ impl Emitter<'_> {
         self.asm.jcc(cc::A, failed);
         self.place.disturbed();
     }
+}
 
-    /// Where the entry for the linear address `la` is, into `S1`.
-    fn entry(&mut self, la: Reg) {
-        let mask = (ENTRIES as i32 - 1) << ENTRY_SHIFT;
-        let asm = &mut self.asm;
-        if std::arch::is_x86_feature_detected!("bmi2") {
-            asm.rorx(S1, la, 12 - ENTRY_SHIFT);
-        } else {
-            asm.mov(S1, la);
-            asm.shr(S1, 12 - ENTRY_SHIFT);
-        }
-        asm.alu_imm(Alu::And, 4, S1, mask);
-        asm.alu_mem(Alu::Add, S1, frame(slot::CTX));
+/// Where the entry for the linear address `la` is, into `S1`; `ctx` has the translation caches.
+pub fn entry(asm: &mut Asm, la: Reg, ctx: Mem) {
+    let mask = (ENTRIES as i32 - 1) << ENTRY_SHIFT;
+    if std::arch::is_x86_feature_detected!("bmi2") {
+        asm.rorx(S1, la, 12 - ENTRY_SHIFT);
+    } else {
+        asm.mov(S1, la);
+        asm.shr(S1, 12 - ENTRY_SHIFT);
     }
+    asm.alu_imm(Alu::And, 4, S1, mask);
+    asm.alu_mem(Alu::Add, S1, ctx);
+}
+
+/// The host address of the page of the entry at `entry`.
+pub fn host_of(entry: Reg) -> Mem {
+    at(entry, offset_of!(Entry, host) as i32)
 }
 
 /// Where in an entry the tag is that an access is compared with.
-fn tag(write: bool) -> i32 {
+pub fn tag(write: bool) -> i32 {
     let tag = if write {
         offset_of!(Entry, write)
     } else {

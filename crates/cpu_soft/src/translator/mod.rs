@@ -37,6 +37,7 @@ mod memory;
 mod perf;
 mod pins;
 mod privilege;
+mod recent;
 mod segments;
 mod sse;
 mod stack;

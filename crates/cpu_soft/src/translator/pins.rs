@@ -228,7 +228,7 @@ impl Emitter<'_> {
                 let write = self.making.pins.pins[number].is_some_and(|pin| pin.write);
                 let failed = self.plainly(op);
                 self.linear(target, -distance);
-                self.check(len, write, failed);
+                self.check_target(target, (len, write), failed);
                 self.asm.store(8, pin_slot(number), S0);
                 self.hold_pin(number);
                 distance
@@ -236,9 +236,17 @@ impl Emitter<'_> {
             Way::Alone => {
                 let failed = self.failed(op, resume);
                 self.linear(target, 0);
-                self.check(size, write, failed);
+                self.check_target(target, (size, write), failed);
                 0
             }
+        }
+    }
+
+    /// Makes the linear address of `target` in `S0` a host address, or goes to `failed`.
+    fn check_target(&mut self, target: Target, (size, write): (usize, bool), failed: Label) {
+        match self.recent(target, size, write) {
+            Some(recent) => self.check_recent(recent, size, failed),
+            None => self.check(size, write, failed),
         }
     }
 

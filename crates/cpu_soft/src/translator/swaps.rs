@@ -9,6 +9,7 @@ use umbra_x86::state::gpr;
 
 use super::asm::{Asm, Mem, Reg};
 use super::emit::Piece;
+use super::heads::loops;
 use super::layout::{Home, home};
 use super::pins::stays;
 use crate::native::writes;
@@ -89,34 +90,14 @@ impl Swaps {
 
 /// How often each register is used in loops that neither leave the unit nor call the interpreter.
 fn weigh(pieces: &[Piece], info: &mut InstructionInfoFactory) -> [u32; 16] {
-    let insns = || pieces.iter().flat_map(|piece| &piece.insns);
     let mut weights = [0; 16];
-    let mut seen = Vec::new();
-    for branch in insns() {
-        let target = branch.near_branch_target();
-        let near = branch.is_jcc_short_or_near() || branch.is_jmp_short_or_near();
-        let inside = || pieces.iter().skip(1).any(|piece| piece.rip == target);
-        let range = (target, branch.ip());
-        if !near || target > branch.ip() || seen.contains(&range) || !inside() {
-            continue;
-        }
-        seen.push(range);
-        // What is in two pieces is counted in one of them.
-        let mut body: Vec<&Instruction> = insns()
-            .filter(|insn| (target..=branch.ip()).contains(&insn.ip()))
-            .collect();
-        body.sort_by_key(|insn| insn.ip());
-        body.dedup_by_key(|insn| insn.ip());
-        if !body.iter().all(|insn| is_quick(insn)) {
-            continue;
-        }
-        for insn in body {
-            for used in info.info(insn).used_registers() {
-                let (register, access) = (used.register(), used.access());
-                if register.is_gpr() {
-                    let number = register.full_register().number();
-                    weights[number & 15] += 1 + u32::from(writes(access));
-                }
+    let quick = |body: &Vec<&Instruction>| body.iter().all(|insn| is_quick(insn));
+    for insn in loops(pieces).into_iter().filter(quick).flatten() {
+        for used in info.info(insn).used_registers() {
+            let (register, access) = (used.register(), used.access());
+            if register.is_gpr() {
+                let number = register.full_register().number();
+                weights[number & 15] += 1 + u32::from(writes(access));
             }
         }
     }

@@ -104,6 +104,9 @@ impl Emitter<'_> {
         self.place.disturbed();
         // They were checked with the other rights.
         self.making.pins.clear();
+        if !ac {
+            self.asm.call(self.glue.forget);
+        }
         self.go_on(resume);
     }
 

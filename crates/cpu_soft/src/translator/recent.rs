@@ -1,0 +1,270 @@
+//! Pages that were accessed last: a check that needs no look into the translation caches.
+//!
+//! Pushes, pops, calls and returns stay on a page of the stack, and what a loop walks through step by step stays on
+//! a page for many rounds. The frame has *recent pages*, copies of what a check found: a linear page, how far into it
+//! an access may begin, and its host address. Who comes to one needs five host instructions instead of eight; who
+//! does not looks into the translation caches out of line, and leaves its page there.
+//!
+//! They hold for as long as a check does, and are forgotten wherever that may change: whenever Rust has executed, and
+//! by CLAC. STAC only adds rights. Nothing matches a page that was forgotten, whatever its tag, for no distance is
+//! below its limits.
+
+use iced_x86::{Instruction, InstructionInfoFactory, OpKind, Register};
+use rustc_hash::FxHashMap;
+use umbra_x86::state::gpr;
+
+use super::asm::{Alu, Asm, Label, Mem, at, cc};
+use super::emit::{Cold, Emitter, Piece};
+use super::heads::loops;
+use super::layout::{FRAME, S0, S1, slot};
+use super::memory::{entry, has_memory, host_of, is_plain, tag};
+use super::pins::Target;
+use crate::native::writes;
+
+/// Recent pages.
+pub const PAGES: usize = 4;
+/// Bytes of one in the frame: tag, host address, limit of single accesses, limit of stretches.
+pub const BYTES: i32 = 32;
+/// Ways to leave a page as a recent one.
+pub const WAYS: usize = 5;
+
+/// Longest single access, and longest stretch ([`pins`](super::pins)).
+const SMALL: usize = 16;
+const LARGE: usize = 256;
+/// Bytes that a loop may advance in a round.
+const STEP: i64 = 64;
+
+/// A recent page, and how it is come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Recent {
+    /// The stack's, by a write. It may be written, too.
+    StackWrite = 0,
+    /// The stack's, by a read.
+    StackRead = 1,
+    /// What a loop reads.
+    Read = 2,
+    /// What else it reads.
+    ReadToo = 3,
+    /// What it writes.
+    Write = 4,
+}
+
+impl Recent {
+    /// All of them.
+    pub const ALL: [Self; WAYS] = [
+        Self::StackWrite,
+        Self::StackRead,
+        Self::Read,
+        Self::ReadToo,
+        Self::Write,
+    ];
+
+    /// Where something of it is in the frame.
+    fn field(self, number: i32) -> Mem {
+        let page = (self as i32).max(1) - 1;
+        at(FRAME, slot::RECENT + BYTES * page + 8 * number)
+    }
+
+    fn tag(self) -> Mem {
+        self.field(0)
+    }
+
+    fn host(self) -> Mem {
+        self.field(1)
+    }
+
+    /// What the distance of an access of `size` bytes has to be below.
+    fn limit(self, size: usize) -> Mem {
+        self.field(if size <= SMALL { 2 } else { 3 })
+    }
+
+    /// Emits the subroutine, with the frame eight bytes further up: finds the linear address in `S0` in the
+    /// translation caches, which leaves the distance there and the entry at `S1`, and makes its page the recent
+    /// one. If the distance is more than a page has, nothing was found.
+    pub fn look(self, asm: &mut Asm) {
+        let above = |mem: Mem| mem.plus(8);
+        let (found, over) = (asm.label(), asm.label());
+        let write = !matches!(self, Self::Read | Self::ReadToo);
+        entry(asm, S0, above(at(FRAME, slot::CTX)));
+        asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
+        asm.alu_imm(Alu::Cmp, 8, S0, 0xfff);
+        asm.jcc(cc::BE, found);
+        if self == Self::StackRead {
+            // It may be one that is not writable. Then it does not become the recent one.
+            asm.alu_mem(Alu::Xor, S0, at(S1, tag(true)));
+            asm.alu_mem(Alu::Xor, S0, at(S1, tag(false)));
+        }
+        asm.jmp(over);
+        asm.bind(found);
+        asm.push_mem(at(S1, tag(write)));
+        asm.pop_mem(above(self.tag()));
+        asm.push_mem(host_of(S1));
+        asm.pop_mem(above(self.host()));
+        for size in [SMALL, LARGE] {
+            asm.store_imm(above(self.limit(size)), 0x1000 - size as i32 + 1);
+        }
+        asm.bind(over);
+        asm.ret();
+    }
+}
+
+/// Emits what forgets all recent pages, with the frame `above` bytes further up.
+pub fn forget(asm: &mut Asm, above: i32) {
+    for page in 0..PAGES as i32 {
+        for limit in [2, 3] {
+            let field = slot::RECENT + BYTES * page + 8 * limit;
+            asm.store_imm(at(FRAME, field + above), 0);
+        }
+    }
+}
+
+impl Emitter<'_> {
+    /// Makes the linear address of `size` bytes in `S0` a host address as [`check`](Self::check) does, by a recent
+    /// page.
+    pub(super) fn check_recent(&mut self, recent: Recent, size: usize, failed: Label) {
+        let (other, hit) = (self.asm.label(), self.asm.label());
+        self.asm.alu_mem(Alu::Xor, S0, recent.tag());
+        self.asm.alu_mem(Alu::Cmp, S0, recent.limit(size));
+        self.asm.jcc(cc::AE, other);
+        self.place.disturbed();
+        self.asm.alu_mem(Alu::Add, S0, recent.host());
+        self.asm.bind(hit);
+        self.cold(
+            other,
+            Cold::Recent {
+                recent,
+                size,
+                failed,
+                hit,
+            },
+        );
+    }
+
+    /// Out of line: the access is on another page than the recent one.
+    pub(super) fn look_recent(&mut self, recent: Recent, size: usize, failed: Label, hit: Label) {
+        self.asm.alu_mem(Alu::Xor, S0, recent.tag());
+        self.asm.call(self.glue.recent[recent as usize]);
+        self.asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
+        self.asm.jcc(cc::A, failed);
+        self.asm.alu_mem(Alu::Add, S0, host_of(S1));
+        self.asm.jmp(hit);
+    }
+
+    /// The recent page that `target` is likely to be on.
+    pub(super) fn recent(&self, target: Target, size: usize, write: bool) -> Option<Recent> {
+        if size > LARGE {
+            return None;
+        }
+        let stack = if write {
+            Recent::StackWrite
+        } else {
+            Recent::StackRead
+        };
+        let insn = match target {
+            Target::Operand(insn) => insn,
+            Target::Stack(_) | Target::Base => return Some(stack),
+        };
+        let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
+        if !segment && insn.memory_base() == Register::RSP && insn.memory_index() == Register::None
+        {
+            return Some(stack);
+        }
+        let walk = self.walks.get(&insn.ip())?;
+        match (walk, write) {
+            (0, true) => Some(Recent::Write),
+            (0, false) => Some(Recent::Read),
+            (1, false) => Some(Recent::ReadToo),
+            _ => None,
+        }
+    }
+}
+
+/// Which instructions of loops walk through memory step by step, and which walk of the loop's it is, by address.
+pub fn walks(pieces: &[Piece], info: &mut InstructionInfoFactory) -> FxHashMap<u64, u8> {
+    let mut walks = FxHashMap::default();
+    let mut loops = loops(pieces);
+    // The innermost loop decides.
+    loops.sort_by_key(|body| body.len());
+    let mut seen: Vec<u64> = Vec::new();
+    for body in loops {
+        let steps = steps(&body, info);
+        let mut known: Vec<(bool, Register, Register)> = Vec::new();
+        for insn in &body {
+            if !has_memory(insn) || seen.contains(&insn.ip()) {
+                continue;
+            }
+            seen.push(insn.ip());
+            if is_walk(insn, &steps) {
+                let write = info
+                    .info(insn)
+                    .used_memory()
+                    .iter()
+                    .any(|m| writes(m.access()));
+                let walk = (write, insn.memory_base(), insn.memory_index());
+                let number = known.iter().position(|known| *known == walk);
+                let number = number.unwrap_or_else(|| {
+                    known.push(walk);
+                    known.len() - 1
+                });
+                let of_its_kind = known[..number].iter().filter(|k| k.0 == write).count();
+                walks.insert(insn.ip(), of_its_kind as u8);
+            }
+        }
+    }
+    walks
+}
+
+/// How far each register advances in a round at most; `None` where that is not known.
+fn steps(body: &[&Instruction], info: &mut InstructionInfoFactory) -> [Option<i64>; 16] {
+    let mut steps = [Some(0i64); 16];
+    for insn in body {
+        let step = step_of(insn);
+        for used in info.info(insn).used_registers() {
+            let register = used.register();
+            if !register.is_gpr() || !writes(used.access()) {
+                continue;
+            }
+            let number = register.full_register().number() & 15;
+            steps[number] = steps[number].zip(step).map(|(sum, step)| sum + step.abs());
+        }
+    }
+    steps[gpr::RSP] = None;
+    steps
+}
+
+/// What `insn` adds to its first operand, a register.
+fn step_of(insn: &Instruction) -> Option<i64> {
+    use iced_x86::Mnemonic::*;
+    let register = insn.op_count() > 0 && insn.op0_kind() == OpKind::Register;
+    let constant = || {
+        let kind = insn.op1_kind();
+        (kind != OpKind::Register && kind != OpKind::Memory).then(|| insn.immediate(1) as i64)
+    };
+    match insn.mnemonic() {
+        _ if !register => None,
+        Add | Sub => constant(),
+        Inc | Dec => Some(1),
+        Lea if insn.memory_base() == insn.op0_register()
+            && insn.memory_index() == Register::None =>
+        {
+            Some(insn.memory_displacement64() as i64)
+        }
+        _ => None,
+    }
+}
+
+fn is_walk(insn: &Instruction, steps: &[Option<i64>; 16]) -> bool {
+    let step = |register: Register, scale: u32| {
+        if register == Register::None {
+            return Some(0);
+        }
+        let step = register
+            .is_gpr()
+            .then(|| steps[register.full_register().number() & 15])?;
+        step?.checked_mul(scale.into())
+    };
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    let steps = step(base, 1).zip(step(index, insn.memory_index_scale()));
+    is_plain(insn) && steps.is_some_and(|(base, index)| (1..=STEP).contains(&(base + index)))
+}
