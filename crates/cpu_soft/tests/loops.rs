@@ -13,8 +13,8 @@ const DATA: u64 = 0x20_0000;
 const NOWHERE: u64 = DATA + 0x2000;
 /// Another page with code.
 const FAR: u64 = CODE + 0x1000;
-const ROUNDS: u64 = 60;
-const TURNS: u64 = 10;
+const ROUNDS: u64 = 300;
+const TURNS: u64 = 3;
 
 /// add r9, rcx; lea r10, [r9+r11]; xor r11, r10; mov [rdi], r11; lea rdi, [rdi+8]; dec ecx; jnz
 const LOOP: [u8; 21] = [

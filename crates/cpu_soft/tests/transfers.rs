@@ -232,6 +232,33 @@ fn what_was_checked_under_stac_is_checked_again_after_clac() {
     stayed_inside(&mut machine);
 }
 
+/// A loop walks from a page of the kernel's to one of the user's.
+#[test]
+fn a_page_that_was_accessed_under_stac_is_not_after_clac() {
+    let (mut machine, mut state) = machine();
+    for (page, to) in [(PAGE, FRAME | 3), (PAGE + 0x1000, (FRAME + 0x1000) | 7)] {
+        machine.write(PAGES + 8 * (page >> 12 & 0x1ff), &to.to_le_bytes());
+    }
+    machine.write(FRAME, &[1; 0x1000]);
+    machine.write(FRAME + 0x1000, &[2; 0x1000]);
+    // stac; mov ebx, [rdi]; clac; mov eax, [rdi]; add rdi, 4; dec esi; jnz
+    let code = [
+        0x0f, 0x01, 0xcb, 0x8b, 0x1f, 0x0f, 0x01, 0xca, 0x8b, 0x07, 0x48, 0x83, 0xc7, 0x04, 0xff,
+        0xce, 0x75, 0xee,
+    ];
+    machine.write(CODE, &[&code[..], &END].concat());
+    (state.gpr[6], state.gpr[7]) = (2000, PAGE);
+    state.cr4 |= cr4::SMAP;
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, CODE + 8, "{end:?}");
+    assert!(end.reason.contains("#PF(0x1) at 0x201000"), "{end:?}");
+    assert_eq!(
+        (end.state.gpr[3], end.state.gpr[0]),
+        (0x0202_0202, 0x0101_0101)
+    );
+    stayed_inside(&mut machine);
+}
+
 #[test]
 fn swapgs_exchanges_what_gs_leads_to() {
     let (mut machine, mut state) = machine();

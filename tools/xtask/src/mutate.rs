@@ -16,9 +16,10 @@ use crate::places::root;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Tests that are programs of their own, by the word that `tests` begins with, and their packages.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("loops", "umbra-cpu-soft"),
     ("machine", "umbra"),
+    ("recent", "umbra-cpu-soft"),
     ("translated", "umbra-cpu-soft"),
     ("transfers", "umbra-cpu-soft"),
 ];

@@ -1,0 +1,204 @@
+//! The stack, and loops that walk through memory: translated code remembers the page that they are on, and has to
+//! notice when they are on another one, when it is another frame, and when they may not do what they do. With
+//! `UMBRA_PROCESSOR=interpreter` the same must come out.
+#![cfg(target_arch = "x86_64")]
+
+mod bare;
+
+use bare::{CODE, END, End, Machine, PAGES, long};
+use umbra_x86::cr0;
+use umbra_x86::state::{CpuState, gpr};
+
+const PAGE: u64 = 0x20_0000;
+const NEXT: u64 = PAGE + 0x1000;
+const FRAME_1: u64 = 0x30_0000;
+const FRAME_2: u64 = 0x28_0000;
+const WRITABLE: u64 = 7;
+const READABLE: u64 = 5;
+
+/// Where the entry of `page` is.
+fn entry(page: u64) -> u64 {
+    PAGES + 8 * (page >> 12 & 0x1ff)
+}
+
+fn map(machine: &Machine, page: u64, to: u64) {
+    machine.write(entry(page), &to.to_le_bytes());
+}
+
+/// Code on two pages' frames, the first of which has bytes that count up and the second such that count down.
+fn machine(code: &[u8]) -> (Machine, CpuState) {
+    let machine = Machine::new();
+    let mut state = long(&machine);
+    state.cr0 |= cr0::WP;
+    let up: Vec<u8> = (0..0x1000).map(|n| ((n * 7) >> 2) as u8).collect();
+    let down: Vec<u8> = up.iter().map(|byte| !byte).collect();
+    machine.write(FRAME_1, &up);
+    machine.write(FRAME_2, &down);
+    machine.write(CODE, &[code, &END].concat());
+    (machine, state)
+}
+
+fn ended(end: &End, at: usize) {
+    assert_eq!(end.state.rip, CODE + at as u64, "{end:?}");
+}
+
+/// The eight bytes at `at` of what [`machine`] has on both frames, one behind the other.
+fn word(at: u64) -> u64 {
+    let byte = |at: u64| {
+        let up = (((at & 0xfff) * 7) >> 2) as u8;
+        if at < 0x1000 { up } else { !up }
+    };
+    u64::from_le_bytes(std::array::from_fn(|i| byte(at + i as u64)))
+}
+
+#[test]
+fn a_walk_goes_over_the_border() {
+    // add rax, [rdi]; inc rdi; dec ecx; jnz
+    let code = [0x48, 0x03, 0x07, 0x48, 0xff, 0xc7, 0xff, 0xc9, 0x75, 0xf6];
+    let (mut machine, mut state) = machine(&code);
+    map(&machine, PAGE, FRAME_1 | WRITABLE);
+    map(&machine, NEXT, FRAME_2 | WRITABLE);
+    (
+        state.gpr[gpr::RDI],
+        state.gpr[gpr::RCX],
+        state.gpr[gpr::RAX],
+    ) = (PAGE, 0x1ff8, 0);
+    let end = machine.run(&state);
+    ended(&end, code.len());
+    let sum = (0..0x1ff8).fold(0u64, |sum, at| sum.wrapping_add(word(at)));
+    assert_eq!(end.state.gpr[gpr::RAX], sum);
+}
+
+#[test]
+fn a_walk_ends_where_memory_does() {
+    // movzx ebx, byte [rdi+rcx]; add eax, ebx; inc rcx; jmp
+    let code = [
+        0x0f, 0xb6, 0x1c, 0x0f, 0x01, 0xd8, 0x48, 0xff, 0xc1, 0xeb, 0xf5,
+    ];
+    for (first, size) in [(code, 0x1000), (code, 0x800)] {
+        let (mut machine, mut state) = machine(&first);
+        map(&machine, PAGE, FRAME_1 | WRITABLE);
+        let from = NEXT - size;
+        (
+            state.gpr[gpr::RDI],
+            state.gpr[gpr::RCX],
+            state.gpr[gpr::RAX],
+        ) = (from, 0, 0);
+        let end = machine.run(&state);
+        ended(&end, 0);
+        assert!(end.reason.contains("#PF(0x0) at 0x201000"), "{end:?}");
+        let sum: u64 = (0x1000 - size..0x1000).map(|at| word(at) & 0xff).sum();
+        assert_eq!(
+            (end.state.gpr[gpr::RAX], end.state.gpr[gpr::RCX]),
+            (sum, size)
+        );
+    }
+}
+
+#[test]
+fn what_is_walked_over_and_may_not_be_written_is_not() {
+    // mov eax, [rdi]; mov [rdi], eax; add rdi, 4; jmp
+    let code = [0x8b, 0x07, 0x89, 0x07, 0x48, 0x83, 0xc7, 4, 0xeb, 0xf6];
+    let (mut machine, mut state) = machine(&code);
+    map(&machine, PAGE, FRAME_1 | WRITABLE);
+    map(&machine, NEXT, FRAME_2 | READABLE);
+    state.gpr[gpr::RDI] = PAGE;
+    let end = machine.run(&state);
+    ended(&end, 2);
+    assert!(end.reason.contains("#PF(0x3) at 0x201000"), "{end:?}");
+    assert_eq!(end.state.gpr[gpr::RAX], word(0x1000) & 0xffff_ffff);
+}
+
+/// A walk over a page that is another frame in every second round.
+#[test]
+fn a_walk_sees_the_frame_of_the_moment() {
+    // mov rdi, rdx; mov ecx, 100; add rax, [rdi]; add rdi, 8; dec ecx; jnz;
+    // mov [r8], r12; invlpg [rdx]; xchg r12, r13; dec esi; jnz the start
+    let code = [
+        0x48, 0x89, 0xd7, 0xb9, 100, 0, 0, 0, 0x48, 0x03, 0x07, 0x48, 0x83, 0xc7, 8, 0xff, 0xc9,
+        0x75, 0xf5, 0x4d, 0x89, 0x20, 0x0f, 0x01, 0x3a, 0x4d, 0x87, 0xec, 0xff, 0xce, 0x75, 0xe0,
+    ];
+    let (mut machine, mut state) = machine(&code);
+    map(&machine, PAGE, FRAME_1 | WRITABLE);
+    state.gpr[gpr::RAX] = 0;
+    (state.gpr[gpr::RDX], state.gpr[gpr::RSI]) = (PAGE, 300);
+    state.gpr[8] = entry(PAGE);
+    (state.gpr[12], state.gpr[13]) = (FRAME_2 | WRITABLE, FRAME_1 | WRITABLE);
+    let end = machine.run(&state);
+    ended(&end, code.len());
+    let sum = |from: u64| (0..100).fold(0u64, |sum, n| sum.wrapping_add(word(from + 8 * n)));
+    let both = sum(0).wrapping_add(sum(0x1000));
+    assert_eq!(end.state.gpr[gpr::RAX], both.wrapping_mul(150));
+}
+
+#[test]
+fn the_stack_is_the_frame_of_the_moment() {
+    // pop rbx; add rax, rbx; lea rsp, [rsp-8]; mov [r8], r12; invlpg [rdx]; xchg r12, r13; dec esi; jnz
+    let code = [
+        0x5b, 0x48, 0x01, 0xd8, 0x48, 0x8d, 0x64, 0x24, 0xf8, 0x4d, 0x89, 0x20, 0x0f, 0x01, 0x3a,
+        0x4d, 0x87, 0xec, 0xff, 0xce, 0x75, 0xea,
+    ];
+    let (mut machine, mut state) = machine(&code);
+    map(&machine, PAGE, FRAME_1 | WRITABLE);
+    state.gpr[gpr::RAX] = 0;
+    (state.gpr[gpr::RDX], state.gpr[gpr::RSI]) = (PAGE, 300);
+    state.gpr[gpr::RSP] = PAGE + 0x800;
+    state.gpr[8] = entry(PAGE);
+    (state.gpr[12], state.gpr[13]) = (FRAME_2 | WRITABLE, FRAME_1 | WRITABLE);
+    let end = machine.run(&state);
+    ended(&end, code.len());
+    let both = word(0x800).wrapping_add(word(0x1800));
+    assert_eq!(end.state.gpr[gpr::RAX], both.wrapping_mul(150));
+}
+
+#[test]
+fn a_stack_that_may_only_be_read_is_only_read() {
+    // pop rbx; add rax, rbx; lea rsp, [rsp-8]; dec esi; jnz; push rax
+    let code = [
+        0x5b, 0x48, 0x01, 0xd8, 0x48, 0x8d, 0x64, 0x24, 0xf8, 0xff, 0xce, 0x75, 0xf3, 0x50,
+    ];
+    let (mut machine, mut state) = machine(&code);
+    map(&machine, PAGE, FRAME_1 | READABLE);
+    (state.gpr[gpr::RAX], state.gpr[gpr::RSI]) = (0, 300);
+    state.gpr[gpr::RSP] = PAGE + 0x800;
+    let end = machine.run(&state);
+    ended(&end, code.len() - 1);
+    assert!(end.reason.contains("#PF(0x3) at 0x2007f8"), "{end:?}");
+    assert_eq!(end.state.gpr[gpr::RAX], word(0x800).wrapping_mul(300));
+}
+
+/// Calls that go down the stack over a border, and back.
+#[test]
+fn a_stack_goes_over_the_border() {
+    // 0: mov ecx, 300; call 15; dec esi; jnz 0; ud2
+    // 15: dec ecx; jz 23; call 15; 22: inc eax; 24: ret
+    let code = [
+        0xb9, 0x2c, 1, 0, 0, 0xe8, 6, 0, 0, 0, 0xff, 0xce, 0x75, 0xf2, 0x0f, 0x0b, 0xff, 0xc9,
+        0x74, 5, 0xe8, 0xf7, 0xff, 0xff, 0xff, 0xff, 0xc0, 0xc3,
+    ];
+    for (at, frames) in [(0x400, [FRAME_1, FRAME_2]), (0x404, [FRAME_2, FRAME_1])] {
+        let (mut machine, mut state) = machine(&code);
+        map(&machine, PAGE, frames[0] | WRITABLE);
+        map(&machine, NEXT, frames[1] | WRITABLE);
+        (state.gpr[gpr::RAX], state.gpr[gpr::RSI]) = (0, 100);
+        state.gpr[gpr::RSP] = NEXT + at;
+        let end = machine.run(&state);
+        ended(&end, 14);
+        assert_eq!(end.state.gpr[gpr::RAX], 30_000);
+        assert_eq!(end.state.gpr[gpr::RSP], NEXT + at);
+    }
+}
+
+#[test]
+fn a_stack_that_ends_is_a_fault_at_the_right_call() {
+    // call itself
+    let code = [0xe8, 0xfb, 0xff, 0xff, 0xff];
+    let (mut machine, mut state) = machine(&code);
+    map(&machine, NEXT, FRAME_1 | WRITABLE);
+    state.gpr[gpr::RSP] = NEXT + 0x1000;
+    let end = machine.run(&state);
+    ended(&end, 0);
+    assert!(end.reason.contains("#PF(0x2) at 0x200ff8"), "{end:?}");
+    assert_eq!(end.state.gpr[gpr::RSP], NEXT);
+    assert_eq!(machine.read::<8>(FRAME_1), (CODE + 5).to_le_bytes());
+}
