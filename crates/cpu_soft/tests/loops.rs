@@ -4,7 +4,7 @@
 
 mod bare;
 
-use bare::{CODE, END, Machine, PAGES, STACK, long};
+use bare::{CODE, END, Machine, PAGES, STACK, long, on_each_kind};
 use umbra_x86::cr4;
 use umbra_x86::state::{CpuState, gpr};
 
@@ -36,8 +36,7 @@ fn model(gpr: &mut [u64; 16]) {
     }
 }
 
-fn machine() -> (Machine, CpuState) {
-    let machine = Machine::new();
+fn machine(machine: Machine) -> (Machine, CpuState) {
     let mut state = long(&machine);
     state.cr4 |= cr4::OSFXSR;
     for (page, frame) in [(DATA, 0x30_0000u64), (DATA + 0x1000, 0x28_0000)] {
@@ -54,8 +53,8 @@ fn machine() -> (Machine, CpuState) {
 }
 
 /// mov ecx, `turns`; call the subroutine behind; dec edx; jnz; end. The subroutine is the loop and what `leaves` it.
-fn ends_alike(leaves: &[u8], turns: u64) {
-    let (mut machine, state) = machine();
+fn ends_alike(new: fn() -> Machine, leaves: &[u8], turns: u64) {
+    let (mut machine, state) = machine(new());
     let count = (turns as u32).to_le_bytes();
     let caller = [
         &[0xb9][..],
@@ -111,22 +110,19 @@ fn ways() -> Vec<Vec<u8>> {
     ]
 }
 
-#[test]
-fn registers_are_back_wherever_a_loop_is_left() {
+fn registers_are_back_wherever_a_loop_is_left(new: fn() -> Machine) {
     for leaves in ways() {
-        ends_alike(&leaves, TURNS);
+        ends_alike(new, &leaves, TURNS);
     }
 }
 
-#[test]
-fn registers_are_back_where_a_loop_faults() {
+fn registers_are_back_where_a_loop_faults(new: fn() -> Machine) {
     for leaves in ways() {
-        ends_alike(&leaves, 41);
+        ends_alike(new, &leaves, 41);
     }
 }
 
-#[test]
-fn the_stack_pointer_is_where_it_belongs_whenever_somebody_looks() {
+fn the_stack_pointer_is_where_it_belongs_whenever_somebody_looks(new: fn() -> Machine) {
     // push rbx; push rbp; push r12; mov rax, rsp; lea rdx, [rsp+8]; pop r12; push rsp; pop rsi; push 5; mov edi, esp;
     // pop rbx; pop rbp; pop r13; add rsp, 0; dec ecx; jnz
     let code = [
@@ -134,7 +130,7 @@ fn the_stack_pointer_is_where_it_belongs_whenever_somebody_looks() {
         0x5e, 0x6a, 0x05, 0x89, 0xe7, 0x5b, 0x5d, 0x41, 0x5d, 0x48, 0x83, 0xc4, 0, 0xff, 0xc9,
         0x75, 0xe0,
     ];
-    let (mut machine, mut state) = machine();
+    let (mut machine, mut state) = machine(new());
     state.gpr[gpr::RCX] = 100;
     machine.write(CODE, &[&code[..], &END].concat());
     let end = machine.run(&state).state;
@@ -146,4 +142,10 @@ fn the_stack_pointer_is_where_it_belongs_whenever_somebody_looks() {
     assert_eq!((end.gpr[gpr::RBX], end.gpr[13]), (5, 5));
     assert_eq!(end.gpr[gpr::RBP], state.gpr[gpr::RBP]);
     assert_eq!(end.gpr[12], state.gpr[12]);
+}
+
+on_each_kind! {
+    registers_are_back_wherever_a_loop_is_left,
+    registers_are_back_where_a_loop_faults,
+    the_stack_pointer_is_where_it_belongs_whenever_somebody_looks,
 }

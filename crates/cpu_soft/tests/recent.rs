@@ -5,7 +5,7 @@
 
 mod bare;
 
-use bare::{CODE, END, End, Machine, PAGES, long};
+use bare::{CODE, END, End, Machine, PAGES, long, on_each_kind};
 use umbra_x86::cr0;
 use umbra_x86::state::{CpuState, gpr};
 
@@ -26,8 +26,7 @@ fn map(machine: &Machine, page: u64, to: u64) {
 }
 
 /// Code on two pages' frames, the first of which has bytes that count up and the second such that count down.
-fn machine(code: &[u8]) -> (Machine, CpuState) {
-    let machine = Machine::new();
+fn machine(machine: Machine, code: &[u8]) -> (Machine, CpuState) {
     let mut state = long(&machine);
     state.cr0 |= cr0::WP;
     let up: Vec<u8> = (0..0x1000).map(|n| ((n * 7) >> 2) as u8).collect();
@@ -51,11 +50,10 @@ fn word(at: u64) -> u64 {
     u64::from_le_bytes(std::array::from_fn(|i| byte(at + i as u64)))
 }
 
-#[test]
-fn a_walk_goes_over_the_border() {
+fn a_walk_goes_over_the_border(new: fn() -> Machine) {
     // add rax, [rdi]; inc rdi; dec ecx; jnz
     let code = [0x48, 0x03, 0x07, 0x48, 0xff, 0xc7, 0xff, 0xc9, 0x75, 0xf6];
-    let (mut machine, mut state) = machine(&code);
+    let (mut machine, mut state) = machine(new(), &code);
     map(&machine, PAGE, FRAME_1 | WRITABLE);
     map(&machine, NEXT, FRAME_2 | WRITABLE);
     (
@@ -69,14 +67,13 @@ fn a_walk_goes_over_the_border() {
     assert_eq!(end.state.gpr[gpr::RAX], sum);
 }
 
-#[test]
-fn a_walk_ends_where_memory_does() {
+fn a_walk_ends_where_memory_does(new: fn() -> Machine) {
     // movzx ebx, byte [rdi+rcx]; add eax, ebx; inc rcx; jmp
     let code = [
         0x0f, 0xb6, 0x1c, 0x0f, 0x01, 0xd8, 0x48, 0xff, 0xc1, 0xeb, 0xf5,
     ];
     for (first, size) in [(code, 0x1000), (code, 0x800)] {
-        let (mut machine, mut state) = machine(&first);
+        let (mut machine, mut state) = machine(new(), &first);
         map(&machine, PAGE, FRAME_1 | WRITABLE);
         let from = NEXT - size;
         (
@@ -95,11 +92,10 @@ fn a_walk_ends_where_memory_does() {
     }
 }
 
-#[test]
-fn what_is_walked_over_and_may_not_be_written_is_not() {
+fn what_is_walked_over_and_may_not_be_written_is_not(new: fn() -> Machine) {
     // mov eax, [rdi]; mov [rdi], eax; add rdi, 4; jmp
     let code = [0x8b, 0x07, 0x89, 0x07, 0x48, 0x83, 0xc7, 4, 0xeb, 0xf6];
-    let (mut machine, mut state) = machine(&code);
+    let (mut machine, mut state) = machine(new(), &code);
     map(&machine, PAGE, FRAME_1 | WRITABLE);
     map(&machine, NEXT, FRAME_2 | READABLE);
     state.gpr[gpr::RDI] = PAGE;
@@ -110,15 +106,14 @@ fn what_is_walked_over_and_may_not_be_written_is_not() {
 }
 
 /// A walk over a page that is another frame in every second round.
-#[test]
-fn a_walk_sees_the_frame_of_the_moment() {
+fn a_walk_sees_the_frame_of_the_moment(new: fn() -> Machine) {
     // mov rdi, rdx; mov ecx, 100; add rax, [rdi]; add rdi, 8; dec ecx; jnz;
     // mov [r8], r12; invlpg [rdx]; xchg r12, r13; dec esi; jnz the start
     let code = [
         0x48, 0x89, 0xd7, 0xb9, 100, 0, 0, 0, 0x48, 0x03, 0x07, 0x48, 0x83, 0xc7, 8, 0xff, 0xc9,
         0x75, 0xf5, 0x4d, 0x89, 0x20, 0x0f, 0x01, 0x3a, 0x4d, 0x87, 0xec, 0xff, 0xce, 0x75, 0xe0,
     ];
-    let (mut machine, mut state) = machine(&code);
+    let (mut machine, mut state) = machine(new(), &code);
     map(&machine, PAGE, FRAME_1 | WRITABLE);
     state.gpr[gpr::RAX] = 0;
     (state.gpr[gpr::RDX], state.gpr[gpr::RSI]) = (PAGE, 300);
@@ -131,14 +126,13 @@ fn a_walk_sees_the_frame_of_the_moment() {
     assert_eq!(end.state.gpr[gpr::RAX], both.wrapping_mul(150));
 }
 
-#[test]
-fn the_stack_is_the_frame_of_the_moment() {
+fn the_stack_is_the_frame_of_the_moment(new: fn() -> Machine) {
     // pop rbx; add rax, rbx; lea rsp, [rsp-8]; mov [r8], r12; invlpg [rdx]; xchg r12, r13; dec esi; jnz
     let code = [
         0x5b, 0x48, 0x01, 0xd8, 0x48, 0x8d, 0x64, 0x24, 0xf8, 0x4d, 0x89, 0x20, 0x0f, 0x01, 0x3a,
         0x4d, 0x87, 0xec, 0xff, 0xce, 0x75, 0xea,
     ];
-    let (mut machine, mut state) = machine(&code);
+    let (mut machine, mut state) = machine(new(), &code);
     map(&machine, PAGE, FRAME_1 | WRITABLE);
     state.gpr[gpr::RAX] = 0;
     (state.gpr[gpr::RDX], state.gpr[gpr::RSI]) = (PAGE, 300);
@@ -151,25 +145,26 @@ fn the_stack_is_the_frame_of_the_moment() {
     assert_eq!(end.state.gpr[gpr::RAX], both.wrapping_mul(150));
 }
 
-#[test]
-fn a_stack_that_may_only_be_read_is_only_read() {
-    // pop rbx; add rax, rbx; lea rsp, [rsp-8]; dec esi; jnz; push rax
+fn a_stack_that_may_only_be_read_is_only_read(new: fn() -> Machine) {
+    // cmp esi, 1; cmove rdi, rdx; mov rsp, rdx; pop rbx; add rax, rbx; mov rsp, rdi; push rax; dec esi; jnz
     let code = [
-        0x5b, 0x48, 0x01, 0xd8, 0x48, 0x8d, 0x64, 0x24, 0xf8, 0xff, 0xce, 0x75, 0xf3, 0x50,
+        0x83, 0xfe, 1, 0x48, 0x0f, 0x44, 0xfa, 0x48, 0x89, 0xd4, 0x5b, 0x48, 0x01, 0xd8, 0x48,
+        0x89, 0xfc, 0x50, 0xff, 0xce, 0x75, 0xea,
     ];
-    let (mut machine, mut state) = machine(&code);
+    let (mut machine, mut state) = machine(new(), &code);
     map(&machine, PAGE, FRAME_1 | READABLE);
+    map(&machine, NEXT, FRAME_2 | WRITABLE);
     (state.gpr[gpr::RAX], state.gpr[gpr::RSI]) = (0, 300);
-    state.gpr[gpr::RSP] = PAGE + 0x800;
+    (state.gpr[gpr::RDX], state.gpr[gpr::RDI]) = (PAGE + 0x800, NEXT + 0x800);
     let end = machine.run(&state);
-    ended(&end, code.len() - 1);
+    ended(&end, 17);
     assert!(end.reason.contains("#PF(0x3) at 0x2007f8"), "{end:?}");
+    assert_eq!(end.state.gpr[gpr::RSI], 1);
     assert_eq!(end.state.gpr[gpr::RAX], word(0x800).wrapping_mul(300));
 }
 
 /// Calls that go down the stack over a border, and back.
-#[test]
-fn a_stack_goes_over_the_border() {
+fn a_stack_goes_over_the_border(new: fn() -> Machine) {
     // 0: mov ecx, 300; call 15; dec esi; jnz 0; ud2
     // 15: dec ecx; jz 23; call 15; 22: inc eax; 24: ret
     let code = [
@@ -177,7 +172,7 @@ fn a_stack_goes_over_the_border() {
         0x74, 5, 0xe8, 0xf7, 0xff, 0xff, 0xff, 0xff, 0xc0, 0xc3,
     ];
     for (at, frames) in [(0x400, [FRAME_1, FRAME_2]), (0x404, [FRAME_2, FRAME_1])] {
-        let (mut machine, mut state) = machine(&code);
+        let (mut machine, mut state) = machine(new(), &code);
         map(&machine, PAGE, frames[0] | WRITABLE);
         map(&machine, NEXT, frames[1] | WRITABLE);
         (state.gpr[gpr::RAX], state.gpr[gpr::RSI]) = (0, 100);
@@ -189,11 +184,10 @@ fn a_stack_goes_over_the_border() {
     }
 }
 
-#[test]
-fn a_stack_that_ends_is_a_fault_at_the_right_call() {
+fn a_stack_that_ends_is_a_fault_at_the_right_call(new: fn() -> Machine) {
     // call itself
     let code = [0xe8, 0xfb, 0xff, 0xff, 0xff];
-    let (mut machine, mut state) = machine(&code);
+    let (mut machine, mut state) = machine(new(), &code);
     map(&machine, NEXT, FRAME_1 | WRITABLE);
     state.gpr[gpr::RSP] = NEXT + 0x1000;
     let end = machine.run(&state);
@@ -201,4 +195,15 @@ fn a_stack_that_ends_is_a_fault_at_the_right_call() {
     assert!(end.reason.contains("#PF(0x2) at 0x200ff8"), "{end:?}");
     assert_eq!(end.state.gpr[gpr::RSP], NEXT);
     assert_eq!(machine.read::<8>(FRAME_1), (CODE + 5).to_le_bytes());
+}
+
+on_each_kind! {
+    a_walk_goes_over_the_border,
+    a_walk_ends_where_memory_does,
+    what_is_walked_over_and_may_not_be_written_is_not,
+    a_walk_sees_the_frame_of_the_moment,
+    the_stack_is_the_frame_of_the_moment,
+    a_stack_that_may_only_be_read_is_only_read,
+    a_stack_goes_over_the_border,
+    a_stack_that_ends_is_a_fault_at_the_right_call,
 }

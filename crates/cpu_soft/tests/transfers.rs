@@ -241,16 +241,17 @@ fn a_page_that_was_accessed_under_stac_is_not_after_clac() {
     }
     machine.write(FRAME, &[1; 0x1000]);
     machine.write(FRAME + 0x1000, &[2; 0x1000]);
-    // stac; mov ebx, [rdi]; clac; mov eax, [rdi]; add rdi, 4; dec esi; jnz
+    // stac; mov ebx, [rdx]; clac, so that the page is known; stac; mov ebx, [rdi]; clac; mov eax, [rdi]; add rdi, 4;
+    // dec esi; jnz
     let code = [
-        0x0f, 0x01, 0xcb, 0x8b, 0x1f, 0x0f, 0x01, 0xca, 0x8b, 0x07, 0x48, 0x83, 0xc7, 0x04, 0xff,
-        0xce, 0x75, 0xee,
+        0x0f, 0x01, 0xcb, 0x8b, 0x1a, 0x0f, 0x01, 0xca, 0x0f, 0x01, 0xcb, 0x8b, 0x1f, 0x0f, 0x01,
+        0xca, 0x8b, 0x07, 0x48, 0x83, 0xc7, 0x04, 0xff, 0xce, 0x75, 0xee,
     ];
     machine.write(CODE, &[&code[..], &END].concat());
-    (state.gpr[6], state.gpr[7]) = (2000, PAGE);
+    (state.gpr[6], state.gpr[7], state.gpr[2]) = (2000, PAGE, PAGE + 0x1000);
     state.cr4 |= cr4::SMAP;
     let end = machine.run(&state);
-    assert_eq!(end.state.rip, CODE + 8, "{end:?}");
+    assert_eq!(end.state.rip, CODE + 16, "{end:?}");
     assert!(end.reason.contains("#PF(0x1) at 0x201000"), "{end:?}");
     assert_eq!(
         (end.state.gpr[3], end.state.gpr[0]),

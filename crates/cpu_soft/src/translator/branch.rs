@@ -64,7 +64,7 @@ impl Emitter<'_> {
         };
         let ready = target > insn.ip() || self.polled;
         match self.head(target) {
-            Some(head) if (ready || head.polls) && head.flags != Flags::Saved => {
+            Some(head) if (ready || head.polls) && head.flags.admits(&self.place) => {
                 self.asm.jcc(condition, head.label);
             }
             _ => {
@@ -93,7 +93,8 @@ impl Emitter<'_> {
             return;
         }
         let ahead = target > from || self.polled;
-        if let Some(head) = self.head(target) {
+        let head = self.head(target);
+        if let Some(head) = head.filter(|head| head.flags.is_within_reach(&self.place)) {
             self.require_sse();
             if !ahead && !head.polls {
                 self.poll(target);
@@ -101,7 +102,7 @@ impl Emitter<'_> {
             match head.flags {
                 Flags::Host => self.place.restore(&mut self.asm),
                 Flags::Saved => self.place.save(&mut self.asm),
-                Flags::Dead => {}
+                Flags::Dead | Flags::Computed(_) => {}
             }
             if self.following != Some(target) {
                 self.asm.jmp(head.label);

@@ -220,12 +220,18 @@ impl<'a> Emitter<'a> {
     pub fn run(mut self, pieces: &[Piece]) -> Made {
         let insns = || pieces.iter().flat_map(|piece| &piece.insns);
         self.uses_sse = insns().any(is_sse);
-        let polls = poll_places(pieces);
-        self.heads = heads(pieces, &polls, || self.asm.label());
         if !self.alone {
             self.swaps = Swaps::of(pieces, &mut self.info);
             self.walks = walks(pieces, &mut self.info);
         }
+        let polls = poll_places(pieces);
+        let swaps = self.swaps.clone();
+        self.heads = heads(
+            pieces,
+            &polls,
+            |number| swaps.home(number),
+            || self.asm.label(),
+        );
         let mut again = Vec::new();
         for (i, piece) in pieces.iter().enumerate() {
             self.place = Place::SAVED;

@@ -19,7 +19,7 @@ pub const STATUS: u32 = RflagsBits::OF
     | RflagsBits::PF;
 
 /// The second operand of a recipe.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Reg(Home),
     Imm(i32),
@@ -43,7 +43,7 @@ enum Kind {
 }
 
 /// How to compute flags anew from registers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recipe {
     kind: Kind,
     size: usize,
@@ -176,6 +176,15 @@ impl Place {
         saved: true,
         recipe: None,
     };
+    /// Nowhere, but they can be computed.
+    pub const fn computed(recipe: Recipe) -> Self {
+        Self {
+            host: false,
+            saved: false,
+            recipe: Some(recipe),
+        }
+    }
+
     /// In both, as after a call of the interpreter.
     pub const BOTH: Self = Self {
         host: true,

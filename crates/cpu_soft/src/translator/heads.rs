@@ -11,7 +11,8 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
 use super::asm::Label;
 use super::copy::is_copied;
 use super::emit::{Piece, is_nothing};
-use super::flags::{Effect, Place, effect};
+use super::flags::{Effect, Place, Recipe, effect};
+use super::layout::Home;
 use super::memory::{has_memory, is_plain};
 
 /// Where flags are expected.
@@ -23,6 +24,8 @@ pub enum Flags {
     Saved,
     /// Nowhere: they are replaced before anything could look at them.
     Dead,
+    /// Nowhere, but all who come can compute them so.
+    Computed(Recipe),
 }
 
 impl Flags {
@@ -32,7 +35,22 @@ impl Flags {
         match self {
             Self::Host | Self::Dead => Place::HOST,
             Self::Saved => Place::SAVED,
+            Self::Computed(recipe) => Place::computed(recipe),
         }
+    }
+
+    /// Tells whether a conditional branch may go there as it is, with its flags at `place`.
+    pub fn admits(self, place: &Place) -> bool {
+        match self {
+            Self::Host | Self::Dead => true,
+            Self::Saved => false,
+            Self::Computed(_) => self.is_within_reach(place),
+        }
+    }
+
+    /// Tells whether flags that are at `place` can be brought there.
+    pub fn is_within_reach(self, place: &Place) -> bool {
+        !matches!(self, Self::Computed(recipe) if place.recipe != Some(recipe))
     }
 }
 
@@ -46,10 +64,11 @@ pub struct Head {
     pub polls: bool,
 }
 
-/// The heads of all pieces but the first, which look at these places.
+/// The heads of all pieces but the first, which look at these places, with registers at their `home`.
 pub fn heads(
     pieces: &[Piece],
     polls: &[Option<usize>],
+    home: impl Fn(u8) -> Home,
     mut label: impl FnMut() -> Label,
 ) -> Vec<Head> {
     let inside = pieces.iter().zip(polls).skip(1);
@@ -57,7 +76,7 @@ pub fn heads(
         .map(|(piece, poll)| Head {
             rip: piece.rip,
             label: label(),
-            flags: flags_at(pieces, piece, *poll),
+            flags: flags_at(pieces, piece, *poll, &home),
             polls: poll.is_some_and(|poll| is_first(piece, poll)),
         })
         .collect()
@@ -139,13 +158,40 @@ fn is_first(piece: &Piece, at: usize) -> bool {
 }
 
 /// Where the flags are best at the head of `piece`.
-fn flags_at(pieces: &[Piece], piece: &Piece, poll: Option<usize>) -> Flags {
+fn flags_at(
+    pieces: &[Piece],
+    piece: &Piece,
+    poll: Option<usize>,
+    home: impl Fn(u8) -> Home,
+) -> Flags {
     match first_use(piece, poll) {
         // A conditional branch has them in the host's flags and goes there directly; who is in the piece saves
         // them as well as who comes.
-        Flags::Saved if branched_to(pieces, piece.rip) => Flags::Host,
+        Flags::Saved if branched_to(pieces, piece.rip) => {
+            repeated(pieces, piece, home).map_or(Flags::Host, Flags::Computed)
+        }
         flags => flags,
     }
+}
+
+/// How the flags come about of the one branch that leads to `piece`, which is its own.
+fn repeated(pieces: &[Piece], piece: &Piece, home: impl Fn(u8) -> Home) -> Option<Recipe> {
+    let goes_back =
+        |insn: &Instruction| insn.is_jcc_short_or_near() && insn.near_branch_target() == piece.rip;
+    let at = piece.insns.iter().position(goes_back)?;
+    let (branch, before) = (&piece.insns[at], piece.insns.get(at.checked_sub(1)?)?);
+    let others = pieces.iter().any(|other| {
+        let branches = other.insns.iter().any(|insn| {
+            let near = insn.is_jmp_short_or_near() || insn.is_jcc_short_or_near();
+            near && insn.near_branch_target() == piece.rip && insn.ip() != branch.ip()
+        });
+        let last = other.insns.last();
+        branches || last.is_some_and(|last| last.next_ip() == piece.rip)
+    });
+    let replaces = effect(before) == Effect::Replaces && !has_memory(before);
+    (!others && replaces)
+        .then(|| Recipe::of(before, home))
+        .flatten()
 }
 
 fn first_use(piece: &Piece, poll: Option<usize>) -> Flags {
@@ -194,6 +240,7 @@ fn branched_to(pieces: &[Piece], rip: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::asm::Asm;
+    use super::super::layout::home;
     use super::*;
     use iced_x86::{Decoder, DecoderOptions};
 
@@ -212,7 +259,10 @@ mod tests {
 
     fn flags(code: &[u8]) -> Flags {
         let pieces = pieces(&[(0x1000, &[0x90]), (0x1001, code)]);
-        heads(&pieces, &poll_places(&pieces), || Asm::default().label())[0].flags
+        heads(&pieces, &poll_places(&pieces), home, || {
+            Asm::default().label()
+        })[0]
+            .flags
     }
 
     #[test]
@@ -253,7 +303,7 @@ mod tests {
     /// Whether every cycle of the pieces looks somewhere.
     fn all_cycles_look(pieces: &[Piece]) -> bool {
         let polls = poll_places(pieces);
-        let heads = heads(pieces, &polls, || Asm::default().label());
+        let heads = heads(pieces, &polls, home, || Asm::default().label());
         // Ways from piece to piece on which nobody looks.
         let mut blind = vec![Vec::new(); pieces.len()];
         for (at, piece) in pieces.iter().enumerate() {

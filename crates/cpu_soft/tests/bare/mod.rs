@@ -29,6 +29,31 @@ pub const PAGES: u64 = 0x10_4000;
 /// `ud2`: ends a test.
 pub const END: [u8; 2] = [0x0f, 0x0b];
 
+/// Makes tests of functions that get what makes a machine: one with the processor that `UMBRA_PROCESSOR` names, and
+/// one whose code is interpreted until it is hot, so that more of it becomes one unit.
+#[allow(unused_macros, reason = "each test that shares this needs other parts")]
+macro_rules! on_each_kind {
+    ($($name:ident),* $(,)?) => {
+        mod as_named {
+            $(#[test]
+            fn $name() {
+                super::$name(crate::bare::Machine::new);
+            })*
+        }
+        mod when_hot {
+            $(#[test]
+            fn $name() {
+                super::$name(|| crate::bare::Machine::of_kind(umbra_cpu_soft::Processor::Translator));
+            })*
+        }
+    };
+}
+#[allow(
+    unused_imports,
+    reason = "each test that shares this needs other parts"
+)]
+pub(crate) use on_each_kind;
+
 /// Selectors of flat segments.
 pub const CODE_0: u16 = 0x08;
 pub const DATA_0: u16 = 0x10;
