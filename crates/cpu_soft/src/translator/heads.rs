@@ -85,7 +85,7 @@ pub fn heads(
 /// Before which instruction each piece looks whether somebody wants attention, if it does.
 pub fn poll_places(pieces: &[Piece]) -> Vec<Option<usize>> {
     let mut places: Vec<_> = pieces.iter().map(poll_place).collect();
-    // Those that others rely on.
+    // Those that spare others from it. Without them, these look on their way.
     let mut kept = vec![false; pieces.len()];
     for (i, piece) in pieces.iter().enumerate() {
         if kept[i] || places[i].is_none() {
