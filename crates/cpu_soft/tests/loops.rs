@@ -6,6 +6,7 @@ mod bare;
 
 use bare::{CODE, END, Machine, PAGES, STACK, long, on_each_kind};
 use umbra_x86::cr4;
+use umbra_x86::rflags::{AF, CF, OF, PF, SF, ZF};
 use umbra_x86::state::{CpuState, gpr};
 
 /// Two pages of [`PAGES`] that the loop writes, and the one behind them, which is not there.
@@ -122,6 +123,30 @@ fn registers_are_back_where_a_loop_faults(new: fn() -> Machine) {
     }
 }
 
+fn flags_are_those_of_the_round_before_where_a_loop_faults(new: fn() -> Machine) {
+    // mov eax, [rdi]; add rdi, 4; cmp rdi, rsi; jne
+    let code = [
+        0x8b, 0x07, 0x48, 0x83, 0xc7, 4, 0x48, 0x39, 0xf7, 0x75, 0xf5,
+    ];
+    // Less, in the upper half only, and more.
+    for (last, flags) in [
+        (NOWHERE + 0x1000, CF | PF | SF),
+        (NOWHERE + (1 << 32), CF | PF | SF),
+        (DATA - 0xfff, AF | PF),
+    ] {
+        let (mut machine, mut state) = machine(new());
+        state.gpr[gpr::RSI] = last;
+        machine.write(CODE, &[&code[..], &END].concat());
+        let end = machine.run(&state).state;
+        assert_eq!((end.rip, end.gpr[gpr::RDI]), (CODE, NOWHERE));
+        assert_eq!(
+            end.rflags & (CF | PF | AF | ZF | SF | OF),
+            flags,
+            "{last:#x}"
+        );
+    }
+}
+
 fn the_stack_pointer_is_where_it_belongs_whenever_somebody_looks(new: fn() -> Machine) {
     // push rbx; push rbp; push r12; mov rax, rsp; lea rdx, [rsp+8]; pop r12; push rsp; pop rsi; push 5; mov edi, esp;
     // pop rbx; pop rbp; pop r13; add rsp, 0; dec ecx; jnz
@@ -147,5 +172,6 @@ fn the_stack_pointer_is_where_it_belongs_whenever_somebody_looks(new: fn() -> Ma
 on_each_kind! {
     registers_are_back_wherever_a_loop_is_left,
     registers_are_back_where_a_loop_faults,
+    flags_are_those_of_the_round_before_where_a_loop_faults,
     the_stack_pointer_is_where_it_belongs_whenever_somebody_looks,
 }

@@ -295,9 +295,38 @@ mod tests {
 
     #[test]
     fn who_is_branched_to_by_a_condition_gets_the_flags_of_the_host() {
-        // 0x1000: nop | 0x1001: add eax, [rdi]; cmp eax, ecx; jne 0x1001
-        let code = [0x03, 0x07, 0x39, 0xc8, 0x75, 0xfa];
+        // 0x1001: add eax, [rdi]; dec ecx; jne 0x1001
+        let code = [0x03, 0x07, 0xff, 0xc9, 0x75, 0xfa];
         assert_eq!(flags(&code), Flags::Host);
+    }
+
+    #[test]
+    fn who_comes_by_one_branch_may_compute_them() {
+        // 0x1001: add eax, [rdi]; cmp eax, ecx; jne 0x1001
+        let code = [0x03, 0x07, 0x39, 0xc8, 0x75, 0xfa];
+        let flags = |first: &[u8]| {
+            let pieces = pieces(&[(0x1010, first), (0x1001, &code)]);
+            heads(&pieces, &poll_places(&pieces), home, || {
+                Asm::default().label()
+            })[0]
+                .flags
+        };
+        let computed = flags(&[0x90]);
+        assert!(matches!(computed, Flags::Computed(_)));
+        let Flags::Computed(recipe) = computed else {
+            return;
+        };
+        assert!(computed.admits(&Place::computed(recipe)));
+        assert!(!computed.admits(&Place::HOST) && !computed.is_within_reach(&Place::BOTH));
+        // Another branch leads there, too: jne; jmp. And who comes from above.
+        for other in [&[0x75, 0xef][..], &[0xeb, 0xef]] {
+            assert_eq!(flags(other), Flags::Host, "{other:x?}");
+        }
+        let above = pieces(&[(0x1000, &[0x90]), (0x1001, &code)]);
+        let heads = heads(&above, &poll_places(&above), home, || {
+            Asm::default().label()
+        });
+        assert_eq!(heads[0].flags, Flags::Host);
     }
 
     /// Whether every cycle of the pieces looks somewhere.
