@@ -16,6 +16,8 @@ const NOWHERE: u64 = DATA + 0x2000;
 const FAR: u64 = CODE + 0x1000;
 const ROUNDS: u64 = 300;
 const TURNS: u64 = 3;
+/// Turns with which the loop comes to the end of what may be written.
+const TOO_MANY: u64 = 41;
 
 /// add r9, rcx; lea r10, [r9+r11]; xor r11, r10; mov [rdi], r11; lea rdi, [rdi+8]; dec ecx; jnz
 const LOOP: [u8; 21] = [
@@ -119,7 +121,7 @@ fn registers_are_back_wherever_a_loop_is_left(new: fn() -> Machine) {
 
 fn registers_are_back_where_a_loop_faults(new: fn() -> Machine) {
     for leaves in ways() {
-        ends_alike(new, &leaves, 41);
+        ends_alike(new, &leaves, TOO_MANY);
     }
 }
 
