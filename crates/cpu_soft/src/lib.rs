@@ -78,6 +78,7 @@ mod exec;
 mod far;
 mod flags;
 mod fpu;
+mod gate;
 mod halt;
 mod interrupt;
 mod jumps;

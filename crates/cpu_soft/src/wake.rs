@@ -1,15 +1,17 @@
 //! How other threads get a processor's attention.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// One word that the processor looks at before each block, and the means to wake it from HLT.
+use crate::gate::Gate;
+
+/// What the processor looks at before each block, and the means to wake it from HLT.
 #[derive(Default)]
 pub struct Waker {
-    attention: AtomicU32,
+    gate: Gate,
     kicked: AtomicBool,
     thread: Mutex<Option<Thread>>,
 }
@@ -17,7 +19,7 @@ pub struct Waker {
 impl Waker {
     /// Asks the processor to look at its requests. Never blocks for longer than another `poke`.
     pub fn poke(&self) {
-        self.attention.store(1, Ordering::SeqCst);
+        self.gate.close();
         if let Some(thread) = &*self.thread.lock() {
             thread.unpark();
         }
@@ -42,23 +44,22 @@ impl Waker {
     /// Tells whether somebody wants attention: one plain load.
     #[inline(always)]
     pub fn wanted(&self) -> bool {
-        self.attention.load(Ordering::Relaxed) != 0
+        self.gate.wanted()
     }
 
-    /// Address of the word that is not zero while somebody wants attention.
-    pub fn word(&self) -> u64 {
-        std::ptr::from_ref(&self.attention) as u64
+    /// What translated code looks at.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// Takes the request; what was asked for before is visible afterwards.
     pub fn take(&self) -> bool {
-        self.attention.swap(0, Ordering::SeqCst) != 0
+        self.gate.take()
     }
 
     /// Asks for attention from the processor's own thread.
-    #[inline(always)]
     pub fn want(&self) {
-        self.attention.store(1, Ordering::Relaxed);
+        self.gate.close();
     }
 
     /// Declares that the calling thread runs the processor from now on.
@@ -68,7 +69,7 @@ impl Waker {
 
     /// Sleeps until poked or `timeout`. Returns at once when attention is wanted already.
     pub fn sleep(&self, timeout: Option<Duration>) {
-        if self.attention.load(Ordering::SeqCst) != 0 {
+        if self.gate.wanted_by_now() {
             return;
         }
         match timeout {

@@ -16,7 +16,8 @@ use crate::places::root;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Tests that are programs of their own, by the word that `tests` begins with, and their packages.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
+    ("attention", "umbra-cpu-soft"),
     ("loops", "umbra-cpu-soft"),
     ("machine", "umbra"),
     ("recent", "umbra-cpu-soft"),

@@ -358,6 +358,30 @@ impl Asm {
         self.code.push(value as u8);
     }
 
+    /// A 64-bit operation with the memory at `address`, outside this code, as its source.
+    pub fn alu_outside(&mut self, op: Alu, to: Reg, address: u64) {
+        self.writes(to);
+        self.rex(true, to.0, 0, 0, false);
+        self.bytes(&[(op as u8) << 3 | 3, (to.0 & 7) << 3 | 5]);
+        self.outside.push((self.code.len(), address));
+        self.bytes(&[0; 4]);
+    }
+
+    /// Stores a sign-extended constant in the 64 bits at `address`, outside this code.
+    pub fn store_outside(&mut self, address: u64, value: i32) {
+        self.bytes(&[0x48, 0xc7, 0x05]);
+        // Counted from behind the constant.
+        self.outside
+            .push((self.code.len(), address.wrapping_sub(4)));
+        self.bytes(&[0; 4]);
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// MFENCE.
+    pub fn fence(&mut self) {
+        self.bytes(&[0x0f, 0xae, 0xf0]);
+    }
+
     /// Adds one to 64 bits of memory.
     pub fn increment(&mut self, mem: Mem) {
         self.rm(8, &[0xff], 0, mem);

@@ -167,10 +167,12 @@ impl Emitter<'_> {
         self.ask(link, target);
     }
 
-    /// Before a branch by register or memory: flags into the frame, and a look.
-    fn begin_indirect(&mut self, insn: &Instruction) {
+    /// Before a branch by register or memory, which accesses memory in these ways: flags into the frame, and a look,
+    /// unless an access will be checked.
+    fn begin_indirect(&mut self, insn: &Instruction, ways: &[Option<Way>]) {
         self.place.save(&mut self.asm);
-        if !self.polled {
+        let pinned = ways.iter().flatten().all(Way::is_pinned);
+        if !self.polled && (pinned || self.glue.gate.is_none()) {
             self.poll(insn.ip());
         }
     }
@@ -209,8 +211,8 @@ impl Emitter<'_> {
     }
 
     fn jump_indirect(&mut self, insn: &Instruction, op: &Op) {
-        self.begin_indirect(insn);
         let way = self.way_to_target(insn);
+        self.begin_indirect(insn, &[way]);
         self.target(insn, way, op);
         self.settle(S1);
         let failed = self.not_found(op);
@@ -230,8 +232,8 @@ impl Emitter<'_> {
     }
 
     fn call_indirect(&mut self, insn: &Instruction, op: &Op) {
-        self.begin_indirect(insn);
         let (way, push) = (self.way_to_target(insn), self.way_to_push());
+        self.begin_indirect(insn, &[way, Some(push)]);
         self.target(insn, way, op);
         self.settle(S1);
         let failed = self.not_found(op);
@@ -270,9 +272,9 @@ impl Emitter<'_> {
     }
 
     fn ret(&mut self, insn: &Instruction, op: &Op) {
-        self.begin_indirect(insn);
         let target = Target::Stack(0);
         let way = self.way(target, 8, false);
+        self.begin_indirect(insn, &[Some(way)]);
         let from = self.reach(way, target, (8, false), op, None);
         self.asm.load(S0, at(S0, from));
         self.settle(S1);

@@ -18,12 +18,13 @@ use super::bases::Bases;
 use super::cache::{Cache, Link};
 use super::flags::Place;
 use super::glue::{Glue, Single};
-use super::heads::{Head, heads, poll_places};
+use super::heads::{Head, Poll, heads, poll_places};
 use super::layout::{Home, S0, S1, frame, home, slot};
 use super::pins::Making;
 use super::recent::{Recent, walks};
 use super::sse::is_sse;
 use super::swaps::Swaps;
+use crate::gate::Gate;
 use crate::op::{Leave, Op};
 
 /// A run of instructions, each with the operation that the interpreter would execute.
@@ -224,7 +225,7 @@ impl<'a> Emitter<'a> {
             self.swaps = Swaps::of(pieces, &mut self.info);
             self.walks = walks(pieces, &mut self.info);
         }
-        let polls = poll_places(pieces);
+        let polls = poll_places(pieces, self.glue.gate.is_some());
         let swaps = self.swaps.clone();
         self.heads = heads(
             pieces,
@@ -270,29 +271,30 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Emits a piece, which looks before instruction `poll` whether somebody wants attention: whole, or the second
-    /// time, from the first of the instructions that have a label.
-    fn piece(&mut self, piece: &Piece, poll: Option<usize>, again: Option<&[Option<Label>]>) {
+    /// Emits a piece, which looks whether somebody wants attention as `poll` says: whole, or the second time, from
+    /// the first of the instructions that have a label.
+    fn piece(&mut self, piece: &Piece, poll: Option<Poll>, again: Option<&[Option<Label>]>) {
         self.sse_loaded = self.uses_sse;
         self.swapped = !self.swaps.is_empty();
         (self.bases, self.ahead) = (Bases::new(), piece.insns.clone());
         let first = again.and_then(|labels| labels.iter().position(Option::is_some));
         let first = first.unwrap_or(0);
         // Who comes from the first making has looked there.
-        self.polled = poll.is_some_and(|poll| poll < first);
+        self.polled = poll.is_some_and(|poll| poll.index() < first);
         let (mut open, mut end) = (true, piece.end());
         let ops = piece.insns.iter().zip(&piece.ops);
         for (i, (insn, op)) in ops.enumerate().skip(first) {
             self.making.index = i;
             (self.at, self.next) = (insn.ip(), insn.next_ip());
             let label = again.and_then(|labels| labels[i]);
-            if label.is_some() || poll == Some(i) || !self.leaves_stack_alone(insn) {
+            let polls = poll == Some(Poll::Before(i));
+            if label.is_some() || polls || !self.leaves_stack_alone(insn) {
                 self.move_stack();
             }
             if let Some(label) = label {
                 self.bind_plain(label, i > first);
             }
-            if poll == Some(i) {
+            if polls {
                 self.poll(insn.ip());
                 self.polled = true;
             }
@@ -310,6 +312,7 @@ impl<'a> Emitter<'a> {
             }
             self.made += usize::from(again.is_none());
             open = made.unwrap_or_else(|| self.single(op));
+            debug_assert!(self.polled || self.alone || poll != Some(Poll::By(i)));
             self.bases.step(insn, &mut self.info);
         }
         self.move_stack();
@@ -366,6 +369,8 @@ impl<'a> Emitter<'a> {
             self.swap(S0);
         }
         self.place = Place::BOTH;
+        // The interpreter looks.
+        self.polled = true;
         self.sse_loaded = false;
         self.making.pins.clear();
         self.bases = Bases::new();
@@ -454,8 +459,8 @@ impl<'a> Emitter<'a> {
 
     /// Goes to `wanted` if somebody wants attention.
     pub(super) fn look(&mut self, wanted: Label) {
-        if let Some(word) = self.glue.wake {
-            self.asm.cmp_outside(word, 0);
+        if let Some(gate) = self.glue.gate {
+            self.asm.cmp_outside(gate + Gate::ATTENTION, 0);
         } else {
             self.asm.load(S0, frame(slot::WAKE));
             self.asm.cmp_mem_imm(at(S0, 0), 0);

@@ -21,6 +21,7 @@ use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
 use super::recent::{self, Recent, WAYS};
 use crate::cpu::Cpu;
 use crate::fpu::{MXCSR, XMM};
+use crate::gate::Gate;
 use crate::jumps::JUMP_HASH;
 use crate::meter::Doing;
 use crate::op::{Leave, Op};
@@ -101,8 +102,8 @@ pub struct Glue {
     pub forget: u64,
     /// Leaves with RIP in `S1` and the reason in `S0`; flags are in the frame.
     pub exit: u64,
-    /// The word that is not zero when somebody wants attention, if code can name it; [`slot::WAKE`] has it always.
-    pub wake: Option<u64>,
+    /// The [gate](crate::gate), if code can name it; [`slot::WAKE`] has its word for attention always.
+    pub gate: Option<u64>,
     /// Units count how often they are left for others.
     pub measured: bool,
 }
@@ -172,15 +173,17 @@ fn spill(asm: &mut Asm, above: i32, fx: u64) {
     asm.store(8, at(S1, shared(offset_of!(Shared, flags))), S0);
 }
 
-/// The reverse.
-fn fill(asm: &mut Asm, above: i32) {
+/// The reverse. Recent pages are forgotten.
+fn fill(asm: &mut Asm, above: i32, gate: Option<u64>) {
     for number in 0..16 {
         if let Home::Frame(Mem { disp, .. }) = home(number) {
             asm.load(S0, at(S1, register(number)));
             asm.store(8, at(FRAME, disp + above), S0);
         }
     }
-    recent::forget(asm, above);
+    if let Some(gate) = gate {
+        recent::forget(asm, gate);
+    }
     asm.load(S0, at(S1, shared(offset_of!(Shared, ctx))));
     asm.store(8, at(FRAME, slot::CTX + above), S0);
     asm.load(S0, at(S1, shared(offset_of!(Shared, jumps))));
@@ -196,8 +199,11 @@ fn fill(asm: &mut Asm, above: i32) {
 }
 
 impl Glue {
-    /// Makes the fixed code at the start of `cache`, for SSE state at `fx` and the word of the waker at `wake`.
-    pub fn new(cache: &mut Cache, fx: u64, wake: u64, measured: bool) -> Option<Self> {
+    /// Makes the fixed code at the start of `cache`, for SSE state at `fx` and the gate at `gate`.
+    pub fn new(cache: &mut Cache, fx: u64, gate: u64, measured: bool) -> Option<Self> {
+        let wake = gate + Gate::ATTENTION;
+        let named = cache.reaches(gate) && cache.reaches(gate + size_of::<Gate>() as u64);
+        let gate = named.then_some(gate);
         let mut asm = Asm::default();
         let (out, leave) = (asm.label(), asm.label());
 
@@ -215,7 +221,7 @@ impl Glue {
         asm.store(8, frame(slot::HASH), S0);
         asm.store_byte_imm(frame(slot::FLOAT), 0);
         asm.stmxcsr(frame(slot::MXCSR));
-        fill(&mut asm, 0);
+        fill(&mut asm, 0, gate);
         asm.jmp_mem(frame(slot::TEMP));
 
         // The frame is eight bytes further up: the return address lies below it.
@@ -232,7 +238,7 @@ impl Glue {
         asm.alu_imm(Alu::Cmp, 4, S0, i32::from(Leave::On as u8));
         asm.jcc(cc::NE, out);
         asm.load(S1, at(FRAME, slot::CPU + 8));
-        fill(&mut asm, 8);
+        fill(&mut asm, 8, gate);
         asm.ret();
 
         let load = asm.here();
@@ -246,11 +252,15 @@ impl Glue {
 
         let looks = Recent::ALL.map(|recent| {
             let here = asm.here();
-            recent.look(&mut asm);
+            if let Some(gate) = gate {
+                recent.look(&mut asm, gate);
+            }
             here
         });
         let forget = asm.here();
-        recent::forget(&mut asm, 8);
+        if let Some(gate) = gate {
+            recent::forget(&mut asm, gate);
+        }
         asm.ret();
 
         // Privilege, address space and all may be others than before the call.
@@ -260,7 +270,7 @@ impl Glue {
         asm.jcc(cc::BE, leave);
         asm.store(8, frame(slot::TEMP), S0);
         asm.load(S1, frame(slot::CPU));
-        fill(&mut asm, 0);
+        fill(&mut asm, 0, gate);
         asm.jmp_mem(frame(slot::TEMP));
 
         let exit = asm.here();
@@ -297,7 +307,7 @@ impl Glue {
             recent,
             forget,
             exit,
-            wake: cache.reaches(wake).then_some(wake),
+            gate,
             measured,
         })
     }
@@ -317,7 +327,9 @@ unsafe extern "sysv64" fn execute_one(cpu: *mut Cpu, single: *const Single) -> u
     let before = cpu.before_single();
     let mut leave = (op.handler.get())(cpu, op);
     cpu.count_single(single, before, leave);
-    if leave == Leave::On && !cpu.may_go_on() {
+    // What is compared is left behind the block anyway.
+    let wanted = leave == Leave::On && cpu.wake.wanted() && cpu.translator.both.is_none();
+    if leave == Leave::On && (wanted || !cpu.may_go_on()) {
         cpu.rip = cpu.rip_after(op);
         leave = Leave::Look;
     }
@@ -327,7 +339,8 @@ unsafe extern "sysv64" fn execute_one(cpu: *mut Cpu, single: *const Single) -> u
     };
     cpu.share();
     if goal.is_none() && leave != Leave::On {
-        cpu.translator.counts.left += 1;
+        // Not the instruction's doing, if it could have gone on.
+        cpu.translator.counts.left += u64::from(!wanted);
     } else {
         cpu.gauge.set(Doing::Translated);
     }
@@ -351,6 +364,7 @@ impl Cpu {
 
     /// Tells translated code the flags and the context.
     fn share(&mut self) {
+        self.wake.gate().open();
         if self.pool.take_forgot() {
             self.translator.disconnect_far();
         }

@@ -4,9 +4,10 @@
 //! first: replace them, read them, or disturb them by a check.
 //!
 //! Every cycle looks somewhere whether somebody wants attention. It has a branch backwards: either the piece looks
-//! in front of that, or the piece that it goes to does, before it branches.
+//! in front of that, or the piece that it goes to does, before it branches. The check of an access is such a look
+//! ([`gate`](crate::gate)), and so is what the interpreter executes.
 
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind};
 
 use super::asm::Label;
 use super::copy::is_copied;
@@ -14,6 +15,7 @@ use super::emit::{Piece, is_nothing};
 use super::flags::{Effect, Place, Recipe, effect};
 use super::layout::Home;
 use super::memory::{has_memory, is_plain};
+use super::sse::is_sse;
 
 /// Where flags are expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +66,28 @@ pub struct Head {
     pub polls: bool,
 }
 
+/// How a piece looks whether somebody wants attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// Before this instruction, at the word for that.
+    Before(usize),
+    /// By this instruction, the first of the piece that accesses memory.
+    By(usize),
+}
+
+impl Poll {
+    /// Whoever has executed this instruction has looked.
+    pub fn index(self) -> usize {
+        match self {
+            Self::Before(at) | Self::By(at) => at,
+        }
+    }
+}
+
 /// The heads of all pieces but the first, which look at these places, with registers at their `home`.
 pub fn heads(
     pieces: &[Piece],
-    polls: &[Option<usize>],
+    polls: &[Option<Poll>],
     home: impl Fn(u8) -> Home,
     mut label: impl FnMut() -> Label,
 ) -> Vec<Head> {
@@ -77,23 +97,23 @@ pub fn heads(
             rip: piece.rip,
             label: label(),
             flags: flags_at(pieces, piece, *poll, &home),
-            polls: poll.is_some_and(|poll| is_first(piece, poll)),
+            polls: poll.is_some_and(|poll| is_first(piece, poll.index())),
         })
         .collect()
 }
 
-/// Before which instruction each piece looks whether somebody wants attention, if it does.
-pub fn poll_places(pieces: &[Piece]) -> Vec<Option<usize>> {
-    let mut places: Vec<_> = pieces.iter().map(poll_place).collect();
+/// How each piece looks whether somebody wants attention, if it does. Where there is a `gate`, accesses do.
+pub fn poll_places(pieces: &[Piece], gate: bool) -> Vec<Option<Poll>> {
+    let mut places: Vec<_> = pieces.iter().map(|piece| poll_place(piece, gate)).collect();
     // Those that spare others from it. Without them, these look on their way.
     let mut kept = vec![false; pieces.len()];
     for (i, piece) in pieces.iter().enumerate() {
-        if kept[i] || places[i].is_none() {
+        if kept[i] || !matches!(places[i], Some(Poll::Before(_))) {
             continue;
         }
         let targets = backward(piece).map(|(_, target)| {
             let at = pieces.iter().skip(1).position(|p| p.rip == target)? + 1;
-            let polls = places[at].is_some_and(|poll| is_first(&pieces[at], poll));
+            let polls = places[at].is_some_and(|poll| is_first(&pieces[at], poll.index()));
             (at != i && polls).then_some(at)
         });
         if let Some(targets) = targets.collect::<Option<Vec<_>>>() {
@@ -106,14 +126,33 @@ pub fn poll_places(pieces: &[Piece]) -> Vec<Option<usize>> {
     places
 }
 
-/// Where in a piece with a branch backwards to look: before the last instruction in front of it that replaces all
-/// flags and cannot fault, for there they need not survive.
-fn poll_place(piece: &Piece) -> Option<usize> {
+/// How a piece with a branch backwards looks in front of that: by an access, or before the last instruction that
+/// replaces all flags and cannot fault, for there they need not survive.
+fn poll_place(piece: &Piece, gate: bool) -> Option<Poll> {
     let end = backward(piece).next()?.0;
+    if let Some(at) = piece.insns[..end]
+        .iter()
+        .position(accesses)
+        .filter(|_| gate)
+    {
+        return Some(Poll::By(at));
+    }
     let replaces = |insn: &Instruction| {
         effect(insn) == Effect::Replaces && is_copied(insn) && !has_memory(insn)
     };
-    piece.insns[..end].iter().rposition(replaces)
+    let at = piece.insns[..end].iter().rposition(replaces)?;
+    Some(Poll::Before(at))
+}
+
+/// Tells whether `insn` accesses memory, or is executed by the interpreter: in a piece of which it is the first that
+/// does, its access is checked. String instructions access nothing where RCX is zero.
+fn accesses(insn: &Instruction) -> bool {
+    let operand = has_memory(insn) && (is_copied(insn) || is_sse(insn)) && !is_nothing(insn);
+    operand
+        || matches!(
+            insn.code(),
+            Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pop_r64 | Code::Leaveq
+        )
 }
 
 /// The instructions of each loop, those between a branch backwards and a head that it goes to.
@@ -161,42 +200,52 @@ fn is_first(piece: &Piece, at: usize) -> bool {
 fn flags_at(
     pieces: &[Piece],
     piece: &Piece,
-    poll: Option<usize>,
+    poll: Option<Poll>,
     home: impl Fn(u8) -> Home,
 ) -> Flags {
     match first_use(piece, poll) {
         // A conditional branch has them in the host's flags and goes there directly; who is in the piece saves
         // them as well as who comes.
-        Flags::Saved if branched_to(pieces, piece.rip) => {
-            repeated(pieces, piece, home).map_or(Flags::Host, Flags::Computed)
-        }
+        Flags::Saved => match agreed(pieces, piece.rip, home) {
+            Some(recipe) => Flags::Computed(recipe),
+            None if branched_to(pieces, piece.rip) => Flags::Host,
+            None => Flags::Saved,
+        },
         flags => flags,
     }
 }
 
-/// How the flags come about of the one branch that leads to `piece`, which is its own.
-fn repeated(pieces: &[Piece], piece: &Piece, home: impl Fn(u8) -> Home) -> Option<Recipe> {
-    let goes_back =
-        |insn: &Instruction| insn.is_jcc_short_or_near() && insn.near_branch_target() == piece.rip;
-    let at = piece.insns.iter().position(goes_back)?;
-    let (branch, before) = (&piece.insns[at], piece.insns.get(at.checked_sub(1)?)?);
-    let others = pieces.iter().any(|other| {
-        let branches = other.insns.iter().any(|insn| {
-            let near = insn.is_jmp_short_or_near() || insn.is_jcc_short_or_near();
-            near && insn.near_branch_target() == piece.rip && insn.ip() != branch.ip()
-        });
-        let last = other.insns.last();
-        branches || last.is_some_and(|last| last.next_ip() == piece.rip)
-    });
-    let replaces = effect(before) == Effect::Replaces && !has_memory(before);
-    (!others && replaces)
-        .then(|| Recipe::of(before, home))
-        .flatten()
+/// How the flags come about of all who come to the head at `rip`, if it is the same for all.
+fn agreed(pieces: &[Piece], rip: u64, home: impl Fn(u8) -> Home) -> Option<Recipe> {
+    let mut agreed = None;
+    for piece in pieces {
+        for (i, insn) in piece.insns.iter().enumerate() {
+            let jumps = insn.is_jmp_short_or_near();
+            let branches = jumps || insn.is_jcc_short_or_near();
+            let last = i + 1 == piece.insns.len() && !jumps;
+            let comes =
+                branches && insn.near_branch_target() == rip || last && insn.next_ip() == rip;
+            if !comes {
+                continue;
+            }
+            let mut before = piece.insns[..=i].iter().rev();
+            let branch =
+                |insn: &&Instruction| insn.is_jmp_short_or_near() || insn.is_jcc_short_or_near();
+            let source = before.find(|insn| !branch(insn))?;
+            let replaces = effect(source) == Effect::Replaces && !has_memory(source);
+            let recipe = replaces.then(|| Recipe::of(source, &home)).flatten()?;
+            if agreed.is_some_and(|agreed| agreed != recipe) {
+                return None;
+            }
+            agreed = Some(recipe);
+        }
+    }
+    agreed
 }
 
-fn first_use(piece: &Piece, poll: Option<usize>) -> Flags {
+fn first_use(piece: &Piece, poll: Option<Poll>) -> Flags {
     for (i, insn) in piece.insns.iter().enumerate() {
-        if poll == Some(i) {
+        if poll == Some(Poll::Before(i)) {
             return Flags::Saved;
         }
         if is_nothing(insn) || only_moves(insn) {
@@ -259,7 +308,7 @@ mod tests {
 
     fn flags(code: &[u8]) -> Flags {
         let pieces = pieces(&[(0x1000, &[0x90]), (0x1001, code)]);
-        heads(&pieces, &poll_places(&pieces), home, || {
+        heads(&pieces, &poll_places(&pieces, false), home, || {
             Asm::default().label()
         })[0]
             .flags
@@ -306,7 +355,7 @@ mod tests {
         let code = [0x03, 0x07, 0x39, 0xc8, 0x75, 0xfa];
         let flags = |first: &[u8]| {
             let pieces = pieces(&[(0x1010, first), (0x1001, &code)]);
-            heads(&pieces, &poll_places(&pieces), home, || {
+            heads(&pieces, &poll_places(&pieces, false), home, || {
                 Asm::default().label()
             })[0]
                 .flags
@@ -322,15 +371,15 @@ mod tests {
             assert_eq!(flags(other), Flags::Host, "{other:x?}");
         }
         let above = pieces(&[(0x1000, &[0x90]), (0x1001, &code)]);
-        let heads = heads(&above, &poll_places(&above), home, || {
+        let heads = heads(&above, &poll_places(&above, false), home, || {
             Asm::default().label()
         });
         assert_eq!(heads[0].flags, Flags::Host);
     }
 
     /// Whether every cycle of the pieces looks somewhere.
-    fn all_cycles_look(pieces: &[Piece]) -> bool {
-        let polls = poll_places(pieces);
+    fn all_cycles_look(pieces: &[Piece], gate: bool) -> bool {
+        let polls = poll_places(pieces, gate);
         let heads = heads(pieces, &polls, home, || Asm::default().label());
         // Ways from piece to piece on which nobody looks.
         let mut blind = vec![Vec::new(); pieces.len()];
@@ -347,7 +396,7 @@ mod tests {
                     let Some(to) = heads.iter().position(|head| head.rip == target) else {
                         continue;
                     };
-                    let polled = polls[at].is_some_and(|poll| poll <= i);
+                    let polled = polls[at].is_some_and(|poll| poll.index() <= i);
                     let ahead = target > insn.ip() || polled;
                     let looks = polled || !ahead && !heads[to].polls;
                     if !looks {
@@ -404,7 +453,12 @@ mod tests {
             // The entry is made twice.
             code.insert(0, code[random(count) as usize].clone());
             let code: Vec<(u64, &[u8])> = code.iter().map(|(at, c)| (*at, &c[..])).collect();
-            assert!(all_cycles_look(&pieces(&code)), "{round}: {code:x?}");
+            for gate in [false, true] {
+                assert!(
+                    all_cycles_look(&pieces(&code), gate),
+                    "{round}: {code:x?}, {gate}"
+                );
+            }
         }
     }
 }

@@ -72,7 +72,7 @@ pub mod slot {
     /// Recent pages ([`recent`](super::super::recent)).
     pub const RECENT: i32 = 144;
     /// Bytes of the frame: a multiple of sixteen, and eight.
-    pub const SIZE: i32 = 280;
+    pub const SIZE: i32 = 216;
 }
 
 /// A place in the frame.
@@ -137,7 +137,8 @@ mod tests {
             slot::FLOAT,
             slot::PINS + 8 * super::super::pins::PINS as i32
         );
-        use super::super::recent::{BYTES, PAGES};
-        assert_eq!(slot::SIZE, slot::RECENT + BYTES * PAGES as i32 + 8);
+        use super::super::recent::BYTES;
+        use crate::gate::RECENT;
+        assert_eq!(slot::SIZE, slot::RECENT + BYTES * RECENT as i32 + 8);
     }
 }

@@ -13,6 +13,7 @@ use super::asm::{Alu, Asm, Label, Mem, Reg, at, cc};
 use super::emit::Emitter;
 use super::layout::{S0, S1, frame, slot};
 use crate::cpu::Cpu;
+use crate::gate::{Gate, LONGEST};
 use crate::tlb::{ENTRIES, Entry};
 
 /// Bytes of an entry, as a power of two.
@@ -90,7 +91,9 @@ impl Emitter<'_> {
     pub(super) fn check_page(&mut self, write: bool, failed: Label) {
         entry(&mut self.asm, S0, frame(slot::CTX));
         self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
-        self.compare(1, failed);
+        self.asm.alu_imm(Alu::Cmp, 8, S0, 0xfff);
+        self.asm.jcc(cc::A, failed);
+        self.place.disturbed();
     }
 
     /// What makes linear addresses on the page of the entry at `S1` host addresses, into `S1`.
@@ -99,10 +102,20 @@ impl Emitter<'_> {
     }
 
     /// Goes to `failed` unless the exclusive or of address and tag, in `S0`, is an offset from which `size` bytes
-    /// are on the page.
+    /// are on the page, and the gate is open, if this is the piece's first look and code can name it.
     fn compare(&mut self, size: usize, failed: Label) {
-        self.asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
-        self.asm.jcc(cc::A, failed);
+        let look = !self.polled && size <= LONGEST && !self.alone;
+        match self.glue.gate.filter(|_| look) {
+            Some(gate) => {
+                self.asm.alu_outside(Alu::Cmp, S0, gate + Gate::limit(size));
+                self.asm.jcc(cc::AE, failed);
+                self.polled = true;
+            }
+            None => {
+                self.asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
+                self.asm.jcc(cc::A, failed);
+            }
+        }
         self.place.disturbed();
     }
 }

@@ -136,9 +136,10 @@ impl Translator {
         wake: &Waker,
         measured: bool,
     ) -> Result<Self, rustix::io::Errno> {
-        let mut cache = Cache::new(wake.word())?;
+        let gate = std::ptr::from_ref(wake.gate()) as u64;
+        let mut cache = Cache::new(gate)?;
         let fx = std::ptr::from_ref(fx) as u64;
-        let glue = Glue::new(&mut cache, fx, wake.word(), measured);
+        let glue = Glue::new(&mut cache, fx, gate, measured);
         let glue = glue.ok_or(rustix::io::Errno::INVAL)?;
         Ok(Self {
             works: Some(Works {

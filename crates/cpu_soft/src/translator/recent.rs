@@ -1,13 +1,14 @@
 //! Pages that were accessed last: a check that needs no look into the translation caches.
 //!
 //! Pushes, pops, calls and returns stay on a page of the stack, and what a loop walks through step by step stays on
-//! a page for many rounds. The frame has *recent pages*, copies of what a check found: a linear page, how far into it
-//! an access may begin, and its host address. Who comes to one needs five host instructions instead of eight; who
-//! does not looks into the translation caches out of line, and leaves its page there.
+//! a page for many rounds. The frame has *recent pages*, copies of what a check found: a linear page and its host
+//! address; how far into it an access may begin is in the [gate](crate::gate). Who comes to one needs five host
+//! instructions instead of eight; who does not looks into the translation caches out of line, and leaves its page
+//! there.
 //!
 //! They hold for as long as a check does, and are forgotten wherever that may change: whenever Rust has executed, and
 //! by CLAC. STAC only adds rights. Nothing matches a page that was forgotten, whatever its tag, for no distance is
-//! below its limits.
+//! below its limits. Where code cannot name the gate, there are no recent pages.
 
 use iced_x86::{Instruction, InstructionInfoFactory, OpKind, Register};
 use rustc_hash::FxHashMap;
@@ -19,12 +20,11 @@ use super::heads::loops;
 use super::layout::{FRAME, S0, S1, slot};
 use super::memory::{entry, has_memory, host_of, is_plain, tag};
 use super::pins::Target;
+use crate::gate::{Gate, RECENT};
 use crate::native::writes;
 
-/// Recent pages.
-pub const PAGES: usize = 4;
-/// Bytes of one in the frame: tag, host address, limit of single accesses, limit of stretches.
-pub const BYTES: i32 = 32;
+/// Bytes of one in the frame: tag, host address.
+pub const BYTES: i32 = 16;
 /// Ways to leave a page as a recent one.
 pub const WAYS: usize = 5;
 
@@ -74,17 +74,19 @@ impl Recent {
         self.field(1)
     }
 
-    /// What the distance of an access of `size` bytes has to be below.
-    fn limit(self, size: usize) -> Mem {
-        self.field(if size <= SMALL { 2 } else { 3 })
+    /// What the distance of an access of `size` bytes has to be below: where it is in the gate.
+    fn limit(self, size: usize) -> u64 {
+        Gate::recent((self as usize).max(1) - 1, size > SMALL)
     }
 
     /// Emits the subroutine, with the frame eight bytes further up: finds the linear address in `S0` in the
     /// translation caches, which leaves the distance there and the entry at `S1`, and makes its page the recent
-    /// one. If the distance is more than a page has, nothing was found.
-    pub fn look(self, asm: &mut Asm) {
+    /// one. If the distance is more than a page has, nothing was found, or somebody wants attention. `gate` is
+    /// where that is.
+    pub fn look(self, asm: &mut Asm, gate: u64) {
         let above = |mem: Mem| mem.plus(8);
-        let (found, over) = (asm.label(), asm.label());
+        let (found, over, out) = (asm.label(), asm.label(), asm.label());
+        let limits = [SMALL, LARGE].map(|size| (size, gate + self.limit(size)));
         let write = !matches!(self, Self::Read | Self::ReadToo);
         entry(asm, S0, above(at(FRAME, slot::CTX)));
         asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
@@ -101,20 +103,29 @@ impl Recent {
         asm.pop_mem(above(self.tag()));
         asm.push_mem(host_of(S1));
         asm.pop_mem(above(self.host()));
-        for size in [SMALL, LARGE] {
-            asm.store_imm(above(self.limit(size)), 0x1000 - size as i32 + 1);
+        asm.cmp_outside(limits[0].1, 0);
+        asm.jcc(cc::NE, over);
+        for (size, limit) in limits {
+            asm.store_outside(limit, 0x1000 - size as i32 + 1);
         }
+        asm.fence();
         asm.bind(over);
+        asm.cmp_outside(gate + Gate::ATTENTION, 0);
+        asm.jcc(cc::E, out);
+        for (_, limit) in limits {
+            asm.store_outside(limit, 0);
+        }
+        asm.alu_imm(Alu::Or, 8, S0, -1);
+        asm.bind(out);
         asm.ret();
     }
 }
 
-/// Emits what forgets all recent pages, with the frame `above` bytes further up.
-pub fn forget(asm: &mut Asm, above: i32) {
-    for page in 0..PAGES as i32 {
-        for limit in [2, 3] {
-            let field = slot::RECENT + BYTES * page + 8 * limit;
-            asm.store_imm(at(FRAME, field + above), 0);
+/// Emits what forgets all recent pages.
+pub fn forget(asm: &mut Asm, gate: u64) {
+    for page in 0..RECENT {
+        for long in [false, true] {
+            asm.store_outside(gate + Gate::recent(page, long), 0);
         }
     }
 }
@@ -122,12 +133,19 @@ pub fn forget(asm: &mut Asm, above: i32) {
 impl Emitter<'_> {
     /// Makes the linear address of `size` bytes in `S0` a host address as [`check`](Self::check) does, by a recent
     /// page.
-    pub(super) fn check_recent(&mut self, recent: Recent, size: usize, failed: Label) {
+    pub(super) fn check_recent(
+        &mut self,
+        (recent, gate): (Recent, u64),
+        size: usize,
+        failed: Label,
+    ) {
         let (other, hit) = (self.asm.label(), self.asm.label());
         self.asm.alu_mem(Alu::Xor, S0, recent.tag());
-        self.asm.alu_mem(Alu::Cmp, S0, recent.limit(size));
+        self.asm
+            .alu_outside(Alu::Cmp, S0, gate + recent.limit(size));
         self.asm.jcc(cc::AE, other);
         self.place.disturbed();
+        self.polled = true;
         self.asm.alu_mem(Alu::Add, S0, recent.host());
         self.asm.bind(hit);
         self.cold(
@@ -151,11 +169,13 @@ impl Emitter<'_> {
         self.asm.jmp(hit);
     }
 
-    /// The recent page that `target` is likely to be on.
-    pub(super) fn recent(&self, target: Target, size: usize, write: bool) -> Option<Recent> {
-        if size > LARGE {
-            return None;
-        }
+    /// The recent page that `target` is likely to be on, and the gate.
+    pub(super) fn recent(&self, target: Target, size: usize, write: bool) -> Option<(Recent, u64)> {
+        let recent = self.recent_page(target, write);
+        recent.filter(|_| size <= LARGE).zip(self.glue.gate)
+    }
+
+    fn recent_page(&self, target: Target, write: bool) -> Option<Recent> {
         let stack = if write {
             Recent::StackWrite
         } else {

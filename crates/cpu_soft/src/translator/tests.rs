@@ -19,7 +19,7 @@ const ROUNDS: u64 = 100_000;
 fn code_that_is_far_from_the_waker_hears_it_too() {
     let mut machine = Machine::of_kind(Processor::Eager);
     let works = machine.vcpu().cpu.translator.works.as_mut();
-    works.unwrap().glue.wake = None;
+    works.unwrap().glue.gate = None;
     let mut state = long(&machine);
     // sti; inc qword [rdi]; call over; over: pop rcx; jmp
     let code = [0xfb, 0x48, 0xff, 0x07, 0xe8, 0, 0, 0, 0, 0x59, 0xeb, 0xf4];
