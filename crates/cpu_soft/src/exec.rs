@@ -86,12 +86,15 @@ impl Cpu {
             }
             let mode = self.mode;
             let tag = jump_tag(self.rip, mode);
-            let mut jump = *self.jumps().get(self.rip);
-            if jump.tag != tag && jump.tag != tag ^ TRANSLATED {
-                jump = match self.find(mode) {
-                    Ok(jump) => jump,
-                    Err(Trap) => return Leave::Fault,
-                };
+            let mut jump = *self.jumps().code(self.rip);
+            if jump.tag != tag ^ TRANSLATED {
+                jump = *self.jumps().block(self.rip);
+                if jump.tag != tag {
+                    jump = match self.find(mode) {
+                        Ok(jump) => jump,
+                        Err(Trap) => return Leave::Fault,
+                    };
+                }
             }
             let leave = if jump.tag == tag {
                 self.enter_block(jump)

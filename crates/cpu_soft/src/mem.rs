@@ -670,7 +670,7 @@ impl Cpu {
             return;
         }
         let rip = self.regs.block_rip();
-        let jump = *self.jumps().get(rip);
+        let jump = *self.jumps().block(rip);
         if jump.tag == jump_tag(rip, self.mode) {
             // SAFETY: a jump leads to a block that `self.blocks` owns, with an operation at least
             // for each of its instructions, and one that counts; see `enter_block`.

@@ -377,9 +377,9 @@ impl Asm {
         self.bytes(&value.to_le_bytes());
     }
 
-    /// MFENCE.
+    /// What is as good as MFENCE, and faster: a locked operation that changes nothing. The host's flags are lost.
     pub fn fence(&mut self) {
-        self.bytes(&[0x0f, 0xae, 0xf0]);
+        self.bytes(&[0xf0, 0x83, 0x0c, 0x24, 0]); // lock or dword [rsp], 0
     }
 
     /// Adds one to 64 bits of memory.
@@ -514,10 +514,11 @@ impl Asm {
         self.code.push(count);
     }
 
-    /// IMUL with memory, 64 bits.
-    pub fn imul(&mut self, to: Reg, from: Mem) {
+    /// IMUL with a constant, 32 bits.
+    pub fn imul(&mut self, to: Reg, from: Reg, by: i32) {
         self.writes(to);
-        self.rm(8, &[0x0f, 0xaf], to.0, from);
+        self.rr(4, &[0x69], to.0, from.0);
+        self.bytes(&by.to_le_bytes());
     }
 
     /// The flags, but for OF, to AH; OF to AL. RAX is lost.

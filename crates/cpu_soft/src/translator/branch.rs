@@ -15,7 +15,7 @@ use super::heads::{Flags, Head};
 use super::layout::{S0, S1, SP, frame, slot};
 use super::memory::is_plain;
 use super::pins::{Target, Way};
-use crate::jumps::{JUMPS, Jump, jump_index, translated_tag};
+use crate::jumps::{JUMP_FACTOR, JUMPS, Jump, code_index, translated_tag};
 use crate::op::{Leave, Op};
 use crate::ops::branch::KNOWN;
 
@@ -156,7 +156,7 @@ impl Emitter<'_> {
             self.poll(target);
         }
         let link = self.link(target);
-        let distance = (jump_index(target) as i32) << JUMP_SHIFT;
+        let distance = (code_index(target) as i32) << JUMP_SHIFT;
         let missed = self.asm.label();
         self.asm.load(S1, frame(slot::JUMPS));
         self.asm.imm(S0, translated_tag(target));
@@ -180,10 +180,8 @@ impl Emitter<'_> {
     /// Finds the code at the linear address in `S0`: its jump is at `S1` then.
     fn find(&mut self, failed: Label) {
         let asm = &mut self.asm;
-        asm.mov(S1, S0);
-        asm.imul(S1, frame(slot::HASH));
-        asm.shr(S1, 64 - JUMPS.trailing_zeros() as u8);
-        asm.shl(S1, JUMP_SHIFT);
+        asm.imul(S1, S0, JUMP_FACTOR as i32);
+        asm.alu_imm(Alu::And, 4, S1, (JUMPS as i32 - 1) << JUMP_SHIFT);
         asm.alu_mem(Alu::Add, S1, frame(slot::JUMPS));
         asm.alu_mem(Alu::Cmp, S0, at(S1, TAG));
         asm.jcc(cc::NE, failed);

@@ -22,7 +22,6 @@ use super::recent::{self, Recent, WAYS};
 use crate::cpu::Cpu;
 use crate::fpu::{MXCSR, XMM};
 use crate::gate::Gate;
-use crate::jumps::JUMP_HASH;
 use crate::meter::Doing;
 use crate::op::{Leave, Op};
 use crate::tlb::Class;
@@ -217,8 +216,6 @@ impl Glue {
         asm.mov(S1, RDI);
         asm.imm(S0, wake);
         asm.store(8, frame(slot::WAKE), S0);
-        asm.imm(S0, JUMP_HASH);
-        asm.store(8, frame(slot::HASH), S0);
         asm.store_byte_imm(frame(slot::FLOAT), 0);
         asm.stmxcsr(frame(slot::MXCSR));
         fill(&mut asm, 0, gate);

@@ -53,8 +53,8 @@ pub mod slot {
     pub const JUMPS: i32 = 80;
     /// The word that is not zero when somebody wants attention.
     pub const WAKE: i32 = 16;
-    /// The multiplier of the jumps' hash.
-    pub const HASH: i32 = 24;
+    /// A register while another value is needed in it.
+    pub const SAVED: i32 = 24;
     /// Status flags, as [`Asm::flags_to_ax`](super::super::asm::Asm::flags_to_ax) leaves them.
     pub const FLAGS: i32 = 40;
     /// Guest R9, R10, R11.
@@ -67,10 +67,8 @@ pub mod slot {
     pub const FLOAT: i32 = 120;
     /// This program's MXCSR.
     pub const MXCSR: i32 = 128;
-    /// A register while another value is needed in it.
-    pub const SAVED: i32 = 136;
     /// Recent pages ([`recent`](super::super::recent)).
-    pub const RECENT: i32 = 144;
+    pub const RECENT: i32 = 136;
     /// Bytes of the frame: a multiple of sixteen, and eight.
     pub const SIZE: i32 = 216;
 }
@@ -139,6 +137,6 @@ mod tests {
         );
         use super::super::recent::BYTES;
         use crate::gate::RECENT;
-        assert_eq!(slot::SIZE, slot::RECENT + BYTES * RECENT as i32 + 8);
+        assert_eq!(slot::SIZE, slot::RECENT + BYTES * RECENT as i32 + 16);
     }
 }

@@ -91,7 +91,7 @@ const ROOM: usize = (2 * MAX_INSNS) << 10;
 const ROOM_LINKS: usize = 2 * MAX_PIECES + 2;
 
 /// The size of code is in the mode; 64-bit code has no other bit set.
-const LONG: u8 = 2;
+pub const LONG: u8 = 2;
 
 /// The translator of one processor.
 pub struct Translator {

@@ -35,7 +35,7 @@ impl Cpu {
         }
         // About the next instruction only, and without breakpoints about nothing.
         self.sys &= !RF;
-        let jump = *self.jumps().get(self.rip);
+        let jump = *self.jumps().code(self.rip);
         let code = if jump.tag == translated_tag(self.rip) {
             jump.packed
         } else {
