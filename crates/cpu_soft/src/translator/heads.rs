@@ -144,8 +144,8 @@ fn poll_place(piece: &Piece, gate: bool) -> Option<Poll> {
     Some(Poll::Before(at))
 }
 
-/// Tells whether `insn` accesses memory, or is executed by the interpreter: in a piece of which it is the first that
-/// does, its access is checked. String instructions access nothing where RCX is zero.
+/// Tells whether `insn` accesses memory, whatever registers hold: in a piece of which it is the first that does, the
+/// access is checked, or the interpreter executes it.
 fn accesses(insn: &Instruction) -> bool {
     let operand = has_memory(insn) && (is_copied(insn) || is_sse(insn)) && !is_nothing(insn);
     operand
