@@ -13,9 +13,16 @@ pub struct Mem {
     pub base: Option<Reg>,
     pub index: Option<(Reg, u8)>,
     pub disp: i32,
+    /// From the base of GS.
+    pub gs: bool,
 }
 
 impl Mem {
+    /// The same, from the base of GS.
+    pub fn by_gs(self) -> Self {
+        Self { gs: true, ..self }
+    }
+
     /// So many bytes further, which the caller has found to be in reach.
     pub fn plus(self, bytes: i32) -> Self {
         let disp = self.disp.wrapping_add(bytes);
@@ -29,6 +36,7 @@ pub const fn at(base: Reg, disp: i32) -> Mem {
         base: Some(base),
         index: None,
         disp,
+        gs: false,
     }
 }
 
@@ -149,6 +157,9 @@ impl Asm {
 
     /// The same with a memory operand.
     fn rm(&mut self, size: usize, opcode: &[u8], reg: u8, mem: Mem) {
+        if mem.gs {
+            self.code.push(0x65);
+        }
         if size == 2 {
             self.code.push(0x66);
         }
@@ -375,6 +386,11 @@ impl Asm {
             .push((self.code.len(), address.wrapping_sub(4)));
         self.bytes(&[0; 4]);
         self.bytes(&value.to_le_bytes());
+    }
+
+    /// WRGSBASE.
+    pub fn wrgsbase(&mut self, from: Reg) {
+        self.bytes(&[0xf3, 0x48 | from.0 >> 3, 0x0f, 0xae, 0xd8 | from.0 & 7]);
     }
 
     /// What is as good as MFENCE, and faster: a locked operation that changes nothing. The host's flags are lost.
@@ -701,8 +717,17 @@ mod tests {
                     base: None,
                     index: Some((Reg(12), 2)),
                     disp: 4,
+                    gs: false,
                 },
             );
+            asm.alu_mem(Alu::Xor, Reg(0), at(Reg(9), 8).by_gs());
+            asm.push_mem(at(Reg(9), 8).by_gs());
+            asm.alu_outside(Alu::Cmp, Reg(9), 0x2000);
+            asm.store_outside(0x2000, 0xf01);
+            asm.imul(Reg(9), Reg(0), 0x9_e377);
+            asm.wrgsbase(Reg(0));
+            asm.wrgsbase(Reg(9));
+            asm.fence();
         });
         assert_eq!(
             lines,
@@ -737,6 +762,14 @@ mod tests {
                 "idiv %r15",
                 "div %edx",
                 "lea 4(,%r12,4),%rax",
+                "xor %gs:8(%r9),%rax",
+                "pushq %gs:8(%r9)",
+                "cmp 0x2000,%r9",
+                "movq $0xF01,0x2000",
+                "imul $0x9E377,%eax,%r9d",
+                "wrgsbase %rax",
+                "wrgsbase %r9",
+                "lock orl $0,(%rsp)",
             ]
         );
     }

@@ -49,6 +49,7 @@ impl Emitter<'_> {
             base: Some(S0),
             index: Some((S1, size.trailing_zeros() as u8)),
             disp: 0,
+            gs: false,
         };
         self.asm.lea(8, S0, operand);
         self.check(size, write, failed);

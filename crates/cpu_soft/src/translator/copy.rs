@@ -330,6 +330,7 @@ impl Emitter<'_> {
             base: self.in_host(base),
             index: self.in_host(index).map(|index| (index, scale)),
             disp: insn.memory_displacement64() as i32,
+            gs: false,
         };
         let whole = mem.index.is_some() || index == Register::None;
         if mem.base.is_some() && whole {

@@ -20,6 +20,7 @@ use super::flags::Place;
 use super::glue::{Glue, Single};
 use super::heads::{Head, Poll, heads, poll_places};
 use super::layout::{Home, S0, S1, frame, home, slot};
+use super::memory::Caches;
 use super::pins::Making;
 use super::recent::{Recent, walks};
 use super::sse::is_sse;
@@ -118,6 +119,8 @@ pub struct Emitter<'a> {
     /// The guest has BMI1.
     pub(super) bmi1: bool,
     pub(super) glue: Glue,
+    /// How the unit's code comes to the translation caches.
+    pub(super) caches: Caches,
     /// The unit has SSE instructions, and SSE state is loaded where its pieces begin.
     pub(super) uses_sse: bool,
     /// It is loaded here.
@@ -174,12 +177,14 @@ pub struct Made {
 }
 
 impl<'a> Emitter<'a> {
-    /// For at most `count` instructions of the page with these linear and guest-physical addresses.
+    /// For at most `count` instructions of the page with these linear and guest-physical addresses, of level 3 or of a
+    /// kernel.
     pub fn new(
         cache: &'a mut Cache,
         glue: Glue,
         page: (u64, u64),
         count: usize,
+        user: bool,
         bmi1: bool,
     ) -> Self {
         Self {
@@ -190,6 +195,7 @@ impl<'a> Emitter<'a> {
             cache,
             bmi1,
             glue,
+            caches: if user { glue.user } else { Caches::Frame },
             uses_sse: false,
             sse_loaded: false,
             at: 0,
@@ -629,6 +635,7 @@ impl<'a> Emitter<'a> {
             base: None,
             index: None,
             disp: insn.memory_displacement64() as i32,
+            gs: false,
         };
         if base.is_gpr() {
             mem.base = Some(self.in_register(base.full_register().number() as u8, S0));

@@ -18,6 +18,7 @@ use super::asm::{Alu, Asm, Mem, Reg, at, cc};
 use super::cache::Cache;
 use super::counts::Sort;
 use super::layout::{FRAME, Home, S0, S1, frame, home, slot};
+use super::memory::Caches;
 use super::recent::{self, Recent, WAYS};
 use crate::cpu::Cpu;
 use crate::fpu::{MXCSR, XMM};
@@ -34,6 +35,8 @@ pub struct Shared {
     flags: u64,
     /// The selected context.
     ctx: u64,
+    /// That of level 3, since level 3 was last seen.
+    user: u64,
     /// Its jumps.
     jumps: u64,
     /// The link through which the code was left, plus one.
@@ -103,6 +106,8 @@ pub struct Glue {
     pub exit: u64,
     /// The [gate](crate::gate), if code can name it; [`slot::WAKE`] has its word for attention always.
     pub gate: Option<u64>,
+    /// How code of level 3 comes to the translation caches.
+    pub user: Caches,
     /// Units count how often they are left for others.
     pub measured: bool,
 }
@@ -172,8 +177,9 @@ fn spill(asm: &mut Asm, above: i32, fx: u64) {
     asm.store(8, at(S1, shared(offset_of!(Shared, flags))), S0);
 }
 
-/// The reverse. Recent pages are forgotten.
-fn fill(asm: &mut Asm, above: i32, gate: Option<u64>) {
+/// The reverse, with the frame `above` bytes further up; code is `entered`, or was called from. Recent pages are
+/// forgotten.
+fn fill(asm: &mut Asm, above: i32, entered: bool, (user, gate): (Caches, Option<u64>)) {
     for number in 0..16 {
         if let Home::Frame(Mem { disp, .. }) = home(number) {
             asm.load(S0, at(S1, register(number)));
@@ -185,6 +191,18 @@ fn fill(asm: &mut Asm, above: i32, gate: Option<u64>) {
     }
     asm.load(S0, at(S1, shared(offset_of!(Shared, ctx))));
     asm.store(8, at(FRAME, slot::CTX + above), S0);
+    if user == Caches::Gs {
+        asm.load(S0, at(S1, shared(offset_of!(Shared, user))));
+        // Mostly they are still selected.
+        let selected = asm.label();
+        if !entered {
+            asm.alu_mem(Alu::Cmp, S0, at(FRAME, slot::USER + above));
+            asm.jcc(cc::E, selected);
+        }
+        asm.store(8, at(FRAME, slot::USER + above), S0);
+        asm.wrgsbase(S0);
+        asm.bind(selected);
+    }
     asm.load(S0, at(S1, shared(offset_of!(Shared, jumps))));
     asm.store(8, at(FRAME, slot::JUMPS + above), S0);
     for number in 0..16 {
@@ -203,6 +221,7 @@ impl Glue {
         let wake = gate + Gate::ATTENTION;
         let named = cache.reaches(gate) && cache.reaches(gate + size_of::<Gate>() as u64);
         let gate = named.then_some(gate);
+        let user = Caches::of_user();
         let mut asm = Asm::default();
         let (out, leave) = (asm.label(), asm.label());
 
@@ -218,7 +237,7 @@ impl Glue {
         asm.store(8, frame(slot::WAKE), S0);
         asm.store_byte_imm(frame(slot::FLOAT), 0);
         asm.stmxcsr(frame(slot::MXCSR));
-        fill(&mut asm, 0, gate);
+        fill(&mut asm, 0, true, (user, gate));
         asm.jmp_mem(frame(slot::TEMP));
 
         // The frame is eight bytes further up: the return address lies below it.
@@ -235,7 +254,7 @@ impl Glue {
         asm.alu_imm(Alu::Cmp, 4, S0, i32::from(Leave::On as u8));
         asm.jcc(cc::NE, out);
         asm.load(S1, at(FRAME, slot::CPU + 8));
-        fill(&mut asm, 8, gate);
+        fill(&mut asm, 8, false, (user, gate));
         asm.ret();
 
         let load = asm.here();
@@ -267,7 +286,7 @@ impl Glue {
         asm.jcc(cc::BE, leave);
         asm.store(8, frame(slot::TEMP), S0);
         asm.load(S1, frame(slot::CPU));
-        fill(&mut asm, 0, gate);
+        fill(&mut asm, 0, false, (user, gate));
         asm.jmp_mem(frame(slot::TEMP));
 
         let exit = asm.here();
@@ -305,6 +324,7 @@ impl Glue {
             forget,
             exit,
             gate,
+            user,
             measured,
         })
     }
@@ -367,6 +387,9 @@ impl Cpu {
         }
         self.shared.flags = pack(self.flags.get() | 2);
         self.shared.ctx = std::ptr::from_ref(self.ctx()) as u64;
+        if self.cpl == 3 {
+            self.shared.user = self.shared.ctx;
+        }
         self.shared.jumps = self.jumps().first() as u64;
         self.shared.ready = self.sse_raises_nothing();
         self.shared.supervisors = self.supervisors();

@@ -69,6 +69,8 @@ pub mod slot {
     pub const MXCSR: i32 = 128;
     /// Recent pages ([`recent`](super::super::recent)).
     pub const RECENT: i32 = 136;
+    /// The context of level 3, where GS has its base ([`Caches`](super::super::memory::Caches)).
+    pub const USER: i32 = 200;
     /// Bytes of the frame: a multiple of sixteen, and eight.
     pub const SIZE: i32 = 216;
 }
@@ -137,6 +139,7 @@ mod tests {
         );
         use super::super::recent::BYTES;
         use crate::gate::RECENT;
-        assert_eq!(slot::SIZE, slot::RECENT + BYTES * RECENT as i32 + 16);
+        assert_eq!(slot::USER, slot::RECENT + BYTES * RECENT as i32);
+        assert_eq!(slot::SIZE, slot::USER + 16);
     }
 }

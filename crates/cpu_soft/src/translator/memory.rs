@@ -34,6 +34,7 @@ impl Emitter<'_> {
                     base: Some(base),
                     index: None,
                     disp: 0,
+                    ..
                 } => self.asm.mov(S0, base),
                 mem => self.asm.lea(8, S0, mem),
             },
@@ -55,10 +56,10 @@ impl Emitter<'_> {
     /// Makes the linear address in `S0` of `size` bytes a host address, or goes to `failed`. `S1` and the
     /// host's flags are lost.
     pub(super) fn check(&mut self, size: usize, write: bool, failed: Label) {
-        entry(&mut self.asm, S0, frame(slot::CTX));
-        self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
+        self.caches.entry(&mut self.asm, S0, 0);
+        self.asm.alu_mem(Alu::Xor, S0, self.caches.tag(write));
         self.compare(size, failed);
-        self.asm.alu_mem(Alu::Add, S0, host_of(S1));
+        self.asm.alu_mem(Alu::Add, S0, self.caches.host());
     }
 
     /// The same for the linear address `mem`, but what makes it a host address is left in `S1`, to be added by the
@@ -69,15 +70,16 @@ impl Emitter<'_> {
             base: Some(base),
             index: None,
             disp: 0,
+            ..
         } = mem
         {
-            entry(&mut self.asm, base, frame(slot::CTX));
-            self.asm.load(S0, at(S1, tag(write)));
+            self.caches.entry(&mut self.asm, base, 0);
+            self.asm.load(S0, self.caches.tag(write));
             self.asm.alu(Alu::Xor, 8, S0, base);
         } else {
             self.asm.lea(8, S0, mem);
-            entry(&mut self.asm, S0, frame(slot::CTX));
-            self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
+            self.caches.entry(&mut self.asm, S0, 0);
+            self.asm.alu_mem(Alu::Xor, S0, self.caches.tag(write));
         }
         self.compare(size, failed);
         self.load_delta();
@@ -87,18 +89,18 @@ impl Emitter<'_> {
     }
 
     /// Goes to `failed` unless the linear address in `S0` may be accessed; its offset in the page is there then, and
-    /// its entry at `S1`.
+    /// `S1` leads to its entry.
     pub(super) fn check_page(&mut self, write: bool, failed: Label) {
-        entry(&mut self.asm, S0, frame(slot::CTX));
-        self.asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
+        self.caches.entry(&mut self.asm, S0, 0);
+        self.asm.alu_mem(Alu::Xor, S0, self.caches.tag(write));
         self.asm.alu_imm(Alu::Cmp, 8, S0, 0xfff);
         self.asm.jcc(cc::A, failed);
         self.place.disturbed();
     }
 
-    /// What makes linear addresses on the page of the entry at `S1` host addresses, into `S1`.
+    /// What makes linear addresses on the page of the entry that `S1` leads to host addresses, into `S1`.
     pub(super) fn load_delta(&mut self) {
-        self.asm.load(S1, at(S1, offset_of!(Entry, delta) as i32));
+        self.asm.load(S1, self.caches.delta());
     }
 
     /// Goes to `failed` unless the exclusive or of address and tag, in `S0`, is an offset from which `size` bytes
@@ -120,32 +122,70 @@ impl Emitter<'_> {
     }
 }
 
-/// Where the entry for the linear address `la` is, into `S1`; `ctx` has the translation caches.
-pub fn entry(asm: &mut Asm, la: Reg, ctx: Mem) {
-    let mask = (ENTRIES as i32 - 1) << ENTRY_SHIFT;
-    if std::arch::is_x86_feature_detected!("bmi2") {
-        asm.rorx(S1, la, 12 - ENTRY_SHIFT);
-    } else {
-        asm.mov(S1, la);
-        asm.shr(S1, 12 - ENTRY_SHIFT);
+/// How code comes to the entry of the translation caches that an address selects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caches {
+    /// They are where the base of GS says, which programs of this kind use for nothing else: one host instruction less.
+    /// Those of level 3 only, for to say so takes long: the kernel goes to and fro between several.
+    Gs,
+    /// An instruction adds the address that is in the frame.
+    Frame,
+}
+
+impl Caches {
+    /// For code of level 3: by GS where the host lets programs set its base (`HWCAP2_FSGSBASE`: Linux 5.9, and a
+    /// processor of 2012).
+    pub fn of_user() -> Self {
+        const FSGSBASE: usize = 1 << 1;
+        if rustix::param::linux_hwcap().1 & FSGSBASE != 0 {
+            Self::Gs
+        } else {
+            Self::Frame
+        }
     }
-    asm.alu_imm(Alu::And, 4, S1, mask);
-    asm.alu_mem(Alu::Add, S1, ctx);
-}
 
-/// The host address of the page of the entry at `entry`.
-pub fn host_of(entry: Reg) -> Mem {
-    at(entry, offset_of!(Entry, host) as i32)
-}
+    /// Emits what finds the entry for the linear address `la`, by `S1`; the frame is `above` bytes further up. The
+    /// host's flags are lost.
+    pub fn entry(self, asm: &mut Asm, la: Reg, above: i32) {
+        let mask = (ENTRIES as i32 - 1) << ENTRY_SHIFT;
+        if std::arch::is_x86_feature_detected!("bmi2") {
+            asm.rorx(S1, la, 12 - ENTRY_SHIFT);
+        } else {
+            asm.mov(S1, la);
+            asm.shr(S1, 12 - ENTRY_SHIFT);
+        }
+        asm.alu_imm(Alu::And, 4, S1, mask);
+        if self == Self::Frame {
+            asm.alu_mem(Alu::Add, S1, frame(slot::CTX + above));
+        }
+    }
 
-/// Where in an entry the tag is that an access is compared with.
-pub fn tag(write: bool) -> i32 {
-    let tag = if write {
-        offset_of!(Entry, write)
-    } else {
-        offset_of!(Entry, read)
-    };
-    tag as i32
+    fn field(self, offset: usize) -> Mem {
+        let mem = at(S1, offset as i32);
+        match self {
+            Self::Gs => mem.by_gs(),
+            Self::Frame => mem,
+        }
+    }
+
+    /// The tag that an access is compared with, in the entry that was found.
+    pub fn tag(self, write: bool) -> Mem {
+        self.field(if write {
+            offset_of!(Entry, write)
+        } else {
+            offset_of!(Entry, read)
+        })
+    }
+
+    /// The host address of the page, there.
+    pub fn host(self) -> Mem {
+        self.field(offset_of!(Entry, host))
+    }
+
+    /// What makes linear addresses on the page host addresses, there.
+    fn delta(self) -> Mem {
+        self.field(offset_of!(Entry, delta))
+    }
 }
 
 /// Tells whether the address is made of what [`Emitter::address`] knows: registers of 64 bits, RIP, or a

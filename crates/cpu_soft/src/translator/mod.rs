@@ -374,7 +374,7 @@ impl Cpu {
         let bmi1 = self.cpuid.get(7, 0).ebx >> 3 & 1 != 0;
         let works = self.translator.works.as_mut()?;
         let page = (rip & !0xfff, gpa & !0xfff);
-        let mut emitter = Emitter::new(&mut works.cache, works.glue, page, count, bmi1);
+        let mut emitter = Emitter::new(&mut works.cache, works.glue, page, count, user, bmi1);
         emitter.alone = alone;
         let mut made = emitter.run(&pieces);
         counts::sort(&mut made.singles, &pieces);

@@ -17,8 +17,8 @@ use umbra_x86::state::gpr;
 use super::asm::{Alu, Asm, Label, Mem, at, cc};
 use super::emit::{Cold, Emitter, Piece};
 use super::heads::loops;
-use super::layout::{FRAME, S0, S1, slot};
-use super::memory::{entry, has_memory, host_of, is_plain, tag};
+use super::layout::{FRAME, S0, slot};
+use super::memory::{Caches, has_memory, is_plain};
 use super::pins::Target;
 use crate::gate::{Gate, RECENT};
 use crate::native::writes;
@@ -88,20 +88,20 @@ impl Recent {
         let (found, over, out) = (asm.label(), asm.label(), asm.label());
         let limits = [SMALL, LARGE].map(|size| (size, gate + self.limit(size)));
         let write = !matches!(self, Self::Read | Self::ReadToo);
-        entry(asm, S0, above(at(FRAME, slot::CTX)));
-        asm.alu_mem(Alu::Xor, S0, at(S1, tag(write)));
+        Caches::Frame.entry(asm, S0, 8);
+        asm.alu_mem(Alu::Xor, S0, Caches::Frame.tag(write));
         asm.alu_imm(Alu::Cmp, 8, S0, 0xfff);
         asm.jcc(cc::BE, found);
         if self == Self::StackRead {
             // It may be one that is not writable. Then it does not become the recent one.
-            asm.alu_mem(Alu::Xor, S0, at(S1, tag(true)));
-            asm.alu_mem(Alu::Xor, S0, at(S1, tag(false)));
+            asm.alu_mem(Alu::Xor, S0, Caches::Frame.tag(true));
+            asm.alu_mem(Alu::Xor, S0, Caches::Frame.tag(false));
         }
         asm.jmp(over);
         asm.bind(found);
-        asm.push_mem(at(S1, tag(write)));
+        asm.push_mem(Caches::Frame.tag(write));
         asm.pop_mem(above(self.tag()));
-        asm.push_mem(host_of(S1));
+        asm.push_mem(Caches::Frame.host());
         asm.pop_mem(above(self.host()));
         asm.cmp_outside(limits[0].1, 0);
         asm.jcc(cc::NE, over);
@@ -165,7 +165,7 @@ impl Emitter<'_> {
         self.asm.call(self.glue.recent[recent as usize]);
         self.asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
         self.asm.jcc(cc::A, failed);
-        self.asm.alu_mem(Alu::Add, S0, host_of(S1));
+        self.asm.alu_mem(Alu::Add, S0, Caches::Frame.host());
         self.asm.jmp(hit);
     }
 

@@ -98,6 +98,7 @@ impl Emitter<'_> {
             base: Some(S0),
             index: Some((CX, size.trailing_zeros() as u8)),
             disp: 0,
+            gs: false,
         };
         self.asm.lea(8, S0, end);
         self.asm.alu_imm(Alu::Cmp, 8, S0, PAGE);
