@@ -185,6 +185,50 @@ fn flags_that_a_check_disturbed_are_there_when_it_fails() {
 }
 
 #[test]
+fn flags_that_die_with_a_load_are_there_when_it_fails() {
+    for fails in [true, false] {
+        let mut machine = Machine::new();
+        let mut state = long(&machine);
+        // cmp rax, rcx (5 and 6); mov rax, [rsi]; xor edx, edx: where it fails, RAX and the flags are as before.
+        let code = [0x48, 0x39, 0xc8, 0x48, 0x8b, 0x06, 0x31, 0xd2];
+        place(&machine, CODE, &[&code, &END]);
+        (state.gpr[0], state.gpr[1], state.gpr[2]) = (5, 6, 7);
+        state.gpr[6] = if fails { P1 } else { FRAME_1 };
+        if !fails {
+            map(&machine, FRAME_1, FRAME_1, 0);
+        }
+        let end = machine.run(&state);
+        let (rip, rax, rdx) = if fails {
+            (CODE + 3, 5, 7)
+        } else {
+            (CODE + 8, 0, 0)
+        };
+        assert_eq!(end.state.rip, rip, "{end:?}");
+        assert_eq!((end.state.gpr[0], end.state.gpr[2]), (rax, rdx));
+        let (known, flags) = if fails { (0x8d5, 0x95) } else { (0x8c5, 0x44) };
+        assert_eq!(end.state.rflags & known, flags);
+    }
+}
+
+#[test]
+fn flags_outlive_what_they_are_computed_from() {
+    let mut machine = Machine::new();
+    let mut state = long(&machine);
+    map(&machine, P1, FRAME_1, 0);
+    // mov ebx, 3; mov eax, 6; cmp rax, 5; mov rax, [rsi]; mov ecx, eax; setp dl; dec ebx; jnz
+    let code = [
+        0xbb, 3, 0, 0, 0, 0xb8, 6, 0, 0, 0, 0x48, 0x83, 0xf8, 5, 0x48, 0x8b, 0x06, 0x89, 0xc1,
+        0x0f, 0x9a, 0xc2, 0xff, 0xcb, 0x75, 0xeb,
+    ];
+    place(&machine, CODE, &[&code, &END]);
+    // The lowest byte of its host address has two ones: what computes that sets PF.
+    (state.gpr[2], state.gpr[6]) = (7, P1 + 3);
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, CODE + code.len() as u64, "{end:?}");
+    assert_eq!(end.state.gpr[..3], [0, 0, 0]);
+}
+
+#[test]
 fn registers_of_the_frame_are_what_was_computed() {
     let run = |code: &[u8]| {
         let machine = Machine::new();

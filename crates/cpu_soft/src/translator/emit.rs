@@ -10,15 +10,16 @@
 //! Whenever a check fails, the interpreter executes that one instruction and the code goes on behind it:
 //! what is slow or unusual (a miss, a device, a fault, a page with code) has one implementation.
 
-use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic};
+use iced_x86::{Code, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic};
 use rustc_hash::FxHashMap;
 
 use super::asm::{Asm, Label, Mem, Reg, at, cc};
 use super::bases::Bases;
 use super::cache::{Cache, Link};
-use super::flags::Place;
+use super::copy::is_copied;
+use super::flags::{Effect, Place, effect};
 use super::glue::{Glue, Single};
-use super::heads::{Head, Poll, heads, poll_places};
+use super::heads::{Head, Poll, are_dead_behind, heads, poll_places};
 use super::layout::{Home, S0, S1, frame, home, slot};
 use super::memory::Caches;
 use super::pins::Making;
@@ -158,6 +159,10 @@ pub struct Emitter<'a> {
     pub(super) following: Option<u64>,
     /// The current piece has looked whether somebody wants attention.
     pub(super) polled: bool,
+    /// How it looks.
+    poll: Option<Poll>,
+    /// Nobody looks at the flags behind the current instruction, which has made them impossible to compute.
+    dying: bool,
     /// Links, the code that asks for each, and the linear address where it should lead.
     pub(super) links: Vec<(Link, Label, u64)>,
     /// The unit is compared with the interpreter: it is the first piece up to what is not translated, and
@@ -217,6 +222,8 @@ impl<'a> Emitter<'a> {
             heads: Vec::new(),
             following: None,
             polled: false,
+            poll: None,
+            dying: false,
             links: Vec::new(),
             alone: false,
             made: 0,
@@ -283,6 +290,7 @@ impl<'a> Emitter<'a> {
         self.sse_loaded = self.uses_sse;
         self.swapped = !self.swaps.is_empty();
         (self.bases, self.ahead) = (Bases::new(), piece.insns.clone());
+        self.poll = poll;
         let first = again.and_then(|labels| labels.iter().position(Option::is_some));
         let first = first.unwrap_or(0);
         // Who comes from the first making has looked there.
@@ -318,6 +326,9 @@ impl<'a> Emitter<'a> {
             }
             self.made += usize::from(again.is_none());
             open = made.unwrap_or_else(|| self.single(op));
+            if std::mem::take(&mut self.dying) && made.is_some() {
+                self.place = Place::HOST;
+            }
             debug_assert!(self.polled || self.alone || poll != Some(Poll::By(i)));
             self.bases.step(insn, &mut self.info);
         }
@@ -621,10 +632,30 @@ impl<'a> Emitter<'a> {
     /// that does not replace them.
     pub(super) fn about_to_write(&mut self, number: u8) {
         let reg = self.home(number);
+        if self.place.depends_on(reg) && self.flags_end_here() {
+            // If the instruction fails, it has written nothing.
+            self.dying = true;
+            return;
+        }
         if self.place.needs(reg) {
             self.place.save(&mut self.asm);
         }
         self.place.wrote(reg);
+    }
+
+    /// Tells whether nobody looks at the flags behind the current instruction, which leaves them alone, and writes
+    /// registers only when it cannot fail any more.
+    fn flags_end_here(&self) -> bool {
+        let at = self.making.index;
+        let simple = |insn: &Instruction| {
+            let kind = is_copied(insn)
+                || matches!(
+                    insn.code(),
+                    Code::Lea_r64_m | Code::Lea_r32_m | Code::Pop_r64
+                );
+            kind && effect(insn) == Effect::None
+        };
+        self.ahead.get(at).is_some_and(simple) && are_dead_behind(&self.ahead, at, self.poll)
     }
 
     /// The memory operand of `insn` in host registers. Registers of the frame are loaded into scratch

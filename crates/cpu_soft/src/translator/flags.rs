@@ -235,15 +235,20 @@ impl Place {
 
     /// The guest wrote `reg`.
     pub fn wrote(&mut self, reg: Home) {
-        if self.recipe.is_some_and(|r| r.depends_on(reg)) {
+        if self.depends_on(reg) {
             debug_assert!(self.host || self.saved, "flags are lost");
             self.recipe = None;
         }
     }
 
+    /// Tells whether they can be computed from `reg`, among others.
+    pub fn depends_on(&self, reg: Home) -> bool {
+        self.recipe.is_some_and(|r| r.depends_on(reg))
+    }
+
     /// Tells whether a write of `reg` would lose the only way to the flags.
     pub fn needs(&self, reg: Home) -> bool {
-        !self.host && !self.saved && self.recipe.is_some_and(|r| r.depends_on(reg))
+        !self.host && !self.saved && self.depends_on(reg)
     }
 }
 

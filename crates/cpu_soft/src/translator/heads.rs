@@ -13,7 +13,7 @@ use super::asm::Label;
 use super::copy::is_copied;
 use super::emit::{Piece, is_nothing};
 use super::flags::{Effect, Place, Recipe, effect};
-use super::layout::Home;
+use super::layout::{Home, is_high_byte};
 use super::memory::{has_memory, is_plain};
 use super::sse::is_sse;
 
@@ -248,24 +248,49 @@ fn first_use(piece: &Piece, poll: Option<Poll>) -> Flags {
         if poll == Some(Poll::Before(i)) {
             return Flags::Saved;
         }
-        if is_nothing(insn) || only_moves(insn) {
-            continue;
-        }
-        // A move from CR0 may be refused, and leaves the flags undefined.
-        let general = |i| match insn.op_kind(i) {
-            OpKind::Register => insn.op_register(i).is_gpr(),
-            OpKind::Memory => false,
-            _ => true,
-        };
-        let plain = is_copied(insn) && (0..insn.op_count()).all(general);
-        match effect(insn) {
-            Effect::Replaces if plain => return Flags::Dead,
-            Effect::Reads | Effect::Changes if plain => return Flags::Host,
-            _ if insn.is_jcc_short_or_near() => return Flags::Host,
-            _ => return Flags::Saved,
+        if let Some(flags) = wanted_by(insn) {
+            return flags;
         }
     }
     Flags::Host
+}
+
+/// Tells whether the flags are replaced by what follows instruction `at` before anything could look at them: another
+/// instruction, one that fails, or who looks whether somebody wants attention.
+pub fn are_dead_behind(insns: &[Instruction], at: usize, poll: Option<Poll>) -> bool {
+    for (i, insn) in insns.iter().enumerate().skip(at + 1) {
+        if poll == Some(Poll::Before(i)) {
+            return false;
+        }
+        if let Some(flags) = wanted_by(insn) {
+            return flags == Flags::Dead;
+        }
+    }
+    false
+}
+
+/// Where `insn` wants the flags; `None` if it neither looks at them nor disturbs them, whatever it does. One that
+/// wants them dead is sure to be translated.
+fn wanted_by(insn: &Instruction) -> Option<Flags> {
+    if is_nothing(insn) || only_moves(insn) {
+        return None;
+    }
+    // A move from CR0 may be refused, and leaves the flags undefined. AH to DH are not encoded with every register.
+    let general = |i| match insn.op_kind(i) {
+        OpKind::Register => {
+            let register = insn.op_register(i);
+            register.is_gpr() && !is_high_byte(register)
+        }
+        OpKind::Memory => false,
+        _ => true,
+    };
+    let plain = is_copied(insn) && (0..insn.op_count()).all(general);
+    Some(match effect(insn) {
+        Effect::Replaces if plain => Flags::Dead,
+        Effect::Reads | Effect::Changes if plain => Flags::Host,
+        _ if insn.is_jcc_short_or_near() => Flags::Host,
+        _ => Flags::Saved,
+    })
 }
 
 /// Tells whether `insn` moves what registers hold, and is sure to be translated.
@@ -340,6 +365,31 @@ mod tests {
         }
         // A shift by CL may leave them all.
         assert_eq!(flags(&[0xd3, 0xe0, 0x01, 0xc0]), Flags::Host);
+    }
+
+    #[test]
+    fn flags_are_dead_where_they_are_replaced_before_anybody_looks() {
+        let dead =
+            |code: &[u8], poll| are_dead_behind(&pieces(&[(0x1000, code)])[0].insns, 0, poll);
+        // mov rax, [rsi]; mov ecx, eax; add rdx, rax
+        let code = [0x48, 0x8b, 0x06, 0x89, 0xc1, 0x48, 0x01, 0xc2];
+        assert!(dead(&code, None) && dead(&code, Some(Poll::By(0))));
+        assert!(!dead(&code, Some(Poll::Before(1))) && !dead(&code, Some(Poll::Before(2))));
+        assert!(!dead(&code[..5], None), "the piece ends");
+        // Behind the load: adc rdx, rax; je; jmp; mov ecx, [rax]; inc edx; add ch, al; add [rax], edx; shl edx, cl
+        for next in [
+            &[0x48, 0x11, 0xc2][..],
+            &[0x74, 0],
+            &[0xeb, 0],
+            &[0x8b, 0x08],
+            &[0xff, 0xc2],
+            &[0x00, 0xc5],
+            &[0x01, 0x10],
+            &[0xd3, 0xe2],
+        ] {
+            let code = [&code[..3], next, &code[5..]].concat();
+            assert!(!dead(&code, None), "{next:x?}");
+        }
     }
 
     #[test]
