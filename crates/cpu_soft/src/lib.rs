@@ -11,7 +11,7 @@
 //! x87, MMX and SSE instructions run on the host processor as one-instruction stubs ([`native`]).
 //! In front of the shadow MMU stand per-processor translation caches ([`tlb`]), which are the TLB
 //! that the guest sees. Guest processors are host threads and guest atomics are host atomics, so
-//! the host must be x86-64.
+//! the host must be x86-64. A thread that runs a processor loses the base of GS, which programs on Linux have no use for.
 //!
 //! This crate knows the processor and nothing around it: devices are behind [`umbra_cpu::Io`],
 //! interrupts behind the local APIC, time behind the clock. It must never learn what a bus is.
