@@ -8,7 +8,7 @@
 
 use iced_x86::{Code, Instruction, OpKind};
 
-use super::asm::{Alu, Label, at, cc};
+use super::asm::{Alu, Label, Reg, at, cc};
 use super::cache::Link;
 use super::emit::{Emitter, Tail};
 use super::heads::{Flags, Head};
@@ -127,18 +127,18 @@ impl Emitter<'_> {
         self.settle(S0);
         let link = self.cache.link();
         let place = self.cache.place(link);
-        self.count_crossing();
+        self.count_crossing(S0);
         self.asm.jmp_through(place);
         let ask = self.asm.here();
         self.links.push((link, ask, target));
         link
     }
 
-    /// Counts that the unit is left for another one, if that is wanted. `S0` is lost, and the host's flags.
-    fn count_crossing(&mut self) {
+    /// Counts that the unit is left for another one, if that is wanted. `scratch` is lost, and the host's flags.
+    fn count_crossing(&mut self, scratch: Reg) {
         if self.glue.measured {
-            self.asm.load(S0, frame(slot::CPU));
-            self.asm.increment(at(S0, super::glue::CROSSINGS));
+            self.asm.load(scratch, frame(slot::CPU));
+            self.asm.increment(at(scratch, super::glue::CROSSINGS));
         }
     }
 
@@ -177,14 +177,16 @@ impl Emitter<'_> {
         }
     }
 
-    /// Finds the code at the linear address in `S0`: its jump is at `S1` then.
-    fn find(&mut self, failed: Label) {
+    /// Finds the code at the linear address in `target`: its jump is at `S1` then, or at `S0` if that is `S1`.
+    fn find(&mut self, target: Reg, failed: Label) -> Reg {
+        let jump = if target == S1 { S0 } else { S1 };
         let asm = &mut self.asm;
-        asm.imul(S1, S0, JUMP_FACTOR as i32);
-        asm.alu_imm(Alu::And, 4, S1, (JUMPS as i32 - 1) << JUMP_SHIFT);
-        asm.alu_mem(Alu::Add, S1, frame(slot::JUMPS));
-        asm.alu_mem(Alu::Cmp, S0, at(S1, TAG));
+        asm.imul(jump, target, JUMP_FACTOR as i32);
+        asm.alu_imm(Alu::And, 4, jump, (JUMPS as i32 - 1) << JUMP_SHIFT);
+        asm.alu_mem(Alu::Add, jump, frame(slot::JUMPS));
+        asm.alu_mem(Alu::Cmp, target, at(jump, TAG));
         asm.jcc(cc::NE, failed);
+        jump
     }
 
     /// The interpreter executes a branch that was not found, and leaves; nothing follows it here.
@@ -214,18 +216,21 @@ impl Emitter<'_> {
         self.target(insn, way, op);
         self.settle(S1);
         let failed = self.not_found(op);
-        self.find(failed);
-        self.follow();
+        let jump = self.find(S0, failed);
+        self.follow(S0, jump);
     }
 
-    /// Goes to the code that [`find`](Self::find) has found; one that is alone leaves for its address.
-    fn follow(&mut self) {
+    /// Goes to the code that [`find`](Self::find) has found for the address in `target`, by the jump at `jump`; one
+    /// that is alone leaves for its address.
+    fn follow(&mut self, target: Reg, jump: Reg) {
         if self.alone {
-            self.asm.mov(S1, S0);
+            if target != S1 {
+                self.asm.mov(S1, target);
+            }
             self.leave_there(Leave::Done);
         } else {
-            self.count_crossing();
-            self.asm.jmp_mem(at(S1, CODE));
+            self.count_crossing(if jump == S0 { S1 } else { S0 });
+            self.asm.jmp_mem(at(jump, CODE));
         }
     }
 
@@ -235,9 +240,9 @@ impl Emitter<'_> {
         self.target(insn, way, op);
         self.settle(S1);
         let failed = self.not_found(op);
-        self.find(failed);
+        let jump = self.find(S0, failed);
         if !self.alone {
-            self.asm.load(S0, at(S1, CODE));
+            self.asm.load(S0, at(jump, CODE));
         }
         self.asm.store(8, frame(slot::TEMP), S0);
         self.push_return(push, insn, op);
@@ -245,7 +250,7 @@ impl Emitter<'_> {
             self.asm.load(S1, frame(slot::TEMP));
             self.leave_there(Leave::Done);
         } else {
-            self.count_crossing();
+            self.count_crossing(S0);
             self.asm.jmp_mem(frame(slot::TEMP));
         }
     }
@@ -264,27 +269,42 @@ impl Emitter<'_> {
 
     fn call_direct(&mut self, insn: &Instruction, op: &Op) {
         let way = self.way_to_push();
-        self.place.save(&mut self.asm);
+        if way.is_pinned() {
+            // Saved behind it, for `S0` may still have the pin.
+            self.about_to_write(4);
+        } else {
+            self.place.save(&mut self.asm);
+        }
         self.push_return(way, insn, op);
         self.edge(insn.near_branch_target(), insn.ip());
     }
 
     fn ret(&mut self, insn: &Instruction, op: &Op) {
-        let target = Target::Stack(0);
-        let way = self.way(target, 8, false);
-        self.begin_indirect(insn, &[Some(way)]);
-        let from = self.reach(way, target, (8, false), op, None);
-        self.asm.load(S0, at(S0, from));
-        self.settle(S1);
+        let (stack, access) = (Target::Stack(0), (8, false));
+        let way = self.way(stack, 8, false);
+        // What a pin leads to is loaded while `S0` may still have the pin, and the flags are saved behind it if they need
+        // not be computed.
+        let first = way.is_pinned() && !self.swapped && !self.place.is_computed();
+        let target = if first { S1 } else { S0 };
+        if first {
+            let from = self.reach(way, stack, access, op, None);
+            self.asm.load(S1, at(S0, from));
+            self.begin_indirect(insn, &[Some(way)]);
+        } else {
+            self.begin_indirect(insn, &[Some(way)]);
+            let from = self.reach(way, stack, access, op, None);
+            self.asm.load(S0, at(S0, from));
+            self.settle(S1);
+        }
         let failed = self.not_found(op);
-        self.find(failed);
+        let jump = self.find(target, failed);
         let arguments = if insn.op_count() == 0 {
             0
         } else {
             i32::from(insn.immediate16())
         };
         self.asm.lea(8, SP, at(SP, 8 + arguments));
-        self.follow();
+        self.follow(target, jump);
     }
 }
 

@@ -137,7 +137,7 @@ pub struct Emitter<'a> {
     pub(super) stack_moved: i32,
     /// Registers that change places in this unit, and whether they have, here.
     swaps: Swaps,
-    swapped: bool,
+    pub(super) swapped: bool,
     /// The guest register, one of the frame, that `S1` held last.
     pub(super) held: Option<u8>,
     /// A cold path of the current instruction goes on behind it.

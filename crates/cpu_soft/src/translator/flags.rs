@@ -207,7 +207,12 @@ impl Place {
         self.host = false;
     }
 
-    /// Emits what brings the flags into the frame. `S0` and `S1` are lost.
+    /// Tells whether they are nowhere, and have to be computed.
+    pub fn is_computed(&self) -> bool {
+        !self.host && !self.saved
+    }
+
+    /// Emits what brings the flags into the frame. `S0` is lost, and `S1` if they are computed.
     pub fn save(&mut self, asm: &mut Asm) {
         if self.saved {
             return;
@@ -248,7 +253,7 @@ impl Place {
 
     /// Tells whether a write of `reg` would lose the only way to the flags.
     pub fn needs(&self, reg: Home) -> bool {
-        !self.host && !self.saved && self.depends_on(reg)
+        self.is_computed() && self.depends_on(reg)
     }
 }
 

@@ -118,10 +118,11 @@ impl Emitter<'_> {
         }
     }
 
-    /// The stack pointer is so many bytes further, after an access in this way.
+    /// The stack pointer is so many bytes further, after an access in this way. Only behind one that is checked by
+    /// itself code goes on where the interpreter has executed it, with RSP moved.
     fn moved(&mut self, bytes: i32, way: Way) {
         self.stack_moved += bytes;
-        if !way.is_pinned() {
+        if matches!(way, Way::Alone) {
             self.move_stack();
         }
     }
