@@ -229,6 +229,31 @@ fn flags_outlive_what_they_are_computed_from() {
 }
 
 #[test]
+fn flags_that_are_yet_to_be_computed_survive_calls_and_returns() {
+    let mut machine = Machine::new();
+    let mut state = long(&machine);
+    map(&machine, P1, FRAME_1, 0);
+    // mov ebx, 3; again: push rax; sub rsp, 0x10; mov rax, [rdi]; call f; pushfq; pop r8; add rsp, 0x18; dec ebx;
+    // jnz again; end
+    let caller = [
+        0xbb, 3, 0, 0, 0, 0x50, 0x48, 0x83, 0xec, 0x10, 0x48, 0x8b, 0x07, 0xe8, 13, 0, 0, 0, 0x9c,
+        0x41, 0x58, 0x48, 0x83, 0xc4, 0x18, 0xff, 0xcb, 0x75, 0xe8, END[0], END[1],
+    ];
+    // f: pushfq; pop rcx; push rsi; add rdx, 5; mov rax, [rdi]; pop rsi; ret
+    let callee = [
+        0x9c, 0x59, 0x56, 0x48, 0x83, 0xc2, 5, 0x48, 0x8b, 0x07, 0x5e, 0xc3,
+    ];
+    place(&machine, CODE, &[&caller, &callee]);
+    // What is computed at the last return is the address of code, so that nothing else may be there.
+    (state.gpr[2], state.gpr[7]) = (CODE - 15, P1);
+    let end = machine.run(&state);
+    assert_eq!(end.state.rip, CODE + caller.len() as u64 - 2, "{end:?}");
+    assert_eq!(end.state.gpr[4], STACK);
+    assert_eq!(end.state.gpr[1] & 0x8d5, 0x4, "0x1fff8 - 0x10: PF");
+    assert_eq!(end.state.gpr[8] & 0x8d5, 0x14, "0xfffb + 5: PF, AF");
+}
+
+#[test]
 fn registers_of_the_frame_are_what_was_computed() {
     let run = |code: &[u8]| {
         let machine = Machine::new();
