@@ -35,6 +35,10 @@ const FLAGS: u64 = 0x24_7cd5;
 struct Pair {
     host: Host,
     guest: Guest,
+    /// One that interprets, if it was ever needed.
+    interpreted: Option<Guest>,
+    /// Sequences of which nobody can say what they do ([`Pair::made_itself`]).
+    open: u64,
 }
 
 impl Pair {
@@ -60,7 +64,32 @@ impl Pair {
                 f[at], e[at]
             ))
         });
+        if difference.is_some() && self.made_itself(case, &code, &window, &found) {
+            self.open += 1;
+            return Some((expected, None));
+        }
         Some((expected, difference))
+    }
+
+    /// What was executed is what stores have made of the code, and nobody has chosen that: it looks at flags that are
+    /// undefined, or is what processors differ in (a near branch of 16 bits). Then it is enough that the interpreter
+    /// finds the same.
+    fn made_itself(
+        &mut self,
+        case: &Case,
+        code: &Code,
+        window: &[u8; WINDOW_LEN],
+        found: &Outcome,
+    ) -> bool {
+        if self.guest.window() == *window {
+            return false;
+        }
+        let interpreted = self.interpreted.get_or_insert_with(Guest::interpreted);
+        let expected = interpreted.run(case, window);
+        let defined = vec![0; code.at.len()];
+        compare(case, code, &defined, &expected, found).is_none()
+            && interpreted.memory() == self.guest.memory()
+            && interpreted.window() == self.guest.window()
     }
 }
 
@@ -171,6 +200,8 @@ fn sequences_of_instructions_agree_with_the_host() {
     let mut pair = Pair {
         host: Host::new(),
         guest: Guest::new(),
+        interpreted: None,
+        open: 0,
     };
     let (mut instructions, mut faults) = (0, [0u64; 32]);
     let mut failures = Vec::new();
@@ -202,6 +233,9 @@ fn sequences_of_instructions_agree_with_the_host() {
         }
     }
     println!("{instructions} instructions, sequences by exception: {faults:?}");
+    println!("{} made code of themselves that is not defined", pair.open);
+    // Three of ten millions are.
+    assert!(pair.open <= 1 + count / 500_000, "too many to be that");
     let whole = faults[3];
     assert!(
         numbers.end - numbers.start < 1000 || (whole > 100 && faults[14] > 0),

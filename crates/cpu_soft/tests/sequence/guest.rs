@@ -4,6 +4,7 @@
 mod processor;
 
 use processor::{Nothing, Processor};
+use umbra_clock::Clock;
 use umbra_cpu::{Exit, Vcpu};
 use umbra_cpu_soft::model;
 use umbra_x86::state::{CpuState, DescriptorTable, Segment};
@@ -50,7 +51,20 @@ pub struct Guest {
 
 impl Guest {
     pub fn new() -> Self {
-        let processor = Processor::new(model::maximal(0, 1));
+        Self::around(Processor::new(model::maximal(0, 1)))
+    }
+
+    /// One whose instructions are all interpreted.
+    pub fn interpreted() -> Self {
+        let kind = umbra_cpu_soft::Processor::Interpreter;
+        Self::around(Processor::of_kind(
+            model::maximal(0, 1),
+            Clock::start(),
+            kind,
+        ))
+    }
+
+    fn around(processor: Processor) -> Self {
         let guest = Self {
             processor,
             state: kernel(),
@@ -187,6 +201,13 @@ impl Guest {
         outcome
     }
 
+    /// The code afterwards.
+    pub fn window(&self) -> [u8; WINDOW_LEN] {
+        let mut window = [0; WINDOW_LEN];
+        self.get(AREA + (WINDOW - CODE), &mut window);
+        window
+    }
+
     /// The memory afterwards.
     pub fn memory(&self) -> &[u8] {
         &self.memory
@@ -225,6 +246,8 @@ fn kernel() -> CpuState {
             limit: 0x66,
             attr: 0xb | Segment::P,
         },
+        // None, as a program on the host has none.
+        ldtr: Segment::default(),
         ..CpuState::default()
     }
 }
