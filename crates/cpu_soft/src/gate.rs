@@ -2,8 +2,8 @@
 //!
 //! Every check of an access compares the offset in the page with a *limit*. The limits are here, and whoever wants
 //! attention sets them all to zero: *closes the gate*. Then every check fails, the interpreter executes that
-//! instruction, and the code is left behind it. So code that accesses memory need not look at the word for that, and
-//! only loops that do not have to.
+//! instruction, and the code is left behind it. So code that accesses memory need not look at the word: only loops that
+//! access none do.
 //!
 //! ```text
 //!   anybody          attention := 1, then limits := 0, that of one byte last

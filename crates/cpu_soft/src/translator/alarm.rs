@@ -1,6 +1,6 @@
 //! What interrupts translated code when a timer is due.
 //!
-//! The interpreter reads the clock as it goes; translated code looks at one word only. So a thread of the
+//! The interpreter reads the clock as it goes; translated code only hears who wants its attention. So a thread of the
 //! machine sleeps until the earliest time that any processor asked for, and pokes it. It is started by
 //! the first processor that asks, and ends with the machine.
 

@@ -2,9 +2,9 @@
 //!
 //! Inside a unit a branch is a host branch. To another unit of the page it goes through a link; to
 //! another page, or by register, through the jumps of the context, which say where an address was
-//! translated to *in this address space*; the kernel's own branches between global pages get links, too. Every way back looks whether
-//! somebody wants attention, unless the piece that it goes to does so itself, and so does every way whose target is not
-//! known to lie ahead: no loop is without such a way.
+//! translated to *in this address space*; the kernel's own branches between global pages get links, too. Every way back
+//! looks whether somebody wants attention, unless its piece has looked by an access or the piece that it goes to does
+//! so itself, and so does every way whose target is not known to lie ahead: no loop is without such a way.
 
 use iced_x86::{Code, Instruction, OpKind};
 

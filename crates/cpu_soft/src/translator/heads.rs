@@ -427,6 +427,30 @@ mod tests {
         assert_eq!(heads[0].flags, Flags::Host);
     }
 
+    #[test]
+    fn who_comes_by_any_branch_may_compute_them_in_the_same_way() {
+        // 0x1010: cmp eax, ecx; je 0x1020; and another that jumps there
+        let one = [0x39, 0xc8, 0x74, 0x0c];
+        let other = |compare: &[u8]| [compare, &[0xeb, 0xee]].concat();
+        let flags = |compare: &[u8]| {
+            let other = other(compare);
+            let pieces = pieces(&[
+                (0x1010, &one),
+                (0x1030 - compare.len() as u64, &other),
+                (0x1020, &[0x03, 0x07]),
+            ]);
+            heads(&pieces, &poll_places(&pieces, true), home, || {
+                Asm::default().label()
+            })[1]
+                .flags
+        };
+        assert!(matches!(flags(&[0x39, 0xc8]), Flags::Computed(_)));
+        // cmp ecx, eax; cmp eax, [rdi]; mov ecx, eax
+        for compare in [[0x39, 0xc1], [0x3b, 0x07], [0x89, 0xc1]] {
+            assert_eq!(flags(&compare), Flags::Host, "{compare:x?}");
+        }
+    }
+
     /// Whether every cycle of the pieces looks somewhere.
     fn all_cycles_look(pieces: &[Piece], gate: bool) -> bool {
         let polls = poll_places(pieces, gate);
