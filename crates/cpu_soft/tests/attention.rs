@@ -138,6 +138,27 @@ fn one_that_pushes_and_pops(new: fn() -> Machine) {
     assert_eq!(state.gpr[gpr::RSP], STACK);
 }
 
+fn one_that_pushes_and_pops_at_the_end_of_a_page(new: fn() -> Machine) {
+    // lea rsp, [rdi+0x1000]; inc rax; push rax; pop rbx
+    let body = [
+        0x48, 0x8d, 0xa7, 0, 0x10, 0, 0, 0x48, 0xff, 0xc0, 0x50, 0x5b,
+    ];
+    let (_, state) = interrupted(new(), &body, 0);
+    assert_eq!(state.gpr[gpr::RBX], state.gpr[ROUNDS]);
+    assert_eq!(state.gpr[gpr::RSP], DATA + 0x1000);
+}
+
+fn one_with_two_stacks(new: fn() -> Machine) {
+    // lea rsp, [rdi+0x800]; inc rax; push rax; pop rbx; lea rsp, [rdi+0x1800]; push rbx; pop rcx
+    let body = [
+        0x48, 0x8d, 0xa7, 0, 8, 0, 0, 0x48, 0xff, 0xc0, 0x50, 0x5b, 0x48, 0x8d, 0xa7, 0, 0x18, 0,
+        0, 0x53, 0x59,
+    ];
+    let (_, state) = interrupted(new(), &body, 0);
+    assert_eq!(state.gpr[gpr::RCX], state.gpr[ROUNDS]);
+    assert_eq!(state.gpr[gpr::RSP], DATA + 0x1800);
+}
+
 fn one_that_calls(new: fn() -> Machine) {
     // call over; jmp over; over: inc rax; ret
     let body = [0xe8, 2, 0, 0, 0, 0xeb, 4, 0x48, 0xff, 0xc0, 0xc3];
@@ -232,6 +253,8 @@ on_each_kind!(
     one_that_walks_to_and_fro,
     one_that_walks_on_two_pages,
     one_that_pushes_and_pops,
+    one_that_pushes_and_pops_at_the_end_of_a_page,
+    one_with_two_stacks,
     one_that_calls,
     one_that_returns_only,
     one_that_jumps_through_memory,

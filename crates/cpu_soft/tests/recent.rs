@@ -106,12 +106,14 @@ fn what_is_walked_over_and_may_not_be_written_is_not(new: fn() -> Machine) {
 }
 
 /// RAX after 300 rounds of `code`, which makes the page another frame in each: RDX has it, R8 its entry, R12 what to
-/// put there and R13 what is there. RSP is in its middle.
+/// put there and R13 what is there. RSP is in its middle. RBP is on the next page.
 fn total(new: Machine, code: &[u8]) -> u64 {
     let (mut machine, mut state) = machine(new, code);
     map(&machine, PAGE, FRAME_1 | WRITABLE);
+    map(&machine, NEXT, FRAME_2 | WRITABLE);
     state.gpr[gpr::RAX] = 0;
     (state.gpr[gpr::RDX], state.gpr[gpr::RSI]) = (PAGE, 300);
+    state.gpr[gpr::RBP] = NEXT + 0x10;
     state.gpr[gpr::RSP] = PAGE + 0x800;
     state.gpr[8] = entry(PAGE);
     (state.gpr[12], state.gpr[13]) = (FRAME_2 | WRITABLE, FRAME_1 | WRITABLE);
@@ -140,6 +142,49 @@ fn the_stack_is_the_frame_of_the_moment(new: fn() -> Machine) {
     ];
     let both = word(0x800).wrapping_add(word(0x1800));
     assert_eq!(total(new(), &code), both.wrapping_mul(150));
+}
+
+fn one_of_two_stacks_is_the_frame_of_the_moment(new: fn() -> Machine) {
+    // Twice for each, RBP first and then RDX, for the first time is left to the interpreter:
+    // mov rsp, rbp; pop rbx; push rbx; add rax, rbx; mov rsp, rbp; pop rbx; add rax, rbx.
+    // mov [r8], r12; invlpg [rdx]; xchg r12, r13; dec esi; jnz
+    let code = [
+        0x48, 0x89, 0xec, 0x5b, 0x53, 0x48, 0x01, 0xd8, 0x48, 0x89, 0xec, 0x5b, 0x48, 0x01, 0xd8,
+        0x48, 0x89, 0xd4, 0x5b, 0x53, 0x48, 0x01, 0xd8, 0x48, 0x89, 0xd4, 0x5b, 0x48, 0x01, 0xd8,
+        0x4d, 0x89, 0x20, 0x0f, 0x01, 0x3a, 0x4d, 0x87, 0xec, 0xff, 0xce, 0x75, 0xd5,
+    ];
+    let sum = word(0).wrapping_add(word(0x1000));
+    let sum = sum.wrapping_add(word(0x1010).wrapping_mul(2));
+    assert_eq!(total(new(), &code), sum.wrapping_mul(300));
+}
+
+/// Two pages that are accessed in turn, one of them at its very end, and a third one now and then.
+fn stacks_take_turns(new: fn() -> Machine) {
+    const THIRD: u64 = NEXT + 0x1000;
+    // mov rsp, rdx; pop rbx; add rax, rbx; push rbx; mov rsp, rbp; pop rbx; add rax, rbx; pop rbx; push rbx;
+    // add rax, rbx; test esi, 31; jne over; mov rsp, rdi; pop rbx; add rax, rbx; over: dec esi; jnz
+    let code = [
+        0x48, 0x89, 0xd4, 0x5b, 0x48, 0x01, 0xd8, 0x53, 0x48, 0x89, 0xec, 0x5b, 0x48, 0x01, 0xd8,
+        0x5b, 0x53, 0x48, 0x01, 0xd8, 0xf7, 0xc6, 31, 0, 0, 0, 0x75, 7, 0x48, 0x89, 0xfc, 0x5b,
+        0x48, 0x01, 0xd8, 0xff, 0xce, 0x75, 0xd9,
+    ];
+    let (mut machine, mut state) = machine(new(), &code);
+    map(&machine, PAGE, FRAME_1 | WRITABLE);
+    map(&machine, NEXT, FRAME_2 | WRITABLE);
+    map(&machine, THIRD, FRAME_1 | READABLE);
+    (state.gpr[gpr::RAX], state.gpr[gpr::RSI]) = (0, 320);
+    (state.gpr[gpr::RDX], state.gpr[gpr::RBP]) = (PAGE + 0x800, NEXT + 0xff0);
+    state.gpr[gpr::RDI] = THIRD + 0x300;
+    let end = machine.run(&state);
+    ended(&end, code.len());
+    let two = word(0x800)
+        .wrapping_add(word(0x1ff0))
+        .wrapping_add(word(0x1ff8));
+    let third = word(0x300).wrapping_mul(10);
+    assert_eq!(
+        end.state.gpr[gpr::RAX],
+        two.wrapping_mul(320).wrapping_add(third)
+    );
 }
 
 /// The stack is a page that becomes a page table in the last round, by the access behind the first push; what the
@@ -227,6 +272,8 @@ on_each_kind! {
     what_is_walked_over_and_may_not_be_written_is_not,
     a_walk_sees_the_frame_of_the_moment,
     the_stack_is_the_frame_of_the_moment,
+    one_of_two_stacks_is_the_frame_of_the_moment,
+    stacks_take_turns,
     a_stack_that_becomes_a_page_table_is_seen_to_change,
     a_stack_that_may_only_be_read_is_only_read,
     a_stack_goes_over_the_border,

@@ -71,8 +71,12 @@ pub mod slot {
     pub const RECENT: i32 = 136;
     /// The context of level 3, where GS has its base ([`Caches`](super::super::memory::Caches)).
     pub const USER: i32 = 200;
+    /// The other pages, those that were the recent ones before.
+    pub const OTHERS: i32 = 208;
+    /// A word whose carry says that a recent page and the other one shall take turns.
+    pub const TURNS: i32 = 272;
     /// Bytes of the frame: a multiple of sixteen, and eight.
-    pub const SIZE: i32 = 216;
+    pub const SIZE: i32 = 280;
 }
 
 /// A place in the frame.
@@ -140,6 +144,8 @@ mod tests {
         use super::super::recent::BYTES;
         use crate::gate::RECENT;
         assert_eq!(slot::USER, slot::RECENT + BYTES * RECENT as i32);
-        assert_eq!(slot::SIZE, slot::USER + 16);
+        assert_eq!(slot::OTHERS, slot::USER + 8);
+        assert_eq!(slot::TURNS - slot::OTHERS, slot::USER - slot::RECENT);
+        assert_eq!(slot::SIZE, slot::TURNS + 8);
     }
 }

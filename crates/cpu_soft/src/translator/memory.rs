@@ -133,6 +133,9 @@ pub enum Caches {
 }
 
 impl Caches {
+    /// Where in an entry the host address of the page is.
+    pub const HOST: i32 = offset_of!(Entry, host) as i32;
+
     /// For code of level 3: by GS where the host lets programs set its base (`HWCAP2_FSGSBASE`: Linux 5.9, and a
     /// processor of 2012).
     pub fn of_user() -> Self {
@@ -179,7 +182,7 @@ impl Caches {
 
     /// The host address of the page, there.
     pub fn host(self) -> Mem {
-        self.field(offset_of!(Entry, host))
+        self.field(Self::HOST as usize)
     }
 
     /// What makes linear addresses on the page host addresses, there.

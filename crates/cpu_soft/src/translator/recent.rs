@@ -3,8 +3,10 @@
 //! Pushes, pops, calls and returns stay on a page of the stack, and what a loop walks through step by step stays on
 //! a page for many rounds. The frame has *recent pages*, copies of what a check found: a linear page and its host
 //! address; how far into it an access may begin is in the [gate](crate::gate). Who comes to one needs five host
-//! instructions instead of eight; who does not looks into the translation caches out of line, and leaves its page
-//! there.
+//! instructions instead of eight; who does not looks out of line: at the *other* page, the recent one before, and then
+//! into the translation caches, which makes its page the recent one. So a stack whose busy end lies across a border
+//! costs little more than another. Where the other page is mostly the right one, the two take turns: every sixteenth
+//! time.
 //!
 //! They hold for as long as a check does, and are forgotten wherever that may change: whenever Rust has executed, and
 //! by CLAC. STAC only adds rights. Nothing matches a page that was forgotten, whatever its tag, for no distance is
@@ -17,7 +19,7 @@ use umbra_x86::state::gpr;
 use super::asm::{Alu, Asm, Label, Mem, at, cc};
 use super::emit::{Cold, Emitter, Piece};
 use super::heads::loops;
-use super::layout::{FRAME, S0, slot};
+use super::layout::{FRAME, S0, S1, frame, slot};
 use super::memory::{Caches, has_memory, is_plain};
 use super::pins::Target;
 use crate::gate::{Gate, RECENT};
@@ -25,6 +27,8 @@ use crate::native::writes;
 
 /// Bytes of one in the frame: tag, host address.
 pub const BYTES: i32 = 16;
+/// Added to a word of 32 bits whenever another page is found: its carry is the sixteenth time.
+const TURN: u32 = 1 << 28;
 /// Ways to leave a page as a recent one.
 pub const WAYS: usize = 5;
 
@@ -60,18 +64,24 @@ impl Recent {
         Self::Write,
     ];
 
-    /// Where something of it is in the frame.
-    fn field(self, number: i32) -> Mem {
-        let page = (self as i32).max(1) - 1;
-        at(FRAME, slot::RECENT + BYTES * page + 8 * number)
-    }
-
+    /// Where the tag is in the frame.
     fn tag(self) -> Mem {
-        self.field(0)
+        self.of(slot::RECENT)
     }
 
+    /// Where the host address is.
     fn host(self) -> Mem {
-        self.field(1)
+        self.tag().plus(8)
+    }
+
+    /// Where the tag of the other page is; the host address is behind it.
+    fn other(self) -> Mem {
+        self.of(slot::OTHERS)
+    }
+
+    fn of(self, pages: i32) -> Mem {
+        let page = (self as i32).max(1) - 1;
+        at(FRAME, pages + BYTES * page)
     }
 
     /// What the distance of an access of `size` bytes has to be below: where it is in the gate.
@@ -79,15 +89,31 @@ impl Recent {
         Gate::recent((self as usize).max(1) - 1, size > SMALL)
     }
 
-    /// Emits the subroutine, with the frame eight bytes further up: finds the linear address in `S0` in the
-    /// translation caches, which leaves the distance there and the entry at `S1`, and makes its page the recent
-    /// one. If the distance is more than a page has, nothing was found, or somebody wants attention. `gate` is
-    /// where that is.
+    /// Emits the subroutine, with the frame eight bytes further up: finds the linear address whose exclusive or with
+    /// the recent page's tag is in `S0`. That leaves the distance there, and what has the host address as an entry of
+    /// the translation caches has it at `S1`. If the distance is more than a page has, nothing was found, or somebody
+    /// wants attention. `gate` is where that is.
     pub fn look(self, asm: &mut Asm, gate: u64) {
-        let above = |mem: Mem| mem.plus(8);
+        let (this, other) = (self.tag().plus(8), self.other().plus(8));
+        let (none, search) = (asm.label(), asm.label());
         let (found, over, out) = (asm.label(), asm.label(), asm.label());
         let limits = [SMALL, LARGE].map(|size| (size, gate + self.limit(size)));
         let write = !matches!(self, Self::Read | Self::ReadToo);
+
+        // Neither is known, or somebody wants attention.
+        asm.cmp_outside(limits[0].1, 0);
+        asm.jcc(cc::E, none);
+        // It may be at the end of the recent page, where the limit is below it.
+        let (of_this, of_other) = (asm.label(), asm.label());
+        asm.alu_imm(Alu::Cmp, 8, S0, 0xfff);
+        asm.jcc(cc::BE, of_this);
+        asm.alu_mem(Alu::Xor, S0, this);
+        asm.alu_mem(Alu::Xor, S0, other);
+        asm.alu_imm(Alu::Cmp, 8, S0, 0xfff);
+        asm.jcc(cc::BE, of_other);
+        asm.alu_mem(Alu::Xor, S0, other);
+
+        asm.bind(search);
         Caches::Frame.entry(asm, S0, 8);
         asm.alu_mem(Alu::Xor, S0, Caches::Frame.tag(write));
         asm.alu_imm(Alu::Cmp, 8, S0, 0xfff);
@@ -99,12 +125,15 @@ impl Recent {
         }
         asm.jmp(over);
         asm.bind(found);
+        copy(asm, other, this);
         asm.push_mem(Caches::Frame.tag(write));
-        asm.pop_mem(above(self.tag()));
+        asm.pop_mem(this);
         asm.push_mem(Caches::Frame.host());
-        asm.pop_mem(above(self.host()));
+        asm.pop_mem(this.plus(8));
         asm.cmp_outside(limits[0].1, 0);
         asm.jcc(cc::NE, over);
+        // What was the recent page was forgotten.
+        copy(asm, other, this);
         for (size, limit) in limits {
             asm.store_outside(limit, 0x1000 - size as i32 + 1);
         }
@@ -118,6 +147,36 @@ impl Recent {
         asm.alu_imm(Alu::Or, 8, S0, -1);
         asm.bind(out);
         asm.ret();
+
+        asm.bind(none);
+        asm.alu_mem(Alu::Xor, S0, this);
+        asm.jmp(search);
+
+        let take_turns = asm.label();
+        asm.bind(of_other);
+        asm.alu_mem_imm(Alu::Add, frame(slot::TURNS + 8), TURN);
+        asm.jcc(cc::B, take_turns);
+        asm.lea(8, S1, other.plus(8 - Caches::HOST));
+        asm.ret();
+        asm.bind(take_turns);
+        for field in [0, 8] {
+            let (this, other) = (this.plus(field), other.plus(field));
+            asm.push_mem(this);
+            asm.push_mem(other.plus(8));
+            asm.pop_mem(this.plus(8));
+            asm.pop_mem(other);
+        }
+        asm.bind(of_this);
+        asm.lea(8, S1, this.plus(8 - Caches::HOST));
+        asm.ret();
+    }
+}
+
+/// Makes the page whose tag is at `to` that whose tag is at `from`.
+fn copy(asm: &mut Asm, to: Mem, from: Mem) {
+    for field in [0, 8] {
+        asm.push_mem(from.plus(field));
+        asm.pop_mem(to.plus(field));
     }
 }
 
@@ -161,7 +220,6 @@ impl Emitter<'_> {
 
     /// Out of line: the access is on another page than the recent one.
     pub(super) fn look_recent(&mut self, recent: Recent, size: usize, failed: Label, hit: Label) {
-        self.asm.alu_mem(Alu::Xor, S0, recent.tag());
         self.asm.call(self.glue.recent[recent as usize]);
         self.asm.alu_imm(Alu::Cmp, 8, S0, 0x1000 - size as i32);
         self.asm.jcc(cc::A, failed);

@@ -16,7 +16,7 @@ use super::program::Program;
 use super::{fetch, qemu, release_build};
 
 /// Runs of each; the median counts.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const KERNEL: &str = "linux-image-cloud-amd64";
 /// How long a machine may take.
 const PATIENCE: Duration = Duration::from_secs(240);
