@@ -6,6 +6,10 @@
 //! ```
 //! A jump is as good as the fetch translation that it was found by, and goes when that would go: with its
 //! page, or with everything that is not global, when CR3 is loaded.
+//!
+//! An address has one place for its translated code, one for its block, and a spare one, where its code goes when that
+//! of another address takes its place. Of a thousand addresses that are hot at once seven pairs share a place: without
+//! a spare one they would take it from each other with every jump.
 
 use crate::code::Block;
 use crate::op::Op;
@@ -45,7 +49,7 @@ pub const fn translated_tag(rip: u64) -> u64 {
 /// 63 and 56 alike. Translated code may ask for any; the one that would match is looked up elsewhere.
 fn no_jump(index: usize) -> Jump {
     Jump {
-        tag: if index == code_index(NOWHERE) {
+        tag: if index == code_index(NOWHERE) || index == spare_index(NOWHERE) {
             NOWHERE + 1
         } else {
             NOWHERE
@@ -76,6 +80,15 @@ pub const fn code_index(rip: u64) -> usize {
 #[inline(always)]
 pub const fn block_index(rip: u64) -> usize {
     code_index(rip) ^ 1
+}
+
+/// Where the jump from `rip` to translated code is if another one has taken its place: at the place's address with this
+/// bit changed.
+pub const SPARE: usize = 2 * size_of::<Jump>();
+
+#[inline(always)]
+const fn spare_index(rip: u64) -> usize {
+    code_index(rip) ^ (SPARE / PER_JUMP)
 }
 
 /// What an address is multiplied by to find its jump.
@@ -126,10 +139,17 @@ impl Jump {
     }
 }
 
+/// Jumps that lie together: all places of an address.
+#[repr(C, align(64))]
+struct Line([Jump; PER_LINE]);
+
+const PER_LINE: usize = 4;
+const _: () = assert!(SPARE < size_of::<Line>() && SPARE.is_power_of_two());
+
 /// A table of jumps.
 pub struct Jumps {
     /// Beside the rest, for no stack has room to make them on it. Translated code looks here.
-    slots: Box<[Jump; JUMPS]>,
+    lines: Box<[Line; JUMPS / PER_LINE]>,
     touched: Chunks<{ JUMPS / CHUNK / 64 }>,
     /// Those to global pages, by index.
     global: [u64; JUMPS / 64],
@@ -146,12 +166,13 @@ pub struct Jumps {
 impl Jumps {
     /// Leads nowhere.
     pub fn new() -> Box<Self> {
-        let slots: Vec<Jump> = (0..JUMPS).map(no_jump).collect();
-        let Ok(slots) = slots.into_boxed_slice().try_into() else {
+        let line = |n| Line(std::array::from_fn(|i| no_jump(n * PER_LINE + i)));
+        let lines: Vec<Line> = (0..JUMPS / PER_LINE).map(line).collect();
+        let Ok(lines) = lines.into_boxed_slice().try_into() else {
             unreachable!("there are so many")
         };
         Box::new(Self {
-            slots,
+            lines,
             touched: Chunks::NONE,
             global: [0; JUMPS / 64],
             some_local: false,
@@ -163,19 +184,37 @@ impl Jumps {
 
     /// Where the first one is.
     pub fn first(&self) -> *const Jump {
-        self.slots.as_ptr()
+        self.lines.as_ptr().cast()
+    }
+
+    #[inline(always)]
+    fn at(&self, index: usize) -> &Jump {
+        &self.lines[index / PER_LINE].0[index % PER_LINE]
+    }
+
+    #[inline(always)]
+    fn at_mut(&mut self, index: usize) -> &mut Jump {
+        &mut self.lines[index / PER_LINE].0[index % PER_LINE]
+    }
+
+    fn forget(&mut self, index: usize) {
+        *self.at_mut(index) = no_jump(index);
     }
 
     /// Looks up the translated code that `rip` leads to.
     #[inline(always)]
     pub fn code(&self, rip: u64) -> &Jump {
-        &self.slots[code_index(rip)]
+        let jump = self.at(code_index(rip));
+        if jump.tag == translated_tag(rip) {
+            return jump;
+        }
+        self.at(spare_index(rip))
     }
 
     /// Looks up the block that `rip` leads to.
     #[inline(always)]
     pub fn block(&self, rip: u64) -> &Jump {
-        &self.slots[block_index(rip)]
+        self.at(block_index(rip))
     }
 
     /// Remembers where `rip` leads to, on a global page or not, a large one or not.
@@ -187,28 +226,51 @@ impl Jumps {
         let index = if jump.tag == translated_tag(rip) {
             // Who does not find the code is to ask for it, and not to find the block that it was made of.
             let beside = block_index(rip);
-            if self.slots[beside].tag == jump_tag(rip, LONG) {
-                self.slots[beside] = no_jump(beside);
+            if self.at(beside).tag == jump_tag(rip, LONG) {
+                self.forget(beside);
             }
+            self.make_room(rip);
             code_index(rip)
         } else {
             block_index(rip)
         };
         self.touched.touch(index);
-        self.slots[index] = jump;
+        self.some_local |= !global;
+        self.put(index, jump, global);
+    }
+
+    fn put(&mut self, index: usize, jump: Jump, global: bool) {
+        *self.at_mut(index) = jump;
         let (word, bit) = (&mut self.global[index / 64], 1 << (index % 64));
         if global {
             *word |= bit;
         } else {
             *word &= !bit;
-            self.some_local = true;
+        }
+    }
+
+    fn is_global(&self, index: usize) -> bool {
+        self.global[index / 64] >> (index % 64) & 1 != 0
+    }
+
+    /// Makes the code that is in the place of that of `rip` go to its spare place.
+    fn make_room(&mut self, rip: u64) {
+        let (index, spare) = (code_index(rip), spare_index(rip));
+        if self.at(spare).tag == translated_tag(rip) {
+            self.forget(spare);
+        }
+        let there = *self.at(index);
+        let other = there.rip();
+        let is_code = there.leads() && there.tag == translated_tag(other);
+        if is_code && other != rip && code_index(other) == index {
+            self.put(spare, there, self.is_global(index));
         }
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         let touched = std::mem::replace(&mut self.touched, Chunks::NONE);
-        touched.each(|index| self.slots[index] = no_jump(index));
+        touched.each(|index| self.forget(index));
         self.some_local = false;
         self.forgot = true;
         self.pages = Filter::EMPTY;
@@ -221,8 +283,8 @@ impl Jumps {
             return;
         }
         self.touched.each(|index| {
-            if self.global[index / 64] >> (index % 64) & 1 == 0 {
-                self.slots[index] = no_jump(index);
+            if !self.is_global(index) {
+                self.forget(index);
             }
         });
     }
@@ -249,28 +311,24 @@ impl Jumps {
     }
 
     fn targets(&self) -> impl Iterator<Item = u64> {
-        let known = self
-            .touched
-            .slots()
-            .flatten()
-            .map(|index| &self.slots[index]);
+        let known = self.touched.slots().flatten().map(|index| self.at(index));
         known.filter(|jump| jump.leads()).map(Jump::rip)
     }
 
     fn drop(&mut self, pick: impl Fn(u64) -> bool) {
         self.touched.each(|index| {
-            let jump = &self.slots[index];
+            let jump = self.at(index);
             if jump.leads() && pick(jump.rip()) {
-                self.slots[index] = no_jump(index);
+                self.forget(index);
             }
         });
     }
 
     /// Forgets a jump of `rip` if it is that one.
     pub fn drop_jump(&mut self, rip: u64, is: impl Fn(&Jump) -> bool) {
-        for index in [code_index(rip), block_index(rip)] {
-            if is(&self.slots[index]) {
-                self.slots[index] = no_jump(index);
+        for index in [code_index(rip), spare_index(rip), block_index(rip)] {
+            if is(self.at(index)) {
+                self.forget(index);
             }
         }
     }
@@ -283,7 +341,8 @@ mod tests {
     #[test]
     fn an_empty_jump_matches_nothing() {
         for index in 0..JUMPS {
-            assert_ne!(code_index(no_jump(index).tag), index);
+            let tag = no_jump(index).tag;
+            assert!(![code_index(tag), spare_index(tag)].contains(&index));
         }
     }
 
@@ -308,7 +367,8 @@ mod tests {
             for mode in 0..32 {
                 let tag = jump_tag(rip, mode);
                 assert_ne!(tag, translated_tag(rip));
-                assert_ne!(code_index(tag), block_index(rip), "{rip:#x} {mode}");
+                let places = [code_index(tag), spare_index(tag)];
+                assert!(!places.contains(&block_index(rip)), "{rip:#x} {mode}");
             }
         }
     }
@@ -333,6 +393,55 @@ mod tests {
 
     fn knows(jumps: &Jumps, rip: u64) -> bool {
         jumps.code(rip).tag == Jump::to_code(8, rip).tag
+    }
+
+    #[test]
+    fn all_places_of_an_address_are_in_a_line() {
+        for rip in (0..0x10_0000).chain([NOWHERE]) {
+            let line = code_index(rip) / PER_LINE;
+            assert_eq!(spare_index(rip) / PER_LINE, line);
+            assert_eq!(block_index(rip) / PER_LINE, line);
+        }
+        let jumps = Jumps::new();
+        assert_eq!(jumps.first() as usize % size_of::<Line>(), 0);
+        assert_eq!(size_of::<Line>(), PER_LINE * size_of::<Jump>());
+    }
+
+    /// Addresses of one place.
+    const PAIR: [u64; 2] = [0x40_5008, 0x70_5008];
+
+    #[test]
+    fn two_addresses_of_a_place_are_both_known() {
+        assert_eq!(code_index(PAIR[0]), code_index(PAIR[1]));
+        let mut jumps = table(&PAIR, true, false);
+        assert!(PAIR.iter().all(|rip| knows(&jumps, *rip)));
+        // A third one takes the place of one of them.
+        let third = 0x90_5008;
+        jumps.set(third, Jump::to_code(8, third), true, false);
+        assert!(knows(&jumps, third) && knows(&jumps, PAIR[1]) && !knows(&jumps, PAIR[0]));
+        // Whose code is new is known by that only.
+        jumps.set(PAIR[1], Jump::to_code(16, PAIR[1]), true, false);
+        assert_eq!(jumps.code(PAIR[1]).packed, 16);
+        jumps.drop_jump(PAIR[1], |jump| jump.packed == 16);
+        assert!(knows(&jumps, third) && !knows(&jumps, PAIR[1]));
+    }
+
+    #[test]
+    fn what_is_in_a_spare_place_goes_when_it_should() {
+        for global in [true, false] {
+            let mut jumps = Jumps::new();
+            jumps.set(PAIR[0], Jump::to_code(8, PAIR[0]), global, false);
+            jumps.set(PAIR[1], Jump::to_code(8, PAIR[1]), !global, false);
+            jumps.clear_non_global();
+            assert_eq!(knows(&jumps, PAIR[0]), global);
+            assert_eq!(knows(&jumps, PAIR[1]), !global);
+        }
+        let mut jumps = table(&PAIR, true, false);
+        jumps.drop_page(PAIR[0]);
+        assert!(!knows(&jumps, PAIR[0]) && knows(&jumps, PAIR[1]));
+        let mut jumps = table(&PAIR, true, false);
+        jumps.drop_jump(PAIR[0], |_| true);
+        assert!(!knows(&jumps, PAIR[0]));
     }
 
     #[test]

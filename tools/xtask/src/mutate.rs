@@ -16,11 +16,12 @@ use crate::places::root;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Tests that are programs of their own, by the word that `tests` begins with, and their packages.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("attention", "umbra-cpu-soft"),
     ("guests", "umbra-cpu-soft"),
     ("loops", "umbra-cpu-soft"),
     ("machine", "umbra"),
+    ("places", "umbra-cpu-soft"),
     ("recent", "umbra-cpu-soft"),
     ("translated", "umbra-cpu-soft"),
     ("transfers", "umbra-cpu-soft"),

@@ -10,12 +10,12 @@ use iced_x86::{Code, Instruction, OpKind};
 
 use super::asm::{Alu, Label, Reg, at, cc};
 use super::cache::Link;
-use super::emit::{Emitter, Tail};
+use super::emit::{Cold, Emitter, Tail};
 use super::heads::{Flags, Head};
 use super::layout::{S0, S1, SP, frame, slot};
 use super::memory::is_plain;
 use super::pins::{Target, Way};
-use crate::jumps::{JUMP_FACTOR, JUMPS, Jump, code_index, translated_tag};
+use crate::jumps::{JUMP_FACTOR, JUMPS, Jump, SPARE, code_index, translated_tag};
 use crate::op::{Leave, Op};
 use crate::ops::branch::KNOWN;
 
@@ -157,13 +157,15 @@ impl Emitter<'_> {
         }
         let link = self.link(target);
         let distance = (code_index(target) as i32) << JUMP_SHIFT;
-        let missed = self.asm.label();
         self.asm.load(S1, frame(slot::JUMPS));
         self.asm.imm(S0, translated_tag(target));
-        self.asm.alu_mem(Alu::Cmp, S0, at(S1, TAG + distance));
-        self.asm.jcc(cc::NE, missed);
-        self.asm.jmp_mem(at(S1, CODE + distance));
-        self.asm.bind(missed);
+        for place in [distance, distance ^ SPARE as i32] {
+            let missed = self.asm.label();
+            self.asm.alu_mem(Alu::Cmp, S0, at(S1, TAG + place));
+            self.asm.jcc(cc::NE, missed);
+            self.asm.jmp_mem(at(S1, CODE + place));
+            self.asm.bind(missed);
+        }
         self.ask(link, target);
     }
 
@@ -185,8 +187,26 @@ impl Emitter<'_> {
         asm.alu_imm(Alu::And, 4, jump, (JUMPS as i32 - 1) << JUMP_SHIFT);
         asm.alu_mem(Alu::Add, jump, frame(slot::JUMPS));
         asm.alu_mem(Alu::Cmp, target, at(jump, TAG));
-        asm.jcc(cc::NE, failed);
+        let (missed, found) = (asm.label(), asm.label());
+        asm.jcc(cc::NE, missed);
+        asm.bind(found);
+        let spare = Cold::Spare {
+            target,
+            jump,
+            found,
+            failed,
+        };
+        self.cold(missed, spare);
         jump
+    }
+
+    /// Out of line: the code at the linear address in `target` is not where the jump at `jump` would be. It goes on at
+    /// `found` with where it is.
+    pub(super) fn find_spare(&mut self, (target, jump): (Reg, Reg), found: Label, failed: Label) {
+        self.asm.alu_imm(Alu::Xor, 8, jump, SPARE as i32);
+        self.asm.alu_mem(Alu::Cmp, target, at(jump, TAG));
+        self.asm.jcc(cc::E, found);
+        self.asm.jmp(failed);
     }
 
     /// The interpreter executes a branch that was not found, and leaves; nothing follows it here.

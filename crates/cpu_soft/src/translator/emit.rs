@@ -74,6 +74,13 @@ pub(super) enum Cold {
     NotLoaded(usize, Label),
     /// The code is left before the instruction at this address.
     Attention(u64),
+    /// A branch looks for the code at the address in `target` in the spare place.
+    Spare {
+        target: Reg,
+        jump: Reg,
+        found: Label,
+        failed: Label,
+    },
     /// An access of `size` bytes that is on another page than the recent one; the code goes on at `hit`.
     Recent {
         recent: Recent,
@@ -539,15 +546,26 @@ impl<'a> Emitter<'a> {
     fn colds(&mut self) {
         for (label, here, cold) in std::mem::take(&mut self.colds) {
             self.asm.bind(label);
-            if let Cold::Recent {
-                recent,
-                size,
-                failed,
-                hit,
-            } = cold
-            {
-                self.look_recent(recent, size, failed, hit);
-                continue;
+            match cold {
+                Cold::Recent {
+                    recent,
+                    size,
+                    failed,
+                    hit,
+                } => {
+                    self.look_recent(recent, size, failed, hit);
+                    continue;
+                }
+                Cold::Spare {
+                    target,
+                    jump,
+                    found,
+                    failed,
+                } => {
+                    self.find_spare((target, jump), found, failed);
+                    continue;
+                }
+                _ => {}
             }
             let Here { mut place, swapped } = here;
             self.swapped = swapped;
@@ -588,7 +606,7 @@ impl<'a> Emitter<'a> {
                     self.asm.unreachable();
                 }
                 Cold::Attention(rip) => self.leave(rip, Leave::Look),
-                Cold::Recent { .. } => {}
+                Cold::Recent { .. } | Cold::Spare { .. } => {}
             }
         }
     }
