@@ -13,6 +13,7 @@
 //! is *in* an entry is decided by the `mmu` crate. A context remembers the MMU's epoch: when no
 //! shadow entry was dropped since, a CR3 load has nothing to flush.
 
+use std::mem::offset_of;
 use std::ptr::NonNull;
 
 use crate::code::Block;
@@ -77,6 +78,11 @@ pub struct Fetch {
     pub gpa: u64,
     /// Host address of the page.
     pub host: u64,
+}
+
+impl Fetch {
+    /// Where the linear page is in one.
+    pub const PAGE: usize = offset_of!(Self, page);
 }
 
 /// Entry `index`, holding nothing.
@@ -243,6 +249,11 @@ impl Ctx {
     pub fn fetch(&self, la: u64) -> Option<Fetch> {
         let entry = &self.fetches[(la >> 12) as usize % FETCHES];
         (entry.page == la & !0xfff).then_some(*entry)
+    }
+
+    /// Where the fetch translation of `la` would be, from the context's address.
+    pub fn fetch_offset(la: u64) -> usize {
+        offset_of!(Self, fetches) + (la >> 12) as usize % FETCHES * size_of::<Fetch>()
     }
 
     /// Puts a fetch translation in.

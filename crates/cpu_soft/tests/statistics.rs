@@ -213,6 +213,25 @@ fn writes_to_page_tables_are_counted() {
 }
 
 #[test]
+fn an_instruction_on_two_pages_is_translated_like_others() {
+    let (mut machine, state) = machine(None);
+    // mov eax, 1; ret
+    machine.write(FRAME + 0xffd, &[0xb8, 1, 0, 0, 0, 0xc3]);
+    // lea rdx, [rdi+0xffd]; call rdx
+    let body = [0x48, 0x8d, 0x97, 0xfd, 0x0f, 0, 0, 0xff, 0xd2];
+    machine.write(CODE, &rounds(&body, ROUNDS));
+    machine.run(&state);
+    for name in [
+        "branches not linked yet",
+        "entries to translated code",
+        "instructions left to the interpreter",
+    ] {
+        let count = count(&mut machine, name);
+        assert!(count < 100, "{name}: {count}");
+    }
+}
+
+#[test]
 fn a_branch_that_is_not_found_leaves_and_one_that_is_linked_does_not() {
     // call +0; pop rax: nowhere else.
     let mut machine = run(&[0xe8, 0, 0, 0, 0, 0x58]);

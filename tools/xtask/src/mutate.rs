@@ -16,8 +16,9 @@ use crate::places::root;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Tests that are programs of their own, by the word that `tests` begins with, and their packages.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("attention", "umbra-cpu-soft"),
+    ("crossing", "umbra-cpu-soft"),
     ("guests", "umbra-cpu-soft"),
     ("loops", "umbra-cpu-soft"),
     ("machine", "umbra"),

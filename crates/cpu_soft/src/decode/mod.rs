@@ -26,7 +26,7 @@ pub(crate) use classify::condition;
 /// Bytes that are read for one block.
 const WINDOW: usize = 256;
 /// The longest instruction.
-const LONGEST: usize = 15;
+pub(crate) const LONGEST: usize = 15;
 
 /// What handler selection says about an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,9 @@ impl Cpu {
         };
         // SAFETY: 1. `host` was translated just now; fifteen bytes from the start of a page.
         unsafe { raw::read_bytes(host, &mut bytes[room..room + LONGEST]) };
-        let mut builder = Builder::new(self, &bytes[..room + LONGEST], mode | mode::SINGLE);
+        let mut builder = Builder::new(self, &bytes[..room + LONGEST], mode);
+        builder.count();
+        builder.mode |= mode::SINGLE;
         builder.run();
         let mut block = builder.finish(gpa, Some(second));
         block.mode = mode;

@@ -72,6 +72,8 @@ pub(super) enum Cold {
     Plain(Resume),
     /// SSE state is loaded, or the interpreter executes an instruction and the code is left behind it.
     NotLoaded(usize, Label),
+    /// The second page of an instruction is looked for; the code goes on at the label if it is the right one.
+    Second(usize, Label),
     /// The code is left before the instruction at this address.
     Attention(u64),
     /// A branch looks for the code at the address in `target` in the spare place.
@@ -175,6 +177,8 @@ pub struct Emitter<'a> {
     /// The unit is compared with the interpreter: it is the first piece up to what is not translated, and
     /// every way out of it leaves.
     pub(super) alone: bool,
+    /// The second page of the unit's instruction, if that crosses.
+    pub(super) second: Option<u64>,
     /// Instructions that were made of it.
     made: usize,
 }
@@ -233,6 +237,7 @@ impl<'a> Emitter<'a> {
             dying: false,
             links: Vec::new(),
             alone: false,
+            second: None,
             made: 0,
         }
     }
@@ -257,6 +262,9 @@ impl<'a> Emitter<'a> {
         for (i, piece) in pieces.iter().enumerate() {
             self.place = Place::SAVED;
             if i == 0 {
+                if let Some(second) = self.second {
+                    self.check_second(&piece.ops[0], second);
+                }
                 self.swap(S0);
                 self.enter_sse(&piece.ops[0]);
             } else {
@@ -604,6 +612,10 @@ impl<'a> Emitter<'a> {
                     self.asm.store_byte_imm(at(S1, super::glue::STOP), 1);
                     self.call(single);
                     self.asm.unreachable();
+                }
+                Cold::Second(single, known) => {
+                    self.call(single);
+                    self.asm.jmp(known);
                 }
                 Cold::Attention(rip) => self.leave(rip, Leave::Look),
                 Cold::Recent { .. } | Cold::Spare { .. } => {}

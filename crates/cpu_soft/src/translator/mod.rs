@@ -26,6 +26,7 @@ mod branch;
 mod cache;
 mod copy;
 mod counts;
+mod crossing;
 mod emit;
 mod flags;
 mod forms;
@@ -71,6 +72,7 @@ pub use perf::perf_map;
 
 use both::Twin;
 use cache::Cache;
+use crossing::Source;
 use emit::{Emitter, Made};
 use glue::{Glue, Single};
 use join::{join, leads_to};
@@ -360,8 +362,8 @@ impl Cpu {
         if let Some(code) = self.translator.find(key) {
             return Some(code);
         }
-        let (pieces, granules) = self.pieces(rip, gpa & !0xfff, host & !0xfff)?;
-        let mut pieces = join(pieces);
+        let source = self.source(rip, gpa & !0xfff, host & !0xfff)?;
+        let (mut pieces, granules) = (join(source.pieces), source.granules);
         let alone = self.translator.both.is_some();
         if alone {
             let reach = both::reach(&pieces[0].insns);
@@ -376,6 +378,7 @@ impl Cpu {
         let page = (rip & !0xfff, gpa & !0xfff);
         let mut emitter = Emitter::new(&mut works.cache, works.glue, page, count, user, bmi1);
         emitter.alone = alone;
+        emitter.second = source.second;
         let mut made = emitter.run(&pieces);
         counts::sort(&mut made.singles, &pieces);
         if alone {
@@ -385,7 +388,7 @@ impl Cpu {
             }
         }
         let used = works.cache.used();
-        let code = works.install(key, granules, made)?;
+        let code = works.install(key, (granules, source.second), made)?;
         if let (Some(both), Some(mut piece)) = (&mut self.translator.both, pieces.pop()) {
             piece.cut(count);
             let len = (works.cache.next() - code) as usize;
@@ -400,8 +403,8 @@ impl Cpu {
     }
 
     /// Decodes what the unit is made of: the block at `rip`, and what it leads to within the page and has
-    /// been executed. Returns the granules, too.
-    fn pieces(&mut self, rip: u64, gpa: u64, host: u64) -> Option<(Vec<Piece>, u64)> {
+    /// been executed.
+    fn source(&mut self, rip: u64, gpa: u64, host: u64) -> Option<Source> {
         let page = rip & !0xfff;
         let most = if self.translator.both.is_some() {
             1
@@ -429,6 +432,9 @@ impl Cpu {
             unsafe { raw::read_bytes(host + offset, bytes) };
             let piece = self.decode_piece(bytes, at, page, LONG);
             if piece.insns.is_empty() {
+                if pieces.is_empty() && self.translator.both.is_none() {
+                    return self.decode_across(rip, (gpa, host));
+                }
                 continue;
             }
             privilege::quicken(&piece);
@@ -443,7 +449,11 @@ impl Cpu {
             }
             waiting.extend(next);
         }
-        (!pieces.is_empty()).then_some((pieces, mask))
+        (!pieces.is_empty()).then_some(Source {
+            pieces,
+            granules: mask,
+            second: None,
+        })
     }
 
     /// Drops all decoded and translated code. Only while none is executing.
@@ -468,7 +478,7 @@ impl Cpu {
 
 impl Works {
     /// Puts a unit into the cache and among the units.
-    fn install(&mut self, key: Key, granules: u64, made: Made) -> Option<u64> {
+    fn install(&mut self, key: Key, from: (u64, Option<u64>), made: Made) -> Option<u64> {
         let at = self.cache.next();
         let page = (key.rip & !0xfff, key.gpa & !0xfff);
         for (link, label, target) in &made.links {
@@ -488,7 +498,7 @@ impl Works {
         let code = both::plant(code, self.planted.as_ref());
         let entry = self.cache.add(&code);
         perf::made(key, entry, code.len());
-        self.units.insert(Unit::new(key, granules, entry, singles));
+        self.units.insert(Unit::new(key, from, entry, singles));
         Some(entry)
     }
 }

@@ -1,6 +1,7 @@
 //! Units: translated code that is entered at one place, and how one leads to another.
 //!
-//! A unit is made of blocks of one page, so whoever may execute its entry may execute all of it: a jump
+//! A unit is made of blocks of one page (or of an instruction on two, and then
+//! [asks for the second](super::crossing)), so whoever may execute its entry may execute all of it: a jump
 //! between units of a page needs no check, and goes through a *link*, a word that holds where to go. A
 //! unit that dies has its links led back to where they ask; code that executes it stops behind the
 //! instruction that killed it.
@@ -30,7 +31,9 @@ pub struct Unit {
     /// Its entry.
     pub key: Key,
     /// The 64-byte granules of its page that it was made from.
-    pub granules: u64,
+    granules: u64,
+    /// The second page, of an instruction that crosses.
+    second: Option<u64>,
     /// Where its code starts.
     pub entry: u64,
     /// What the interpreter does for it; the code knows where they are.
@@ -41,14 +44,31 @@ pub struct Unit {
 
 impl Unit {
     /// A unit that nothing leads to yet.
-    pub fn new(key: Key, granules: u64, entry: u64, singles: Box<[Single]>) -> Self {
+    pub fn new(
+        key: Key,
+        (granules, second): (u64, Option<u64>),
+        entry: u64,
+        singles: Box<[Single]>,
+    ) -> Self {
         Self {
             key,
             granules,
+            second,
             entry,
             _singles: singles,
             incoming: Vec::new(),
         }
+    }
+
+    /// The pages that it was made from.
+    fn pages(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.key.gpa & !0xfff).chain(self.second)
+    }
+
+    /// Tells whether it was made from any of the granules `mask` of `page`.
+    fn touches(&self, page: u64, mask: u64) -> bool {
+        self.key.gpa & !0xfff == page && self.granules & mask != 0
+            || self.second == Some(page) && mask & 1 != 0
     }
 }
 
@@ -106,10 +126,13 @@ impl Units {
 
     /// Adds a unit; there is none with its key.
     pub fn insert(&mut self, unit: Unit) {
-        self.by_page
-            .entry(unit.key.gpa & !0xfff)
-            .or_default()
-            .push(unit.key);
+        for page in unit.pages() {
+            let keys = self.by_page.entry(page).or_default();
+            // One that was dropped with its other page is still known here.
+            if unit.second.is_none() || !keys.contains(&unit.key) {
+                keys.push(unit.key);
+            }
+        }
         let old = self.map.insert(unit.key, (unit.entry, Box::new(unit)));
         debug_assert!(old.is_none(), "links lead to the old one");
     }
@@ -153,11 +176,10 @@ impl Units {
         let (map, graveyard, exits) = (&mut self.map, &mut self.graveyard, &self.exits);
         let before = keys.len();
         keys.retain(|key| {
-            if map
-                .get(key)
-                .is_some_and(|(_, unit)| unit.granules & mask == 0)
-            {
-                return true;
+            match map.get(key) {
+                Some((_, unit)) if unit.touches(page, mask) => {}
+                // One that was dropped with its other page may be there anew, and not be of this one.
+                known => return known.is_some_and(|(_, unit)| unit.pages().any(|p| p == page)),
             }
             if let Some((_, unit)) = map.remove(key) {
                 for link in &unit.incoming {
@@ -190,5 +212,35 @@ impl Units {
     /// Tells whether there is something to free.
     pub fn has_dead(&self) -> bool {
         !self.graveyard.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instruction_on_two_pages_dies_with_either() {
+        const KEY: Key = Key {
+            gpa: 0x5ffd,
+            rip: 0x7ffd,
+            user: true,
+        };
+        const LAST: u64 = 1 << 63;
+        let mut cache = Cache::new(0).expect("there is memory");
+        let mut units = Units::default();
+        for (page, mask, other) in [(0x9000, 1, LAST), (0x5000, LAST, 1), (0x9000, 1, LAST)] {
+            units.insert(Unit::new(KEY, (LAST, Some(0x9000)), 0x1000, Box::default()));
+            // Neither is known twice, though it was there before.
+            assert!(units.by_page.values().all(|keys| keys.len() == 1));
+            assert_eq!(units.invalidate(&mut cache, page, other, |_| {}), 0);
+            assert_eq!(units.entry(KEY), Some(0x1000));
+            assert_eq!(units.invalidate(&mut cache, page, mask, |_| {}), 1);
+            assert_eq!(units.entry(KEY), None);
+        }
+        // At the same place there is another instruction now, which ends on its page.
+        units.insert(Unit::new(KEY, (LAST, None), 0x2000, Box::default()));
+        units.invalidate(&mut cache, 0x9000, 1, |_| {});
+        assert_eq!(units.entry(KEY), Some(0x2000));
     }
 }
