@@ -98,7 +98,7 @@ pub struct Glue {
     pub call: u64,
     /// Loads SSE state; `S1` is lost, and no flag.
     pub load: u64,
-    /// Look for the page of the linear address in `S0` ([`Recent::look`]).
+    /// Look for another page than the recent one ([`Recent::look`]).
     pub recent: [u64; WAYS],
     /// Forgets recent pages.
     pub forget: u64,
